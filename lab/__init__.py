@@ -1,0 +1,1 @@
+"""Boots a real virtual machine with a virtio balloon, to be traced."""
