@@ -1,0 +1,63 @@
+# Everything a developer or a first-time user runs. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+# BCC is a distribution package for the distribution's own Python, so that Python it must be.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+# BCC and its clang; what the C extension is built with; the VM of the lab.
+PACKAGES := python3-bpfcc python3-venv python3-dev gcc libc6-dev qemu-system-x86 \
+	$(shell cat lab/packages.txt 2>/dev/null)
+NATIVE := $(wildcard replay/native/*.c replay/native/*.h replay/native/build_core.py)
+
+.PHONY: help setup demo test bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.stamp-python ## install what is missing: system packages, a venv, aerostat itself
+
+# dpkg-query is asked first: a machine that has it all needs neither root nor the network.
+$(VENV)/.stamp-system: Makefile $(wildcard lab/packages.txt)
+	@missing=(); for name in $(PACKAGES); do \
+	    status=$$(dpkg-query -W -f '$${Status}' "$$name" 2>/dev/null || true); \
+	    [ "$$status" = "install ok installed" ] || missing+=("$$name"); \
+	done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	    if [ "$$(id -u)" != 0 ]; then \
+	        echo "make setup: as root: apt-get update && apt-get install $${missing[*]}" >&2; \
+	        exit 6; \
+	    fi; \
+	    export DEBIAN_FRONTEND=noninteractive; \
+	    apt-get update -q; \
+	    apt-get install -q -y --no-install-recommends "$${missing[@]}"; \
+	fi
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.stamp-venv: $(VENV)/.stamp-system
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv --system-site-packages $(VENV)
+	@touch $@
+
+$(VENV)/.stamp-python: $(VENV)/.stamp-venv pyproject.toml setup.py $(NATIVE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lab,notebook,dev]'
+	@touch $@
+
+demo: setup ## boot the lab's VM, record both sides, join, replay, compare strategies
+	@$(BIN)/aerostat lab --demo --force -o out/demo.balloon
+
+test: setup ## lint, types, and every tier of tests this machine can run
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: setup ## measure what the probes and the replay harness themselves cost
+	$(BIN)/python -m pytest -c pyproject.toml tests/bench --override-ini testpaths=
+
+clean: ## remove build products and outputs; keeps the lab's image cache
+	rm -rf build out *.egg-info replay/native/*.so replay/native/*.o .mypy_cache .ruff_cache \
+	    .pytest_cache $(VENV)

@@ -1,0 +1,126 @@
+"""The one command, and the only place where an error becomes text and an exit code.
+
+Verbs live in aerostat/verbs, one file each, and are imported only when they are used.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from aerostat.output import printable
+from tracer.trace.errors import AerostatError, ExitCode
+
+VERBS: Final = {
+    "doctor": "aerostat.verbs.doctor",
+    "record": "aerostat.verbs.record",
+    "lab": "aerostat.verbs.lab",
+    "show": "aerostat.verbs.show",
+    "whatif": "aerostat.verbs.whatif",
+    "replay": "aerostat.verbs.replay",
+    "compare": "aerostat.verbs.compare",
+    "import": "aerostat.verbs.import_side",
+}
+"""Verb -> module that holds its `command`. The order is the order of a day's work."""
+
+INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells report it."""
+BROKEN_PIPE: Final = 141
+"""128 + SIGPIPE, as shells report it."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb's module when the verb is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name every verb, in the order of VERBS."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one verb, or None where there is no such verb."""
+        module = VERBS.get(cmd_name)
+        if module is None:
+            return None
+        command = importlib.import_module(module).command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="aerostat", prog_name="aerostat")
+def cli() -> None:
+    r"""Record what a VM's memory balloon really does, replay it, find a better way.
+
+    Results go to stdout, all talk to stderr.
+
+    \b
+    Examples:
+      aerostat doctor
+      aerostat record --pid 4242 -o host.balloon
+      aerostat show host.balloon
+      aerostat whatif host.balloon
+      aerostat replay host.balloon -o results.json
+      aerostat compare before.json after.json
+
+    \b
+    Exit codes:
+      0 ok                    4 inconclusive
+      1 failure               5 capture incomplete
+      2 wrong usage           6 missing privilege or kernel feature
+      3 regression            130 interrupted
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and turn whatever happens into an exit code.
+
+    Args:
+        argv: Arguments after the program's name; the process's own when None.
+
+    Returns:
+        The exit code (tracer.trace.errors.ExitCode, or 128 + signal).
+    """
+    try:
+        # Outside standalone mode click returns what the verb returned, or the code of ctx.exit().
+        result = cli.main(args=argv, prog_name="aerostat", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except AerostatError as error:
+        _say(error)
+        return int(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("aerostat: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _stdout_is_gone():
+            return BROKEN_PIPE
+        _say(AerostatError(_failed_object(error), reason=error.strerror or str(error)))
+        return int(ExitCode.FAILURE)
+    return int(result) if isinstance(result, int) else int(ExitCode.OK)
+
+
+def _say(error: AerostatError) -> None:
+    print(f"aerostat: error: {printable(str(error))}", file=sys.stderr)
+
+
+def _failed_object(error: OSError) -> str:
+    return f"cannot use {error.filename}" if error.filename else "the operating system refused"
+
+
+def _stdout_is_gone() -> bool:
+    """Tell whether it was our stdout that closed, and keep Python from complaining at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

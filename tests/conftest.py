@@ -1,0 +1,140 @@
+"""Which tests can run here, said aloud.
+
+Every directory under tests/ is a tier. Tests in memory/, kernel/ and vm/ get the marker of that
+name. AEROSTAT_PRIVILEGED_TESTS decides about the kernel and vm tiers:
+
+    unset   try; skip with the reason where the machine lacks something
+    0       skip them all, and say so
+    1       the machine is meant to have everything: any skip, in any tier, that is not listed in
+            tests/expected_skips.toml is a failure
+"""
+
+import fnmatch
+import importlib.util
+import os
+import shutil
+import tomllib
+from collections import Counter, defaultdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+TIERS = ("unit", "property", "memory", "golden", "kernel", "vm", "notebooks")
+MARKED = {"memory", "kernel", "vm"}
+PRIVILEGED = {"kernel", "vm"}
+VARIABLE = "AEROSTAT_PRIVILEGED_TESTS"
+MODE = os.environ.get(VARIABLE)
+
+OUTCOMES = pytest.StashKey[dict[str, Counter]]()
+REASONS = pytest.StashKey[dict[str, Counter]]()
+
+
+@cache
+def lacking(tier: str) -> str:
+    """Say what this machine lacks for a privileged tier; empty when it lacks nothing."""
+    if os.geteuid() != 0:
+        return "needs root"
+    if importlib.util.find_spec("bcc") is None:
+        return "needs BCC (apt install python3-bpfcc) and a venv with system site packages"
+    if not hasattr(importlib.import_module("bcc"), "BPF"):
+        return "the bcc package found is not BCC; remove it and apt install python3-bpfcc"
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return "needs a kernel with BTF (CONFIG_DEBUG_INFO_BTF)"
+    if tier == "vm" and shutil.which("qemu-system-x86_64") is None:
+        return "needs qemu-system-x86_64 (apt install qemu-system-x86)"
+    return ""
+
+
+def tier_of(path: Path) -> str:
+    """The tier is the first directory below tests/."""
+    parts = path.relative_to(TESTS).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def pytest_configure(config):
+    if MODE not in {None, "0", "1"}:
+        raise pytest.UsageError(f"{VARIABLE} is {MODE!r}; it must be unset, 0 or 1")
+    config.stash[OUTCOMES] = defaultdict(Counter)
+    config.stash[REASONS] = defaultdict(Counter)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        tier = tier_of(item.path)
+        if tier in MARKED:
+            item.add_marker(tier)
+        if tier in PRIVILEGED:
+            if MODE == "0":
+                item.add_marker(pytest.mark.skip(reason=f"{VARIABLE}=0"))
+            elif reason := lacking(tier):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@cache
+def expected_skips() -> tuple[tuple[str, str], ...]:
+    """Pairs of test id pattern and reason pattern from expected_skips.toml."""
+    listed = tomllib.loads((TESTS / "expected_skips.toml").read_text()).get("skip", [])
+    return tuple((entry["test"], entry["reason"]) for entry in listed)
+
+
+def is_expected(nodeid: str, reason: str) -> bool:
+    return any(
+        fnmatch.fnmatchcase(nodeid, test) and fnmatch.fnmatchcase(reason, f"*{why}*")
+        for test, why in expected_skips()
+    )
+
+
+def skip_reason(report) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+def refuse_unexpected_skip(report) -> None:
+    """Turn a skip into a failure on a machine that is meant to run everything."""
+    if MODE != "1" or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = skip_reason(report)
+    if not is_expected(report.nodeid, reason):
+        report.outcome = "failed"
+        report.longrepr = f"{VARIABLE}=1 and this skip is not in expected_skips.toml: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    refuse_unexpected_skip(report)
+    counts = item.config.stash[OUTCOMES][tier_of(item.path)]
+    if report.when == "call" or report.outcome != "passed":
+        counts[report.outcome] += 1
+    if report.skipped and not hasattr(report, "wasxfail"):
+        item.config.stash[REASONS][tier_of(item.path)][skip_reason(report)] += 1
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    refuse_unexpected_skip(report)
+    if report.outcome != "passed" and collector.path.is_relative_to(TESTS):
+        tier = tier_of(collector.path)
+        collector.config.stash[OUTCOMES][tier][report.outcome] += 1
+        if report.skipped:
+            collector.config.stash[REASONS][tier][skip_reason(report)] += 1
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if hasattr(config, "workerinput"):
+        return
+    terminalreporter.section("tiers")
+    for tier in TIERS:
+        counts = config.stash[OUTCOMES].get(tier, Counter())
+        if not counts:
+            terminalreporter.write_line(f"{tier:<10} not run")
+            continue
+        line = ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
+        terminalreporter.write_line(f"{tier:<10} {line}")
+        for reason, count in config.stash[REASONS].get(tier, Counter()).most_common():
+            terminalreporter.write_line(f"{'':<10}   {count} skipped: {reason}")
