@@ -11,27 +11,24 @@ from aerostat.sizes import parse_duration, parse_size
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class _Parsed(click.ParamType[int]):
-    """A click type made from a function that raises ValueError on what it cannot read."""
-
-    def __init__(self, name: str, parse: Callable[[str], int]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """Turn the typed text into an integer; defaults that are integers pass."""
-        if isinstance(value, int):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def size(text: str) -> int:
+    """Click type of a size in bytes; its name is the metavar users see."""
+    return _parsed(parse_size, text)
 
 
-SIZE = _Parsed("size", parse_size)
-DURATION = _Parsed("duration", parse_duration)
+def duration(text: str) -> int:
+    """Click type of a duration in nanoseconds; its name is the metavar users see."""
+    return _parsed(parse_duration, text)
+
+
+def _parsed(parse: Callable[[str], int], text: str) -> int:
+    # A bare ValueError would lose its message: click keeps only the value.
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 PATH = click.Path(path_type=Path)
 TRACE = click.Path(path_type=Path)
 """A trace need not be proved to exist here: the reader's own error says more than click's."""

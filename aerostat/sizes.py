@@ -40,7 +40,8 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is not a size; write it as 512M, 512MiB or a number of bytes")
     whole, fraction, letter, suffix = match.groups()
     if letter and suffix and suffix.lower() == "b":
-        better = f"{text.strip()[:-1]}iB"
+        number = whole if fraction is None else f"{whole}.{fraction}"
+        better = f"{number}{letter.upper()}iB"
         raise ValueError(f"{text!r} could mean powers of 1000 or of 1024; write {better}")
     return _scaled(text, whole, fraction, 1 << _SHIFT.get((letter or "").lower(), 0), "bytes")
 
