@@ -1,0 +1,102 @@
+"""docs/cli.md, the help texts and the command agree."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from aerostat.cli import VERBS, cli
+
+ROOT = Path(__file__).parents[2]
+CLI_MD = (ROOT / "docs" / "cli.md").read_text()
+CONTEXT = click.Context(cli, info_name="aerostat")
+
+
+def command(verb: str) -> click.Command:
+    found = cli.get_command(CONTEXT, verb)
+    assert found is not None
+    return found
+
+
+def section(verb: str) -> str:
+    """The part of docs/cli.md below `## VERB`."""
+    match = re.search(rf"^## {verb}$(.*?)(?=^## |\Z)", CLI_MD, re.MULTILINE | re.DOTALL)
+    assert match, f"docs/cli.md has no section `## {verb}`"
+    return match[1]
+
+
+def help_text(verb: str) -> str:
+    with click.Context(command(verb), info_name=verb, parent=CONTEXT) as context:
+        return context.get_help()
+
+
+def examples(text: str) -> list[list[str]]:
+    """Every line of a text that calls aerostat, as argument lists without the program's name."""
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    calls = [re.match(r"\s*(?:\$ |# )?(aerostat .*)", line) for line in lines]
+    return [shlex.split(call[1], comments=True)[1:] for call in calls if call]
+
+
+def parse(arguments: list[str]) -> None:
+    """Have click read a command line as it would, and stop short of running it."""
+    verb, *rest = arguments
+    if verb in VERBS and not {"-h", "--help"} & set(rest):
+        command(verb).make_context(verb, rest, parent=CONTEXT)
+    else:
+        assert verb in {*VERBS, "-h", "--help", "--version"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_documented(verb: str) -> None:
+    text = section(verb)
+    for parameter in command(verb).params:
+        assert isinstance(parameter, click.Option | click.Argument)
+        name = (
+            max(parameter.opts, key=len)
+            if isinstance(parameter, click.Option)
+            else parameter.make_metavar(CONTEXT).strip("[].")
+        )
+        assert name in text, f"docs/cli.md, {verb}: {name} is missing"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_documented_option_exists(verb: str) -> None:
+    known = {name for parameter in command(verb).params for name in parameter.opts}
+    for other in VERBS:
+        known |= {name for parameter in command(other).params for name in parameter.opts}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section(verb))) <= known
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_help(verb: str) -> None:
+    for parameter in command(verb).params:
+        assert not isinstance(parameter, click.Option) or parameter.help, parameter.name
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_examples_that_parse(verb: str) -> None:
+    text = help_text(verb)
+    assert "Examples:" in text
+    found = examples(text.split("Examples:")[1])
+    assert found
+    for arguments in found:
+        assert arguments[0] == verb
+        parse(arguments)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/cli.md", "docs/guide.md", "CONTRIBUTING.md"])
+def test_documented_command_lines_parse(name: str) -> None:
+    for arguments in examples((ROOT / name).read_text()):
+        parse(arguments)
+
+
+def test_the_reader_of_examples_refuses_an_unknown_option() -> None:
+    (arguments,) = examples("    aerostat show --no-such-option x.balloon")
+    with pytest.raises(click.NoSuchOption):
+        parse(arguments)
+
+
+def test_sections_are_the_verbs() -> None:
+    assert re.findall(r"^## (\S+)$", CLI_MD, re.MULTILINE) == list(VERBS)
