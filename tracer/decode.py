@@ -1,0 +1,272 @@
+"""Turns the raw records of the rings into Arrow batches of the trace's tables, whole arrays at a time.
+
+The layouts are those of bpf/records.h (tests/unit/test_wire_layout.py compares them). A time of 0
+means "not observed" in a record and becomes null in the table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tracer.trace.runs import encode_runs
+from tracer.trace.schema import CALLS, PFN_SHIFT, REQUESTS, RUNS, Call, Queue, Side, Wire
+
+Records = npt.NDArray[np.void]
+
+PFNS = 256
+ENTRIES = 64
+CHUNKS = 4
+UNKNOWN_QUEUE = 0xFFFF
+NO_REQUEST = (1 << 64) - 1
+
+_PAYLOAD = ("payload", np.uint32, (PFNS,))
+
+HOST_REQUEST = np.dtype(
+    [
+        ("seq", np.uint64),
+        ("vq", np.uint64),
+        ("pop_ns", np.uint64),
+        ("push_ns", np.uint64),
+        ("discard_ns", np.uint64),
+        ("discard_bytes", np.uint64),
+        ("first_gpa", np.uint64),
+        ("first_hva", np.uint64),
+        ("discard_calls", np.uint32),
+        ("tid", np.uint32),
+        ("tgid", np.uint32),
+        ("total", np.uint32),
+        ("queue_index", np.uint16),
+        ("handler", np.uint16),
+        ("wire", np.uint16),
+        ("chunk", np.uint16),
+        ("filled", np.uint32),
+        ("flags", np.uint32),
+        _PAYLOAD,
+    ],
+    align=True,
+)
+
+HOST_CALLS = np.dtype(
+    [
+        ("seq", np.uint64),
+        ("address", np.uint64),
+        ("length_bytes", np.uint64),
+        ("first_ns", np.uint64),
+        ("last_ns", np.uint64),
+        ("total_ns", np.uint64),
+        ("worst_ns", np.uint64),
+        ("count", np.uint32),
+        ("step", np.int32),
+        ("advice", np.int32),
+        ("error", np.int32),
+        ("call", np.uint32),
+        ("tid", np.uint32),
+        ("tgid", np.uint32),
+        ("pad", np.uint32),
+    ],
+    align=True,
+)
+
+GUEST_REQUEST = np.dtype(
+    [
+        ("begin_ns", np.uint64),
+        ("send_ns", np.uint64),
+        ("kick_ns", np.uint64),
+        ("ack_ns", np.uint64),
+        ("wake_ns", np.uint64),
+        ("free_ns", np.uint64),
+        ("end_ns", np.uint64),
+        ("puff_ns", np.uint64),
+        ("vq", np.uint64),
+        ("tid", np.uint32),
+        ("total", np.uint32),
+        ("filled", np.uint32),
+        ("flags", np.uint32),
+        ("queue", np.uint16),
+        ("wire", np.uint16),
+        ("caller", np.uint16),
+        ("puffs", np.uint16),
+        ("pad", np.uint32),
+        _PAYLOAD,
+    ],
+    align=True,
+)
+
+
+def host_queues(records: Records) -> npt.NDArray[np.uint16]:
+    """Name the queue of each host request by its handler and, for the first handler, its index.
+
+    QEMU always adds the inflate queue first and the deflate queue second (hw/virtio/virtio-balloon.c
+    virtio_balloon_device_realize); the report handler serves one queue alone.
+    """
+    queue = np.where(records["handler"] == 0, records["queue_index"], np.uint16(Queue.REPORTING))
+    known = (queue == Queue.INFLATE) | (queue == Queue.DEFLATE) | (queue == Queue.REPORTING)
+    return np.where(known, queue, np.uint16(UNKNOWN_QUEUE))
+
+
+def is_last_chunk(records: Records) -> npt.NDArray[np.bool_]:
+    """Say of each host record whether no further record of its request can follow."""
+    stored = records["chunk"].astype(np.int64) * PFNS + records["filled"]
+    is_list = records["wire"] == Wire.SCATTERLIST
+    return is_list | (stored >= records["total"]) | (records["chunk"] == CHUNKS - 1)
+
+
+def host_requests(records: Records, *, calls_observed: bool) -> pa.RecordBatch:
+    """Build rows of the requests table from host records.
+
+    Args:
+        records: HOST_REQUEST[n], the chunks of one request one after the other.
+        calls_observed: Whether system calls were probed; if not, their columns are null.
+
+    Returns:
+        One row per request.
+    """
+    first = np.ones(len(records), bool)
+    first[1:] = records["seq"][1:] != records["seq"][:-1]
+    row = np.cumsum(first) - 1
+    head = records[first]
+    runs, pages = _runs(records, row, len(head))
+    total = _total_pages(records, head, pages)
+    discards: dict[str, Any] = {}
+    if calls_observed:
+        discards = {name: head[name] for name in ("discard_calls", "discard_ns", "discard_bytes")}
+    return _batch(
+        REQUESTS,
+        len(head),
+        side=np.full(len(head), Side.HOST),
+        seq=head["seq"],
+        queue=host_queues(head),
+        wire=head["wire"],
+        tid=head["tid"],
+        pages=pages,
+        runs=runs,
+        truncated_pages=total - pages,
+        pop_ns=_times(head["pop_ns"]),
+        push_ns=_times(head["push_ns"]),
+        **discards,
+    )
+
+
+def guest_requests(records: Records, first_seq: int) -> pa.RecordBatch:
+    """Build rows of the requests table from guest records.
+
+    Args:
+        records: GUEST_REQUEST[n].
+        first_seq: Number of the first row: the guest's records are numbered as they are drained.
+    """
+    runs, pages = _runs(records, np.arange(len(records)), len(records))
+    times = ("begin_ns", "send_ns", "kick_ns", "ack_ns", "wake_ns", "free_ns", "end_ns")
+    return _batch(
+        REQUESTS,
+        len(records),
+        side=np.full(len(records), Side.GUEST),
+        seq=np.arange(first_seq, first_seq + len(records)),
+        queue=records["queue"],
+        wire=records["wire"],
+        tid=records["tid"],
+        pages=pages,
+        runs=runs,
+        truncated_pages=_total_pages(records, records, pages) - pages,
+        caller=records["caller"],
+        puff_ns=records["puff_ns"],
+        **{name: _times(records[name]) for name in times},
+    )
+
+
+def host_calls(records: Records, gpa: npt.NDArray[np.int64]) -> pa.RecordBatch:
+    """Build rows of the calls table.
+
+    Args:
+        records: HOST_CALLS[n].
+        gpa: int64[n], guest-physical address of each row's first call, -1 where it is not known.
+    """
+    is_madvise = records["call"] == Call.MADVISE
+    return _batch(
+        CALLS,
+        len(records),
+        side=np.full(len(records), Side.HOST),
+        request_seq=pa.array(records["seq"], pa.uint64(), mask=records["seq"] == NO_REQUEST),
+        tid=records["tid"],
+        call=records["call"],
+        advice=records["advice"],
+        hva=pa.array(records["address"], pa.uint64(), mask=~is_madvise),
+        gpa=pa.array(gpa.astype(np.uint64), pa.uint64(), mask=gpa < 0),
+        length_bytes=records["length_bytes"],
+        step=records["step"],
+        count=records["count"],
+        first_ns=records["first_ns"],
+        last_ns=records["last_ns"],
+        total_ns=records["total_ns"],
+        worst_ns=records["worst_ns"],
+        errno=records["error"],
+    )
+
+
+def _times(column: npt.NDArray[np.uint64]) -> pa.Array:
+    return pa.array(column.astype(np.int64), pa.int64(), mask=column == 0)
+
+
+def _entries(records: Records) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return first PFN and pages of each scatterlist slot: int64[n, ENTRIES] each."""
+    words = np.ascontiguousarray(records["payload"]).view(np.uint64).reshape(-1, ENTRIES, 2)
+    pages = np.minimum(words[:, :, 1] >> np.uint64(PFN_SHIFT), np.uint64(2**31 - 1))
+    return (words[:, :, 0] >> np.uint64(PFN_SHIFT)).astype(np.int64), pages.astype(np.int64)
+
+
+def _runs(
+    records: Records, row: npt.NDArray[np.int64], rows: int
+) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """Encode the payloads: the `runs` column and the pages of each row."""
+    is_list = records["wire"] == Wire.SCATTERLIST
+    limit = np.where(is_list, ENTRIES, PFNS)
+    filled = np.minimum(records["filled"], limit).astype(np.int64)
+    # PFN arrays: flat PFNs of all rows, rows with scatterlists counting as empty.
+    pfn_counts = np.bincount(row, np.where(is_list, 0, filled), rows).astype(np.int64)
+    held = (np.arange(PFNS) < filled[:, None]) & ~is_list[:, None]
+    offsets = np.concatenate(([0], np.cumsum(pfn_counts)))
+    run_offsets, run_pfn, run_pages = encode_runs(records["payload"][held], offsets)
+    counts = np.diff(run_offsets)
+    pages = pfn_counts
+    if is_list.any():
+        held = (np.arange(ENTRIES) < filled[:, None]) & is_list[:, None]
+        entry_pfn, entry_pages = _entries(records)
+        entry_rows = np.repeat(row, held.sum(axis=1))
+        counts = counts + np.bincount(entry_rows, minlength=rows)
+        pages = pages + np.bincount(entry_rows, entry_pages[held], rows).astype(np.int64)
+        owner = np.concatenate((np.repeat(np.arange(rows), np.diff(run_offsets)), entry_rows))
+        order = np.argsort(owner, kind="stable")
+        run_pfn = np.concatenate((run_pfn, entry_pfn[held]))[order]
+        run_pages = np.concatenate((run_pages, entry_pages[held]))[order]
+    item = RUNS.value_field.type
+    values = pa.StructArray.from_arrays(
+        [pa.array(run_pfn.astype(np.uint64)), pa.array(run_pages.astype(np.int32))],
+        fields=[item.field(0), item.field(1)],
+    )
+    starts = pa.array(np.concatenate(([0], np.cumsum(counts))).astype(np.int32))
+    return pa.ListArray.from_arrays(starts, values, type=RUNS), pages
+
+
+def _total_pages(
+    records: Records, head: Records, pages: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Pages that each request named: what was stored, and what a record had no room for."""
+    total = np.where(head["wire"] == Wire.SCATTERLIST, pages, head["total"].astype(np.int64))
+    return np.maximum(total, pages)
+
+
+def _batch(schema: pa.Schema, rows: int, **columns: Any) -> pa.RecordBatch:
+    arrays = []
+    for field in schema:
+        column = columns.pop(field.name, None)
+        if column is None:
+            column = pa.nulls(rows, field.type)
+        elif not isinstance(column, pa.Array):
+            column = pa.array(np.asarray(column)).cast(field.type)
+        arrays.append(column)
+    if columns:
+        raise TypeError(f"no such columns: {sorted(columns)}")
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

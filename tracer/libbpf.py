@@ -1,0 +1,239 @@
+"""libbpf through ctypes: the kernel's own type information, and programs that BCC cannot attach.
+
+libbpf comes with BCC (Debian: libbpf1 is a dependency of libbpfcc). BCC 0.26 attaches fentry
+programs to vmlinux functions alone; the balloon driver is a module, so those are loaded here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+
+from tracer.errors import BccError, ProbeError
+
+_KIND_STRUCT = 4
+_KIND_FUNC = 12
+_BPF_PROG_TYPE_TRACING = 26
+BPF_TRACE_FENTRY = 24
+BPF_TRACE_FEXIT = 25
+_BTF_DIRECTORY = Path("/sys/kernel/btf")
+
+
+class _BtfType(ctypes.Structure):
+    _fields_ = (("name_off", c_uint32), ("info", c_uint32), ("size", c_uint32))
+
+
+class _BtfMember(ctypes.Structure):
+    _fields_ = (("name_off", c_uint32), ("type", c_uint32), ("offset", c_uint32))
+
+
+class _LoadOptions(ctypes.Structure):
+    """struct bpf_prog_load_opts of libbpf 1.0 (bpf/bpf.h); the tail may grow, `sz` says how much."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("attempts", c_int),
+        ("expected_attach_type", c_uint32),
+        ("prog_btf_fd", c_uint32),
+        ("prog_flags", c_uint32),
+        ("prog_ifindex", c_uint32),
+        ("kern_version", c_uint32),
+        ("attach_btf_id", c_uint32),
+        ("attach_prog_fd", c_uint32),
+        ("attach_btf_obj_fd", c_uint32),
+        ("fd_array", c_void_p),
+        ("func_info", c_void_p),
+        ("func_info_cnt", c_uint32),
+        ("func_info_rec_size", c_uint32),
+        ("line_info", c_void_p),
+        ("line_info_cnt", c_uint32),
+        ("line_info_rec_size", c_uint32),
+        ("log_level", c_uint32),
+        ("log_size", c_uint32),
+        ("log_buf", c_char_p),
+    )
+
+
+class _BtfInfo(ctypes.Structure):
+    _fields_ = (
+        ("btf", c_uint64),
+        ("btf_size", c_uint32),
+        ("id", c_uint32),
+        ("name", c_uint64),
+        ("name_len", c_uint32),
+        ("kernel_btf", c_uint32),
+    )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise BccError(
+            "cannot load libbpf", reason=str(error), remedy="apt-get install python3-bpfcc"
+        ) from error
+    prototypes = {
+        "btf__load_vmlinux_btf": (c_void_p, ()),
+        "btf__load_module_btf": (c_void_p, (c_char_p, c_void_p)),
+        "btf__find_by_name_kind": (c_int, (c_void_p, c_char_p, c_uint32)),
+        "btf__type_by_id": (POINTER(_BtfType), (c_void_p, c_uint32)),
+        "btf__name_by_offset": (c_char_p, (c_void_p, c_uint32)),
+        "bpf_prog_load": (
+            c_int,
+            (c_int, c_char_p, c_char_p, c_char_p, c_size_t, POINTER(_LoadOptions)),
+        ),
+        "bpf_link_create": (c_int, (c_int, c_int, c_uint32, c_void_p)),
+        "bpf_btf_get_next_id": (c_int, (c_uint32, POINTER(c_uint32))),
+        "bpf_btf_get_fd_by_id": (c_int, (c_uint32,)),
+        "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
+    }
+    for name, (result, arguments) in prototypes.items():
+        function = getattr(library, name)
+        function.restype = result
+        function.argtypes = arguments
+    return library
+
+
+class Btf:
+    """Types of the running kernel and, split on top of them, of one module.
+
+    Args:
+        module: The module's name; a driver built into the kernel has no BTF file of its own, and
+            the kernel's is used.
+
+    Raises:
+        ProbeError: The kernel has no BTF (CONFIG_DEBUG_INFO_BTF).
+    """
+
+    def __init__(self, module: str | None = None) -> None:
+        library = _library()
+        self.module = module if module and (_BTF_DIRECTORY / module).exists() else None
+        self._handle = library.btf__load_vmlinux_btf()
+        if not self._handle:
+            raise ProbeError(
+                "cannot read the kernel's type information",
+                reason=f"{_BTF_DIRECTORY / 'vmlinux'}: {os.strerror(ctypes.get_errno())}",
+                remedy="use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+            )
+        if self.module:
+            split = library.btf__load_module_btf(self.module.encode(), self._handle)
+            if not split:
+                raise ProbeError(
+                    f"cannot read the type information of module {self.module}",
+                    reason=os.strerror(ctypes.get_errno()),
+                )
+            self._handle = split
+
+    def _find(self, name: str, kind: int) -> int | None:
+        found = int(_library().btf__find_by_name_kind(self._handle, name.encode(), kind))
+        return found if found > 0 else None
+
+    def _struct(self, name: str) -> tuple[int, ctypes.c_void_p]:
+        number = self._find(name, _KIND_STRUCT)
+        if number is None:
+            raise ProbeError(f"the kernel's type information has no struct {name}")
+        pointer = _library().btf__type_by_id(self._handle, number)
+        return number, ctypes.cast(pointer, ctypes.c_void_p)
+
+    def struct_bytes(self, name: str) -> int:
+        """Return the size of a struct in bytes.
+
+        Raises:
+            ProbeError: There is no such struct.
+        """
+        return int(_BtfType.from_address(self._struct(name)[1].value or 0).size)
+
+    def member_offset_bytes(self, struct_name: str, member: str) -> int:
+        """Return the offset of a direct member of a struct in bytes.
+
+        Raises:
+            ProbeError: The struct or the member does not exist.
+        """
+        address = self._struct(struct_name)[1].value or 0
+        head = _BtfType.from_address(address)
+        bitfields = head.info >> 31
+        for index in range(head.info & 0xFFFF):
+            at = address + ctypes.sizeof(_BtfType) + index * ctypes.sizeof(_BtfMember)
+            entry = _BtfMember.from_address(at)
+            name = _library().btf__name_by_offset(self._handle, entry.name_off)
+            if name == member.encode():
+                bits = entry.offset & 0xFFFFFF if bitfields else entry.offset
+                return int(bits // 8)
+        raise ProbeError(f"struct {struct_name} of this kernel has no member {member}")
+
+    def function_id(self, name: str) -> int | None:
+        """Return the BTF id of a function, or None where the kernel does not list it."""
+        return self._find(name, _KIND_FUNC)
+
+
+@functools.cache
+def _module_btf_fd(module: str) -> int:
+    """Open the kernel's BTF object of a module; fentry programs name their target through it."""
+    library = _library()
+    number = c_uint32(0)
+    while library.bpf_btf_get_next_id(number.value, ctypes.byref(number)) == 0:
+        fd = int(library.bpf_btf_get_fd_by_id(number.value))
+        if fd < 0:
+            continue
+        name = ctypes.create_string_buffer(64)
+        info = _BtfInfo(name=ctypes.addressof(name), name_len=len(name))
+        size = c_uint32(ctypes.sizeof(info))
+        known = library.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)) == 0
+        if known and info.kernel_btf and name.value == module.encode():
+            return fd
+        os.close(fd)
+    raise ProbeError(f"the kernel holds no type information of module {module}")
+
+
+def attach_tracing(instructions: bytes, btf: Btf, function: str, attach_type: int) -> int:
+    """Load a compiled program as fentry or fexit of a kernel or module function and attach it.
+
+    Args:
+        instructions: Program text as BCC compiled it, map descriptors filled in.
+        btf: Where the function is described.
+        function: Kernel function.
+        attach_type: BPF_TRACE_FENTRY or BPF_TRACE_FEXIT.
+
+    Returns:
+        File descriptor of the link; closing it detaches.
+
+    Raises:
+        ProbeError: The kernel does not list the function or refuses the program.
+    """
+    number, owner = btf.function_id(function), btf.module
+    if number is None:
+        raise ProbeError(f"cannot attach fentry to {function}", reason="not in the kernel's BTF")
+    log = ctypes.create_string_buffer(65536)
+    options = _LoadOptions(
+        sz=ctypes.sizeof(_LoadOptions), expected_attach_type=attach_type, attach_btf_id=number
+    )
+    # A function that vmlinux defines has an id below the module's own; 0 names vmlinux.
+    if owner and Btf().function_id(function) != number:
+        options.attach_btf_obj_fd = _module_btf_fd(owner)
+    options.log_level, options.log_size = 1, len(log)
+    options.log_buf = ctypes.cast(log, c_char_p)
+    program = _library().bpf_prog_load(
+        _BPF_PROG_TYPE_TRACING,
+        b"aerostat",
+        b"GPL",
+        instructions,
+        len(instructions) // 8,
+        ctypes.byref(options),
+    )
+    if program < 0:
+        lines = log.value.decode(errors="replace").strip().splitlines()
+        reason = os.strerror(ctypes.get_errno())
+        raise ProbeError(
+            f"cannot load an fentry program for {function}",
+            reason=f"{reason}: {lines[-1]}" if lines else reason,
+        )
+    link = int(_library().bpf_link_create(program, 0, attach_type, None))
+    error = ctypes.get_errno()
+    os.close(program)
+    if link < 0:
+        raise ProbeError(f"cannot attach fentry to {function}", reason=os.strerror(error))
+    return link
