@@ -9,9 +9,9 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
-# BCC and its clang; what the C extension is built with; the VM of the lab.
-PACKAGES := python3-bpfcc python3-venv python3-dev gcc libc6-dev qemu-system-x86 \
-	$(shell cat lab/packages.txt 2>/dev/null)
+# BCC and its clang; what the C extension is built with; the VM of the lab and what its disk is made of.
+PACKAGES := python3-bpfcc python3-venv python3-dev gcc libc6-dev qemu-system-x86 busybox-static \
+	e2fsprogs
 NATIVE := $(wildcard replay/native/*.c replay/native/*.h replay/native/build_core.py)
 
 .PHONY: help setup demo test bench clean
@@ -20,9 +20,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.stamp-python ## install what is missing: system packages, a venv, aerostat itself
+	@:
 
 # dpkg-query is asked first: a machine that has it all needs neither root nor the network.
-$(VENV)/.stamp-system: Makefile $(wildcard lab/packages.txt)
+$(VENV)/.stamp-system: Makefile
 	@missing=(); for name in $(PACKAGES); do \
 	    status=$$(dpkg-query -W -f '$${Status}' "$$name" 2>/dev/null || true); \
 	    [ "$$status" = "install ok installed" ] || missing+=("$$name"); \

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tracer.stages import stage_table
     from tracer.trace.reader import open_trace
 
+__version__ = "0.1.0"
+
 _HOME = {
     "compare": "replay.compare",
     "join": "tracer.join",

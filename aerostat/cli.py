@@ -11,6 +11,7 @@ from typing import Final
 
 import click
 
+from aerostat import __version__
 from aerostat.output import printable
 from tracer.trace.errors import AerostatError, ExitCode
 
@@ -50,7 +51,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="aerostat", prog_name="aerostat")
+@click.version_option(__version__, prog_name="aerostat")
 def cli() -> None:
     r"""Record what a VM's memory balloon really does, replay it, find a better way.
 

@@ -1,7 +1,10 @@
 """What goes to stdout: one JSON document, or tables; and text made safe for a terminal."""
 
+import dataclasses
 import json
 import sys
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +40,30 @@ def refuse_existing(path: Path, *, force: bool) -> None:
             reason="it already exists",
             remedy="give another name with -o, or --force to replace it",
         )
+
+
+def plain(value: Any) -> Any:
+    """Turn what the libraries return into what JSON can say.
+
+    Dataclasses become objects with their fields' names, enumerations their name in lower case.
+
+    Args:
+        value: Dataclass, enumeration, path, numpy scalar or array, container or plain value.
+
+    Returns:
+        The same out of dict, list, str, int, float, bool and None.
+    """
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(plain(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    # numpy, without importing it: recording must not pay for it.
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -66,8 +66,12 @@ def test_ci_runs_exactly_make_test() -> None:
     ]
 
 
-def test_version_is_the_projects(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_has_one_source(capsys: pytest.CaptureFixture[str]) -> None:
+    import aerostat
     from aerostat.cli import main
 
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "aerostat.__version__"}
     assert main(["--version"]) == 0
-    assert PROJECT["project"]["version"] in capsys.readouterr().out
+    assert capsys.readouterr().out == f"aerostat, version {aerostat.__version__}\n"
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## (\S+)", changelog, re.MULTILINE)[0] == aerostat.__version__
