@@ -97,7 +97,6 @@ struct guest_request {
 	unsigned short wire;
 	unsigned short caller;
 	unsigned short puffs;
-	unsigned int pad;
 	union aerostat_payload payload;
 };
 

@@ -90,7 +90,6 @@ GUEST_REQUEST = np.dtype(
         ("wire", np.uint16),
         ("caller", np.uint16),
         ("puffs", np.uint16),
-        ("pad", np.uint32),
         _PAYLOAD,
     ],
     align=True,

@@ -1,0 +1,62 @@
+"""bpf/records.h is the only definition of the records: numpy's layouts must be its layouts."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tracer import decode
+
+HEADER = Path(__file__).parents[2] / "bpf" / "records.h"
+LAYOUTS = {
+    "host_request": decode.HOST_REQUEST,
+    "host_calls": decode.HOST_CALLS,
+    "guest_request": decode.GUEST_REQUEST,
+}
+
+
+def compiled(tmp_path: Path, body: str) -> dict[str, int]:
+    """Compile and run a C program that prints `name value` lines."""
+    source = tmp_path / "layout.c"
+    source.write_text(
+        f'#include <stdio.h>\n#include <stddef.h>\n#include "{HEADER}"\nint main(void) {{\n{body}\n}}\n'
+    )
+    program = tmp_path / "layout"
+    subprocess.run(["gcc", "-Wall", "-Werror", "-o", program, source], check=True)
+    text = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    return {name: int(value) for name, value in (line.split() for line in text.splitlines())}
+
+
+@pytest.mark.parametrize("struct", LAYOUTS)
+def test_numpy_layout_is_the_c_layout(struct: str, tmp_path: Path) -> None:
+    layout: np.dtype = LAYOUTS[struct]
+    names = layout.names or ()
+    lines = [f'printf("sizeof %zu\\n", sizeof(struct {struct}));']
+    for name in names:
+        lines.append(f'printf("{name} %zu\\n", offsetof(struct {struct}, {name}));')
+    seen = compiled(tmp_path, "\n".join(lines) + "\nreturn 0;")
+    assert seen.pop("sizeof") == layout.itemsize
+    assert seen == {name: layout.fields[name][1] for name in names}
+
+
+@pytest.mark.parametrize("struct", LAYOUTS)
+def test_numpy_names_every_field(struct: str) -> None:
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
+    body = re.search(rf"struct {struct} {{(.*?)^}};", text, re.S | re.M).group(1)
+    fields = re.findall(r"(\w+);", body)
+    assert fields == list(LAYOUTS[struct].names)
+
+
+def test_limits_agree(tmp_path: Path) -> None:
+    body = "\n".join(
+        f'printf("{name} %d\\n", {name});'
+        for name in ("AEROSTAT_PFNS", "AEROSTAT_ENTRIES", "AEROSTAT_CHUNKS")
+    )
+    seen = compiled(tmp_path, body + "\nreturn 0;")
+    assert seen == {
+        "AEROSTAT_PFNS": decode.PFNS,
+        "AEROSTAT_ENTRIES": decode.ENTRIES,
+        "AEROSTAT_CHUNKS": decode.CHUNKS,
+    }
