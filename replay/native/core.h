@@ -1,0 +1,107 @@
+/* What Python may call. build_core.py reads the declarations between the two cdef lines, so they
+ * use plain C without macros. Pages are 4 KiB; offsets are bytes from the start of the mapping. */
+#ifndef AEROSTAT_CORE_H
+#define AEROSTAT_CORE_H
+
+#include <stdint.h>
+
+/* cdef begin */
+struct aero_memory {
+    uint8_t *base;
+    uint64_t size_bytes;
+    int fd; /* memfd behind the mapping, -1 for anonymous memory */
+};
+
+/* The operations of a plan, in order. */
+struct aero_ops {
+    const uint8_t *advice;
+    const uint64_t *offset_bytes;
+    const uint64_t *length_bytes;
+    int64_t count;
+};
+
+enum aero_call { AERO_REFUSED, AERO_NOTHING, AERO_MADVISE, AERO_FALLOCATE };
+enum aero_effect { AERO_KEEPS, AERO_FREES, AERO_FREES_LATER, AERO_FILLS };
+
+/* For each advice code of a plan: how it is carried out and what it does to a page. */
+struct aero_rules {
+    uint8_t call[256];
+    int32_t value[256];
+    uint8_t effect[256];
+};
+
+struct aero_outcome {
+    int64_t wall_ns;
+    int64_t cpu_ns;
+    int64_t calls;
+    int64_t minor_faults;
+    uint64_t bytes;
+    int64_t failures;
+    int64_t first_failed; /* index of the operation, -1 when none failed */
+    int32_t first_errno;
+};
+
+/* What a page is expected to hold. */
+enum aero_page { AERO_NEVER, AERO_STAMPED, AERO_GONE, AERO_LAZY, AERO_FILLED };
+
+struct aero_findings {
+    int64_t stamped_checked;
+    int64_t gone_checked;
+    int64_t lazy_checked;
+    int64_t lazy_freed;
+    int64_t wrong;
+    int64_t first_wrong_page; /* -1 when every page is right */
+};
+
+/* Wire forms, numbered as tracer.trace.schema.Wire. */
+enum aero_wire { AERO_PFNS, AERO_RANGE_WORDS, AERO_SCATTERLIST };
+
+struct aero_map {
+    const uint64_t *gpa;
+    const uint64_t *length_bytes;
+    const uint64_t *offset_bytes;
+    int64_t count;
+};
+
+struct aero_translation {
+    int64_t wall_ns;
+    int64_t cpu_ns;
+    int64_t entries;
+    int64_t pages;
+    int64_t rejected;
+    uint64_t checksum; /* sum over pieces of offset_bytes + length_bytes */
+};
+
+struct aero_siblings;
+
+uint8_t *aero_map_memory(uint64_t size_bytes, int fd, int *error);
+int aero_unmap_memory(uint8_t *base, uint64_t size_bytes);
+int aero_advise_all(const struct aero_memory *memory, int advice);
+int aero_populate(const struct aero_memory *memory, const uint64_t *first_page,
+                  const uint64_t *pages, int64_t count);
+int aero_stamp(const struct aero_memory *memory, const uint8_t *state, uint64_t seed);
+int aero_residency(const struct aero_memory *memory, uint8_t *resident);
+int aero_verify(const struct aero_memory *memory, const uint8_t *state, uint64_t seed,
+                struct aero_findings *findings);
+
+int64_t aero_check(const struct aero_memory *memory, const struct aero_ops *ops,
+                   const struct aero_rules *rules);
+int aero_execute(const struct aero_memory *memory, const struct aero_ops *ops,
+                 const struct aero_rules *rules, int64_t *per_op_ns, struct aero_outcome *outcome);
+int aero_expect(const struct aero_memory *memory, const struct aero_ops *ops,
+                const struct aero_rules *rules, uint8_t *state);
+
+struct aero_siblings *aero_siblings_start(int count, const int *cpus, int *error);
+void aero_siblings_stop(struct aero_siblings *siblings);
+
+int aero_translate(const uint8_t *wire, const uint64_t *start, const uint8_t *form, int64_t count,
+                   const struct aero_map *map, struct aero_translation *out);
+int aero_handoff(const uint8_t *wire, const uint64_t *start, int64_t count, int64_t *wall_ns,
+                 int64_t *cpu_ns);
+/* cdef end */
+
+enum { AERO_PAGE_SHIFT = 12, AERO_PAGE_BYTES = 1 << AERO_PAGE_SHIFT };
+
+int64_t aero_now_ns(int clock);
+
+#endif
