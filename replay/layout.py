@@ -1,0 +1,146 @@
+"""Where a guest page lies in the replayed memory: the regions of guest memory, laid end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from replay.ranges import Int64s, Runs
+from tracer.trace.errors import AerostatError
+from tracer.trace.schema import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from tracer.trace.manifest import Region
+
+SLOT_PAGES = (2 << 20) // PAGE_BYTES
+"""Every region's slot begins at a multiple of 2 MiB, so that huge pages form as they did."""
+MAX_MEMORY_BYTES = 1 << 40
+MAX_REGIONS = 1024
+MAX_PAGE_BYTES = 1 << 30
+
+
+class Clipped(NamedTuple):
+    """Runs cut to guest memory, each inside one region."""
+
+    start: Int64s
+    """First PFN of each piece."""
+    pages: Int64s
+    source: Int64s
+    """Index of the run that the piece was cut from."""
+    page: Int64s
+    """First page of each piece in the replayed memory."""
+
+
+class Layout:
+    """Translates guest page frames to pages of the replayed memory.
+
+    The region's first page keeps its place within 2 MiB (of its host virtual address, or of its
+    guest physical address where the former was not seen): huge pages and large host pages then
+    fall on the same guest pages as in the traced VMM.
+
+    Args:
+        regions: Guest memory; holes between regions are no memory.
+
+    Raises:
+        AerostatError: The regions overlap, are misaligned, too many or too large.
+    """
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        if not 0 < len(regions) <= MAX_REGIONS:
+            raise _refuse(f"{len(regions)} regions; 1 to {MAX_REGIONS} are accepted")
+        self.regions = tuple(sorted(regions, key=lambda region: region.gpa))
+        starts, ends, bases = [], [], []
+        free_page = 0
+        for region in self.regions:
+            first, pages, slot, phase = _checked(region)
+            if ends and first < ends[-1]:
+                raise _refuse(f"region {region.name!r} overlaps the one before it")
+            base = -(-free_page // slot) * slot + phase
+            starts.append(first)
+            ends.append(first + pages)
+            bases.append(base)
+            free_page = base + pages
+            if free_page * PAGE_BYTES > MAX_MEMORY_BYTES:
+                raise _refuse(f"more than {MAX_MEMORY_BYTES >> 40} TiB of guest memory")
+        self.start_pfn: Int64s = np.array(starts, np.int64)
+        self.end_pfn: Int64s = np.array(ends, np.int64)
+        self.base_page: Int64s = np.array(bases, np.int64)
+        self.memory_pages = free_page
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes to map: the end of the last region."""
+        return self.memory_pages * PAGE_BYTES
+
+    @property
+    def guest_pages(self) -> int:
+        """Pages of guest memory, without the gaps that alignment leaves between regions."""
+        return int((self.end_pfn - self.start_pfn).sum())
+
+    @property
+    def runs(self) -> Runs:
+        """Guest memory as pages of the replayed memory, one run a region."""
+        return Runs(self.base_page, self.end_pfn - self.start_pfn)
+
+    def pages_of(self, pfns: Int64s) -> Int64s:
+        """Translate single PFNs.
+
+        Returns:
+            Pages of the replayed memory, -1 where the PFN is no guest memory.
+        """
+        region = np.searchsorted(self.start_pfn, pfns, side="right") - 1
+        inside = (region >= 0) & (pfns < self.end_pfn[region])
+        return np.where(inside, pfns - self.start_pfn[region] + self.base_page[region], -1)
+
+    def clip(self, start: Int64s, pages: Int64s) -> Clipped:
+        """Cut runs of PFNs to guest memory and at the borders of regions, in their order.
+
+        Work is bound by the pieces that come out, not by the length of a run.
+
+        Args:
+            start: First PFN of each run, at least 0.
+            pages: Pages of each run; `start + pages` fits int64.
+        """
+        end = start + pages
+        first = np.searchsorted(self.end_pfn, start, side="right")
+        behind = np.searchsorted(self.start_pfn, end, side="left")
+        count = np.where(pages > 0, np.maximum(behind - first, 0), 0)
+        source = np.repeat(np.arange(len(start)), count)
+        region = np.arange(len(source)) - np.repeat(np.cumsum(count) - count - first, count)
+        low = np.maximum(start[source], self.start_pfn[region])
+        high = np.minimum(end[source], self.end_pfn[region])
+        page = low - self.start_pfn[region] + self.base_page[region]
+        return Clipped(low, high - low, source, page)
+
+
+def _checked(region: Region) -> tuple[int, int, int, int]:
+    """First PFN, pages, pages of a slot's unit and the place within it; refuses nonsense."""
+    unit = region.page_size_bytes or PAGE_BYTES
+    if unit < PAGE_BYTES or unit > MAX_PAGE_BYTES or unit & (unit - 1):
+        raise _refuse(f"region {region.name!r} has pages of {unit} bytes")
+    if (
+        region.gpa < 0
+        or region.length_bytes <= 0
+        or (region.gpa | region.length_bytes) % PAGE_BYTES
+    ):
+        raise _refuse(f"region {region.name!r} is not whole pages of {PAGE_BYTES} bytes")
+    if region.gpa + region.length_bytes > 1 << 64:
+        raise _refuse(f"region {region.name!r} ends beyond 64 bits")
+    slot = max(SLOT_PAGES, unit // PAGE_BYTES)
+    seen = region.hva or region.gpa
+    return (
+        region.gpa // PAGE_BYTES,
+        region.length_bytes // PAGE_BYTES,
+        slot,
+        seen // PAGE_BYTES % slot,
+    )
+
+
+def _refuse(reason: str) -> AerostatError:
+    return AerostatError(
+        "the memory map cannot be replayed",
+        reason=reason,
+        remedy="aerostat show TRACE prints the memory map that the trace holds",
+    )

@@ -1,0 +1,167 @@
+"""Runs of pages as numpy columns: sort, merge and cut millions of pages without a Python loop.
+
+A PFN and a page count are int64 here: a PFN is below 2**52, so neither sums nor differences wrap,
+and mixing signed with unsigned would turn them into floats.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tracer.trace.runs import decode_runs, encode_runs
+
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+DENSE_SPAN = 16
+"""A span of at most this many pages per PFN is marked in a table, which is cheaper than a sort."""
+
+
+class Runs(NamedTuple):
+    """Half-open runs of pages: `[start[i], start[i] + pages[i])`.
+
+    The functions below return them canonical: ascending, disjoint, never touching.
+    """
+
+    start: Int64s
+    pages: Int64s
+
+    @property
+    def end(self) -> Int64s:
+        """The page after the last of each run."""
+        return self.start + self.pages
+
+    @property
+    def total_pages(self) -> int:
+        """Pages in all runs together."""
+        return int(self.pages.sum())
+
+
+def empty() -> Runs:
+    """No run at all."""
+    return Runs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def compact(pfns: npt.ArrayLike) -> Runs:
+    """Sort PFNs, drop repeats and merge neighbours.
+
+    Args:
+        pfns: Any integers in [0, 2**63), in any order.
+
+    Returns:
+        The canonical runs that hold exactly these PFNs.
+    """
+    flat = np.asarray(pfns).astype(np.int64, copy=False)
+    if len(flat) == 0:
+        return empty()
+    low = int(flat.min())
+    span = int(flat.max()) - low + 1
+    if span <= DENSE_SPAN * len(flat):
+        seen = np.zeros(span + 2, np.int8)
+        seen[flat - (low - 1)] = 1
+        edge = np.flatnonzero(seen[1:] != seen[:-1])
+        start, end = edge[0::2] + low, edge[1::2] + low
+        return Runs(start, end - start)
+    step = np.diff(flat)
+    # A falling or rising stream needs no sort; one look is cheaper than finding out by sorting.
+    if not (step >= 0).all():
+        flat = flat[::-1] if (step <= 0).all() else np.sort(flat)
+    first = np.flatnonzero(np.diff(flat) > 1) + 1
+    start = flat[np.concatenate(([0], first))]
+    last = flat[np.concatenate((first - 1, [len(flat) - 1]))]
+    return Runs(start, last - start + 1)
+
+
+def expand(runs: Runs) -> Int64s:
+    """List every page of the runs, in the order of the runs.
+
+    Returns:
+        int64[sum of pages].
+    """
+    return decode_runs(runs.start, runs.pages)
+
+
+def runs_from_wire(pfns: npt.ArrayLike) -> tuple[Int64s, Int64s]:
+    """Find the runs of one request's PFNs in wire order, as a trace stores them.
+
+    Args:
+        pfns: PFNs as they were sent.
+
+    Returns:
+        First PFN of each run, and its pages: negative where the PFNs fall by one.
+    """
+    flat = np.asarray(pfns).astype(np.int64, copy=False)
+    _, run_pfn, run_pages = encode_runs(flat, np.array([0, len(flat)], np.int64))
+    return run_pfn, run_pages
+
+
+def pfns_from_runs(run_pfn: npt.ArrayLike, run_pages: npt.ArrayLike) -> Int64s:
+    """Rebuild the PFNs in wire order: the inverse of `runs_from_wire`."""
+    first = np.asarray(run_pfn).astype(np.int64, copy=False)
+    return decode_runs(first, np.asarray(run_pages).astype(np.int64, copy=False))
+
+
+def merge(start: Int64s, pages: Int64s) -> Runs:
+    """Unite runs that may overlap, touch and come in any order.
+
+    Returns:
+        Canonical runs that hold the same pages; runs of no pages are dropped.
+    """
+    kept = pages > 0
+    if not kept.all():
+        start, pages = start[kept], pages[kept]
+    if len(start) == 0:
+        return empty()
+    if (np.diff(start) < 0).any():
+        order = np.argsort(start, kind="stable")
+        start, pages = start[order], pages[order]
+    reach = np.maximum.accumulate(start + pages)
+    first = np.flatnonzero(start[1:] > reach[:-1]) + 1
+    begin = start[np.concatenate(([0], first))]
+    end = reach[np.concatenate((first - 1, [len(start) - 1]))]
+    return Runs(begin, end - begin)
+
+
+def merge_sorted(first: Runs, second: Runs) -> Runs:
+    """Unite two sets of runs."""
+    return merge(
+        np.concatenate((first.start, second.start)), np.concatenate((first.pages, second.pages))
+    )
+
+
+def subtract(first: Runs, second: Runs) -> Runs:
+    """Keep the pages of the first canonical runs that the second do not hold."""
+    return _sweep(first, second, wanted=1)
+
+
+def intersect(first: Runs, second: Runs) -> Runs:
+    """Keep the pages that both canonical runs hold."""
+    return _sweep(first, second, wanted=3)
+
+
+def _sweep(first: Runs, second: Runs, wanted: int) -> Runs:
+    """Walk all ends in order; keep the stretches where `first` (1) + `second` (2) is `wanted`."""
+    columns = (first.start, first.end, second.start, second.end)
+    at = np.concatenate(columns)
+    weight = np.repeat(np.array([1, -1, 2, -2], np.int8), [len(column) for column in columns])
+    # Four sorted columns laid end to end: a stable (merging) sort is linear in practice.
+    order = np.argsort(at, kind="stable")
+    at, state = at[order], np.cumsum(weight[order], dtype=np.int8)
+    keep = np.flatnonzero((state[:-1] == wanted) & (at[1:] > at[:-1])) if len(at) else order
+    return merge(at[keep], at[keep + 1] - at[keep])
+
+
+def align_in(runs: Runs, unit_pages: int) -> Runs:
+    """Shrink each run to the whole units it holds; runs that hold none vanish.
+
+    Args:
+        runs: Canonical runs.
+        unit_pages: Pages in a unit, for example 512 for 2 MiB.
+    """
+    start = -(-runs.start // unit_pages) * unit_pages
+    pages = runs.end // unit_pages * unit_pages - start
+    kept = pages > 0
+    return Runs(start[kept], pages[kept])

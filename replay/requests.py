@@ -1,0 +1,201 @@
+"""A trace's requests as columns: what every strategy plans from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from replay.layout import Layout
+from replay.ranges import Int64s, pfns_from_runs, runs_from_wire
+from tracer.trace.errors import TraceError
+from tracer.trace.schema import PFN_SHIFT, Queue, Side
+
+if TYPE_CHECKING:
+    from tracer.trace.manifest import Region
+    from tracer.trace.reader import Trace
+
+NOT_OBSERVED_NS = -1
+"""Time of a request that was seen without one; a monotonic clock is never negative."""
+MAX_PFN = 1 << (64 - PFN_SHIFT)
+MAX_BALLOON_PAGES = 1 << 27
+"""Pages of inflate and deflate in one replay: 512 GiB of traffic, about 1 GiB of PFNs in memory."""
+MAX_RUNS = 1 << 27
+
+
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """Requests over a whole trace, in the order in which they arrived.
+
+    Args:
+        queue: uint8[n], `Queue`.
+        time_ns: int64[n], on the clock of the side that saw them, or `NOT_OBSERVED_NS`.
+        run_offsets: int64[n + 1]: request i holds runs `run_offsets[i]:run_offsets[i + 1]`.
+        run_pfn: uint64[m], first PFN of each run as sent; below 2**52.
+        run_pages: int32[m], pages of each run: negative where PFNs fall by one. A scatterlist
+            entry is one run.
+        truncated_pages: Pages that the tracer counted but could not keep; they are not replayed.
+    """
+
+    queue: npt.NDArray[np.uint8]
+    time_ns: Int64s
+    run_offsets: Int64s
+    run_pfn: npt.NDArray[np.uint64]
+    run_pages: npt.NDArray[np.int32]
+    truncated_pages: int = 0
+
+    def __len__(self) -> int:
+        """Requests."""
+        return len(self.queue)
+
+    def pfns(self, index: int) -> Int64s:
+        """PFNs of one request in wire order."""
+        runs = slice(int(self.run_offsets[index]), int(self.run_offsets[index + 1]))
+        return pfns_from_runs(self.run_pfn[runs], self.run_pages[runs])
+
+    @cached_property
+    def run_request(self) -> Int64s:
+        """int64[m]: the request that each run belongs to."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.run_offsets))
+
+    @cached_property
+    def pages(self) -> Int64s:
+        """int64[n]: pages that each request names."""
+        reach = np.zeros(len(self.run_pages) + 1, np.int64)
+        np.cumsum(np.abs(self.run_pages.astype(np.int64)), out=reach[1:])
+        return reach[self.run_offsets[1:]] - reach[self.run_offsets[:-1]]
+
+    def runs_of(self, *queues: Queue) -> tuple[Int64s, Int64s, Int64s]:
+        """Runs of some queues in arrival order: first PFN, signed pages, request."""
+        wanted = np.isin(self.queue, queues)[self.run_request]
+        # MAX_PFN keeps every PFN below 2**63, so this view changes no value.
+        pfn = self.run_pfn.view(np.int64)
+        return pfn[wanted], self.run_pages[wanted].astype(np.int64), self.run_request[wanted]
+
+    def before(self, index: int) -> Requests:
+        """The first `index` requests."""
+        runs = int(self.run_offsets[index])
+        return Requests(
+            self.queue[:index],
+            self.time_ns[:index],
+            self.run_offsets[: index + 1],
+            self.run_pfn[:runs],
+            self.run_pages[:runs],
+        )
+
+
+def from_pfns(
+    stream: Iterable[tuple[Queue, Sequence[int]]], time_ns: Sequence[int] | None = None
+) -> Requests:
+    """Build requests from PFNs in wire order: for scenarios, tests and notebooks.
+
+    Args:
+        stream: Queue and PFNs of each request. For REPORTING, neighbours are one entry.
+        time_ns: Arrival of each request; not observed when left out.
+    """
+    found = [(queue, *runs_from_wire(np.array(pfns, np.int64))) for queue, pfns in stream]
+    lengths = [len(pfn) for _, pfn, _ in found]
+    times = [NOT_OBSERVED_NS] * len(found) if time_ns is None else time_ns
+    return Requests(
+        np.array([queue for queue, _, _ in found], np.uint8),
+        np.array(times, np.int64),
+        np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
+        np.concatenate([np.zeros(0, np.int64), *(pfn for _, pfn, _ in found)]).astype(np.uint64),
+        np.concatenate([np.zeros(0, np.int64), *(pages for *_, pages in found)]).astype(np.int32),
+    )
+
+
+def memory_map(trace: Trace) -> tuple[Region, ...]:
+    """Guest memory as the trace recorded it, checked to be replayable.
+
+    Raises:
+        TraceError: The trace holds no memory map.
+        AerostatError: Regions overlap, are misaligned, or ask for more than 1 TiB.
+    """
+    regions = tuple(trace.manifest.regions)
+    if not regions:
+        raise TraceError(
+            f"{trace.path} holds no memory map",
+            reason="the guest's memory was not seen when the trace was recorded",
+            remedy="record the host side as well: aerostat record --vm VM",
+        )
+    return Layout(regions).regions
+
+
+def load_requests(trace: Trace) -> Requests:
+    """Read a trace's requests, the host's where there are any, else the guest's.
+
+    The run columns are views of the Arrow buffers where the table is one chunk.
+
+    Raises:
+        TraceError: Runs that no request can hold, or more pages than a replay can plan.
+    """
+    table = trace.table("requests")
+    host = pc.equal(table["side"], int(Side.HOST))
+    clocks = ("send_ns", "kick_ns", "begin_ns")
+    if pc.any(host).as_py():
+        table, clocks = table.filter(host), ("pop_ns", "push_ns")
+    seq = table["seq"].to_numpy()
+    if (seq[1:] < seq[:-1]).any():
+        table = table.take(np.argsort(seq, kind="stable"))
+    times = pc.fill_null(pc.coalesce(*(table[name] for name in clocks)), NOT_OBSERVED_NS)
+    offsets, pfn, pages = _runs(table["runs"])
+    requests = Requests(
+        table["queue"].to_numpy().astype(np.uint8, copy=False),
+        times.to_numpy(),
+        offsets,
+        pfn,
+        pages,
+        pc.sum(table["truncated_pages"]).as_py() or 0,
+    )
+    _refuse_impossible(trace, requests)
+    return requests
+
+
+def _runs(
+    column: pa.ChunkedArray,
+) -> tuple[Int64s, npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
+    """Offsets, PFNs and pages of a list<struct<pfn, pages>> column; a null list is empty."""
+    lists = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):  # a column of no chunks combines to another such
+        lists = pa.array([], column.type)
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    flat = lists.flatten()  # unlike .values, this leaves out what lies under null lists
+    pfn, pages = flat.field("pfn"), flat.field("pages")
+    return offsets, pfn.to_numpy(zero_copy_only=False), pages.to_numpy(zero_copy_only=False)
+
+
+def _refuse_impossible(trace: Trace, requests: Requests) -> None:
+    """Hold a trace, which anyone may have written, to what a guest can send and we can plan."""
+    if len(requests.run_pfn) > MAX_RUNS:
+        raise _impossible(trace, f"{len(requests.run_pfn)} runs; {MAX_RUNS} can be planned")
+    if len(requests) and int(requests.queue.max()) > max(Queue):
+        raise _impossible(trace, f"queue {int(requests.queue.max())} does not exist")
+    if (requests.run_pages == 0).any():
+        raise _impossible(trace, "a run of no pages")
+    if (requests.run_pfn >= MAX_PFN).any():
+        raise _impossible(trace, "a PFN of 2**52 or more, beyond every 64-bit address")
+    first = requests.run_pfn.view(np.int64)
+    pages = requests.run_pages.astype(np.int64)
+    if (first + np.minimum(pages, 0) + (pages < 0) < 0).any():
+        raise _impossible(trace, "a falling run that passes below PFN 0")
+    balloon = np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE))
+    total = int(requests.pages[balloon].sum())
+    if total > MAX_BALLOON_PAGES:
+        raise _impossible(trace, f"{total} balloon pages; {MAX_BALLOON_PAGES} can be planned")
+
+
+def _impossible(trace: Trace, reason: str) -> TraceError:
+    return TraceError(
+        f"the requests of {trace.path} cannot be replayed",
+        reason=reason,
+        remedy="aerostat show --check TRACE lists what is wrong with a trace",
+    )
