@@ -1,8 +1,8 @@
 """Pairs two sequences by content and order, in n log n, whatever either of them has lost.
 
-Contents that occur once settle most of a real trace. Where the same content comes again (a balloon that
-goes up and down over the same pages), the times choose between the equal candidates; they never pair two
-rows of different content.
+Contents that occur once settle most of a real trace. Where the same content comes again (a balloon
+that goes up and down over the same pages), the times choose between the equal candidates; they
+never pair two rows of different content.
 """
 
 from bisect import bisect_left
@@ -15,6 +15,8 @@ UInt64s = npt.NDArray[np.uint64]
 
 _ROUNDS = 8
 """How often the gaps between pairs are searched again; each round costs n log n at most."""
+
+_NEVER = np.iinfo(np.int64).max
 
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -37,8 +39,8 @@ def content_hashes(offsets: Int64s, pfn: UInt64s, pages: npt.NDArray[np.int32]) 
         pages: 4 KiB pages of each run, negative for a falling run.
 
     Returns:
-        n hashes; rows of equal content have equal hashes. A guest can forge the reverse, so a pair found
-        by hash is compared in full before it is used (`same_content`).
+        n hashes; rows of equal content have equal hashes. A guest can forge the reverse, so a pair
+        found by hash is compared in full before it is used (`same_content`).
     """
     counts = np.diff(offsets)
     place = np.arange(len(pfn), dtype=np.uint64) - np.repeat(offsets[:-1], counts).astype(np.uint64)
@@ -61,25 +63,70 @@ def align(
         right_ns: The same for the right; the clocks need not agree.
 
     Returns:
-        Indices into left and right, equally long, both strictly rising, of items with equal hashes. All
-        items common to both are paired where contents occur once per side. Where contents repeat, pairs
-        may be fewer than the longest common subsequence: time stays within n log n.
+        Indices into left and right, equally long, both strictly rising, of items with equal hashes.
+        All items common to both are paired where contents occur once per side. Where contents
+        repeat, pairs may be fewer than the longest common subsequence: time stays within n log n.
     """
     if len(left) == len(right) and np.array_equal(left, right):
         same = np.arange(len(left), dtype=np.int64)
         return same, same.copy()
-    by_rank = _ranked_candidates(left, right)
-    candidates = by_rank
-    if left_ns is not None and right_ns is not None and len(by_rank[0]):
-        shift = _common_shift(right_ns[by_rank[1]] - left_ns[by_rank[0]])
-        candidates = _nearest_candidates(left, right, left_ns + shift, right_ns)
+    candidates = _ranked_candidates(left, right)
+    clock = None
+    if left_ns is not None and right_ns is not None and len(candidates[0]):
+        clock = _Times(left, right, left_ns, right_ns)
+        shift = _common_shift(right_ns[candidates[1]] - left_ns[candidates[0]])
+        candidates = clock.keep(_nearest_candidates(left, right, left_ns + shift, right_ns), shift)
     pairs = _longest_rising(*candidates)
     for _ in range(_ROUNDS):
-        more = _fill_gaps(left, right, pairs)
+        more = _fill_gaps(left, right, pairs, clock)
         if len(more[0]) == len(pairs[0]):
             break
         pairs = more
     return pairs
+
+
+class _Times:
+    """When things happened, to tell a repeat from the thing itself."""
+
+    def __init__(self, left: UInt64s, right: UInt64s, left_ns: Int64s, right_ns: Int64s) -> None:
+        self._left_ns, self._right_ns = left_ns, right_ns
+        self._left_repeat_ns = _repeat_ns(left, left_ns)
+        self._right_repeat_ns = _repeat_ns(right, right_ns)
+
+    def keep(
+        self, candidates: tuple[Int64s, Int64s], shift: np.int64 | Int64s
+    ) -> tuple[Int64s, Int64s]:
+        """Drop proposals that may be a repeat: too far off for the time to the nearest equal item.
+
+        A lost row's partner would otherwise pair with a repeat. Transit and drift put a true pair
+        off by far less than the time between repeats; the eighth leaves room for repeats that were
+        lost as well.
+
+        Args:
+            candidates: Indices into left and right.
+            shift: Right time less left time that is expected of them.
+        """
+        a, b = candidates
+        off_by = np.abs(self._right_ns[b] - self._left_ns[a] - shift)
+        kept = off_by < np.minimum(self._left_repeat_ns[a], self._right_repeat_ns[b]) // 8
+        return a[kept], b[kept]
+
+    def shift_near(self, pairs: tuple[Int64s, Int64s], a: Int64s) -> Int64s:
+        """Right time less left time at items of the left, from the pairs on both sides of them."""
+        shifts = self._right_ns[pairs[1]] - self._left_ns[pairs[0]]
+        # Relative to one of them: a double does not hold every nanosecond of a large shift.
+        near = np.interp(a, pairs[0], (shifts - shifts[0]).astype(np.float64))
+        return shifts[0] + np.rint(near).astype(np.int64)
+
+
+def _repeat_ns(values: UInt64s, times: Int64s) -> Int64s:
+    """Time from each item to the nearest equal one on its own side; huge if there is none."""
+    order = np.lexsort((times, values))
+    steps = np.where(values[order][1:] == values[order][:-1], np.diff(times[order]), _NEVER)
+    nearest = np.full(len(values), _NEVER, np.int64)
+    nearest[order[1:]] = steps
+    nearest[order[:-1]] = np.minimum(nearest[order[:-1]], steps)
+    return nearest
 
 
 def _ranks(values: Int64s) -> tuple[Int64s, Int64s]:
@@ -104,7 +151,7 @@ def _labels(left: UInt64s, right: UInt64s) -> tuple[Int64s, Int64s]:
 
 
 def _ranked_candidates(left: UInt64s, right: UInt64s) -> tuple[Int64s, Int64s]:
-    """Propose the k-th of one content with the k-th of it, counted from the start and from the end."""
+    """Propose the k-th of one content with the k-th of it, counted from both ends."""
     if not len(left) or not len(right):
         return np.empty(0, np.int64), np.empty(0, np.int64)
     a, b = _labels(left, right)
@@ -122,7 +169,8 @@ def _ranked_candidates(left: UInt64s, right: UInt64s) -> tuple[Int64s, Int64s]:
 def _common_shift(shifts: Int64s) -> np.int64:
     """Find the clock difference most proposals agree on: the middle of the densest tenth of them.
 
-    Right proposals share one difference up to transit and drift; wrong ones scatter over the repeats.
+    Right proposals share one difference up to transit and drift; wrong ones scatter over the
+    repeats.
     """
     ordered = np.sort(shifts)
     span = max(1, len(ordered) // 10)
@@ -144,24 +192,24 @@ def _nearest_candidates(
 
 
 def _nearest(labels: Int64s, times: Int64s, others: Int64s, other_times: Int64s) -> Int64s:
-    """Find for each item the other side's item of its content nearest in time; -1 where there is none."""
+    """Find each item's equal on the other side that is nearest in time; -1 for none."""
     order = np.lexsort((other_times, others))
-    # One rank over both sides' times keeps (content, time) in one sortable integer without overflow.
+    # One rank over both sides' times keeps (content, time) in one sortable integer without
+    # overflow.
     _, ranks = np.unique(np.concatenate([times, other_times]), return_inverse=True)
     ranks = ranks.astype(np.int64).reshape(-1)
     width = np.int64(len(ranks) + 1)
     keys = others[order] * width + ranks[len(times) :][order]
     right_of = np.searchsorted(keys, labels * width + ranks[: len(times)])
     after, before = np.minimum(right_of, len(order) - 1), np.maximum(right_of - 1, 0)
-    far = np.iinfo(np.int64).max
     gap_after = np.where(
-        others[order[after]] == labels, np.abs(other_times[order[after]] - times), far
+        others[order[after]] == labels, np.abs(other_times[order[after]] - times), _NEVER
     )
     gap_before = np.where(
-        others[order[before]] == labels, np.abs(other_times[order[before]] - times), far
+        others[order[before]] == labels, np.abs(other_times[order[before]] - times), _NEVER
     )
     chosen = np.where(gap_before <= gap_after, order[before], order[after])
-    return np.where(np.minimum(gap_after, gap_before) == far, -1, chosen).astype(np.int64)
+    return np.where(np.minimum(gap_after, gap_before) == _NEVER, -1, chosen).astype(np.int64)
 
 
 def _longest_rising(a: Int64s, b: Int64s) -> tuple[Int64s, Int64s]:
@@ -190,7 +238,7 @@ def _longest_rising(a: Int64s, b: Int64s) -> tuple[Int64s, Int64s]:
 
 
 def _fill_gaps(
-    left: UInt64s, right: UInt64s, pairs: tuple[Int64s, Int64s]
+    left: UInt64s, right: UInt64s, pairs: tuple[Int64s, Int64s], clock: _Times | None
 ) -> tuple[Int64s, Int64s]:
     """Pair, within each gap between pairs, what has the same content there."""
     free_a = np.setdiff1d(np.arange(len(left)), pairs[0], assume_unique=True)
@@ -202,8 +250,12 @@ def _fill_gaps(
     width = np.int64(len(pairs[0]) + 1)
     keys_a = (a * width + np.searchsorted(pairs[0], free_a)).astype(np.uint64)
     keys_b = (b * width + np.searchsorted(pairs[1], free_b)).astype(np.uint64)
-    in_a, in_b = _longest_rising(*_ranked_candidates(keys_a, keys_b))
-    both_a = np.concatenate([pairs[0], free_a[in_a]])
-    both_b = np.concatenate([pairs[1], free_b[in_b]])
+    in_a, in_b = _ranked_candidates(keys_a, keys_b)
+    found = free_a[in_a], free_b[in_b]
+    if clock is not None and len(pairs[0]):
+        found = clock.keep(found, clock.shift_near(pairs, found[0]))
+    found = _longest_rising(*found)
+    both_a = np.concatenate([pairs[0], found[0]])
+    both_b = np.concatenate([pairs[1], found[1]])
     order = np.argsort(both_a)
     return both_a[order], both_b[order]

@@ -16,12 +16,13 @@ Points = list[tuple[int, int]]
 
 MAX_DRIFT = 1e-3
 """Steepest drift taken for a clock's: 1000 ppm, twice what the kernel lets NTP slew (MAXFREQ in
-include/linux/timex.h, 500 ppm, 6.1), since either clock may be slewed. It bounds a fit of few pairs."""
+include/linux/timex.h, 500 ppm, 6.1), since either clock may be slewed. It bounds a fit of few
+pairs."""
 
 
 @dataclass(frozen=True)
 class ClockFit:
-    """Where the guest's clock stands in the host's: host = guest + offset + drift * (guest - origin).
+    """The guest's clock in the host's: host = guest + offset + drift * (guest - origin).
 
     Attributes:
         offset_ns: Host minus guest at `origin_ns`.
@@ -33,7 +34,8 @@ class ClockFit:
             `consistent`; else at the pairs only.
         pairs: Pairs of rows that bound the line.
         violations: Pairs the line cannot satisfy.
-        consistent: Whether one line satisfies every pair. Clock steps and wrong pairs make it False.
+        consistent: Whether one line satisfies every pair. Clock steps and wrong pairs make it
+            False.
     """
 
     offset_ns: int
@@ -61,8 +63,8 @@ def fit_clocks(
 ) -> ClockFit | None:
     """Fit offset and drift so that send <= pop and push <= notice hold for every pair.
 
-    The line is the one with the widest margin to every bound. If there is none, it is the one whose worst
-    violation is least, and the bound grows to hold each pair's own interval.
+    The line is the one with the widest margin to every bound. If there is none, it is the one whose
+    worst violation is least, and the bound grows to hold each pair's own interval.
 
     Args:
         send_ns: Guest clock, before the device could see the request.
@@ -89,8 +91,9 @@ def fit_clocks(
         floor=_hull(at_low, low, 1),
     )
     offset, slope, margin = frame.widest()
-    if margin < -1e-6:
-        # Even the best line crosses a bound: no polygon of solutions, so no worst corner to look for.
+    if margin * frame.unit_ns < -_GRAIN_NS:
+        # Even the best line crosses a bound: no polygon of solutions, so no worst corner to look
+        # for.
         deviation = None
     else:
         deviation = max(frame.deviation(offset, slope, begin), frame.deviation(offset, slope, end))
@@ -115,8 +118,8 @@ def _judge(
     send_ns, pop_ns, push_ns, notice_ns = times
     over = fit.difference_ns(send_ns) - (pop_ns - send_ns)
     under = (push_ns - notice_ns) - fit.difference_ns(notice_ns)
-    # 1 ns: offset and difference are each rounded to whole nanoseconds.
-    violations = int(np.count_nonzero((over > 1) | (under > 1)))
+    # The line's own value is rounded as well.
+    violations = int(np.count_nonzero(np.maximum(over, under) > _GRAIN_NS + 1))
     if deviation_ns is None or violations:
         bound = int(max(np.abs(over).max(), np.abs(under).max()))
     else:
@@ -149,15 +152,24 @@ def _cross(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> int:
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
 
 
+_GRAIN_NS = 2
+"""Clock reads are whole nanoseconds, so a true line may miss a bound by this. Two close pairs lever
+such an error far out at the other end of the span, so the band is widened by it before it is
+measured."""
+
+
 class _Frame:
     """The bounds in the solver's frame: time in half spans, values in typical round trips.
 
-    Nanoseconds since boot would leave a double no digits for the drift; here all terms are near one.
+    Nanoseconds since boot would leave a double no digits for the drift; here all terms are near
+    one.
     """
 
     def __init__(self, half_ns: int, unit_ns: float, roof: Points, floor: Points) -> None:
         self.half_ns = half_ns
         self.unit_ns = unit_ns
+        # 1e-6: ten times the solver's own tolerance.
+        self._grain = _GRAIN_NS / unit_ns + 1e-6
         x, y = (np.array(column, np.float64) for column in zip(*roof, strict=True))
         u, v = (np.array(column, np.float64) for column in zip(*floor, strict=True))
         x, y, u, v = x / half_ns, y / unit_ns, u / half_ns, v / unit_ns
@@ -180,8 +192,8 @@ class _Frame:
     def deviation(self, offset: float, slope: float, at_ns: int) -> float:
         """How far, in ns, another line that fits may be from this one at this time.
 
-        The widest gap over a span is at one of its ends: the highest and the lowest fitting line are a
-        convex and a concave function of time.
+        The widest gap over a span is at one of its ends: the highest and the lowest fitting line
+        are a convex and a concave function of time.
         """
         place = at_ns / self.half_ns
         here = offset + slope * place
@@ -197,7 +209,7 @@ class _Frame:
         result = linprog(
             objective,
             A_ub=self._rows,
-            b_ub=self._limits + (0.0 if margin == (None, None) else 1e-6),
+            b_ub=self._limits + (0.0 if margin == (None, None) else self._grain),
             bounds=[(None, None), self._slopes, margin],
             method="highs",
         )

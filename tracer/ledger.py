@@ -1,0 +1,271 @@
+"""Closes a capture: guest, host, device and disk have to agree on the pages moved."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tracer.trace.manifest import LedgerLine, SideInfo
+from tracer.trace.reader import Trace
+from tracer.trace.schema import PAGE_BYTES, Call, Caller, Queue, Side
+
+EQUAL = "equal"
+NOT_OBSERVED = "not observed"
+
+_QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
+_PUNCH_HOLE = 2
+"""FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h, since 2.6.38."""
+_GIVES_BACK = (4, 8, 9, 24)
+"""MADV_DONTNEED, FREE (4.5), REMOVE, DONTNEED_LOCKED (5.18): asm-generic/mman-common.h."""
+_WILLNEED = 3
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every count of the same pages, side by side.
+
+    Attributes:
+        lines: One per source; `pages` is None where it was not observed.
+        balanced: True if all observed counts agree and nothing is lost, False if some do not, None
+            if no count could be held against another.
+    """
+
+    lines: tuple[LedgerLine, ...]
+    balanced: bool | None
+
+
+@dataclass(frozen=True)
+class Discards:
+    """The VMM's system calls for one queue's requests.
+
+    Attributes:
+        calls: How many, failed ones included; None if not observed.
+        total_ns: Time in them; None if not observed.
+    """
+
+    calls: int | None
+    total_ns: int | None
+
+
+def ledger(trace: Trace) -> Ledger:
+    """Hold every count of ballooned pages against the others.
+
+    Args:
+        trace: A trace of one side or both.
+
+    Returns:
+        Lines in the order guest, host, device, disk; each says against what it was held.
+    """
+    book = _Book(trace)
+    for queue in _QUEUES:
+        book.open_queue(queue)
+    book.device()
+    book.disk()
+    book.losses()
+    return Ledger(tuple(book.lines), book.balanced())
+
+
+def captured_discards(trace: Trace) -> dict[Queue, Discards]:
+    """Count the VMM's own discard calls per queue: what a faithful replay has to reproduce.
+
+    Args:
+        trace: A trace with a host side; without one every count is None.
+
+    Returns:
+        Calls and time of each queue that moves pages.
+    """
+    columns = _Columns(trace)
+    found = {}
+    for queue in _QUEUES:
+        rows = columns.rows(Side.HOST, queue)
+        found[queue] = Discards(
+            columns.total("discard_calls", rows), columns.total("discard_ns", rows)
+        )
+    return found
+
+
+class _Columns:
+    """The requests table in numpy, as far as sums need it."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._table = trace.table("requests")
+        self.side = self._table.column("side").to_numpy()
+        self.queue = self._table.column("queue").to_numpy()
+        self.seq = self._table.column("seq").to_numpy()
+        self.caller = self._table.column("caller").fill_null(int(Caller.OTHER)).to_numpy()
+
+    def rows(self, side: Side, queue: Queue) -> npt.NDArray[np.bool_]:
+        return np.asarray((self.side == side) & (self.queue == queue))
+
+    def total(self, name: str, rows: npt.NDArray[np.bool_]) -> int | None:
+        """Sum a column; None if there is no row or any row lacks it: the sum is not known then."""
+        column = self._table.column(name).filter(rows)
+        if not len(column) or column.null_count:
+            return None
+        # Python integers: a hostile file's counts may sum past 64 bits.
+        return sum(column.to_pylist())
+
+
+class _Book:
+    """Collects the lines and what they have to agree with."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.lines: list[LedgerLine] = []
+        self._trace = trace
+        self._columns = _Columns(trace)
+        self._guest = _side(trace, "guest")
+        self._host = _side(trace, "host")
+        self._held = 0
+        self._wrong = 0
+        self._moved: dict[Queue, int | None] = {}
+
+    def balanced(self) -> bool | None:
+        """Say whether all that was held against something agreed."""
+        if self._wrong:
+            return False
+        return True if self._held else None
+
+    def open_queue(self, queue: Queue) -> None:
+        """Write the lines of one queue."""
+        name = queue.name.lower()
+        guest = self._pages(Side.GUEST, queue, self._guest)
+        host = self._pages(Side.HOST, queue, self._host)
+        self._moved[queue] = guest if guest is not None else host
+        if not guest and not host and self._counter_pages(queue) in (None, 0):
+            return
+        self._line(f"{name}: guest driver", guest, "guest requests", None)
+        if queue is not Queue.REPORTING:
+            self._counted(queue, name)
+        self._line(f"{name}: host requests", host, "host requests", guest)
+        self._discarded(queue, name)
+
+    def device(self) -> None:
+        """Write the device's own `actual` beside what the requests add up to."""
+        begin, end = (_counter(self._host, f"actual_bytes_{when}") for when in ("begin", "end"))
+        change = None if begin is None or end is None else (end - begin) // PAGE_BYTES
+        inflated, deflated = (self._moved.get(q) for q in (Queue.INFLATE, Queue.DEFLATE))
+        net = None if inflated is None or deflated is None else inflated - deflated
+        self._line("device: change of actual", change, "actual_bytes, end less begin", net)
+
+    def disk(self) -> None:
+        """Write how many request rows the manifest promises and how many can be read."""
+        for side in Side:
+            name = side.name.lower()
+            if _side(self._trace, name) is None:
+                continue
+            promised = sum(
+                segment.rows
+                for segment in self._trace.manifest.segments
+                if segment.table == "requests" and segment.side == name
+            )
+            read = int(np.count_nonzero(self._columns.side == side))
+            self._line(f"disk: {name} request rows", read, "requests table, in rows", promised)
+
+    def losses(self) -> None:
+        """Write what was lost; anything lost unbalances the trace."""
+        streams = [(self._guest, "guest", "requests")]
+        streams += [(self._host, "host", "requests"), (self._host, "host", "calls")]
+        for info, side, stream in streams:
+            if info is None:
+                continue
+            listed = sum(
+                loss.count
+                for loss in self._trace.losses
+                if loss.side == side and loss.stream == stream
+            )
+            counted = _counter(info, f"lost_{stream}") or 0
+            lost = max(listed, counted)
+            self._line(f"loss: {side} {stream}", lost, "events not delivered", 0)
+
+    def _line(self, name: str, value: int | None, source: str, expected: int | None) -> None:
+        """Write one line; a value held against nothing neither balances nor unbalances."""
+        if value is None:
+            status = NOT_OBSERVED
+        elif expected is None or value == expected:
+            status = EQUAL
+        else:
+            status = f"differs by {value - expected:+d}"
+        if value is not None and expected is not None:
+            self._held += 1
+            self._wrong += value != expected
+        self.lines.append(LedgerLine(name=name, pages=value, source=source, status=status))
+
+    def _pages(self, side: Side, queue: Queue, info: SideInfo | None) -> int | None:
+        """Pages of one side's requests; None where that side was not traced."""
+        if info is None:
+            return None
+        return self._columns.total("pages", self._columns.rows(side, queue)) or 0
+
+    def _counted(self, queue: Queue, name: str) -> None:
+        """Hold the guest kernel's own counter against the driver's requests.
+
+        balloon_page_enqueue and balloon_page_dequeue count guest pages (mm/balloon_compaction.c,
+        since 3.18); a page migration sends two requests and counts neither.
+        """
+        rows = self._columns.rows(Side.GUEST, queue)
+        rows &= self._columns.caller != Caller.MIGRATION
+        sent = None if self._guest is None else self._columns.total("pages", rows) or 0
+        self._line(
+            f"{name}: guest kernel counter",
+            self._counter_pages(queue),
+            f"/proc/vmstat balloon_{name}, end less begin",
+            sent,
+        )
+
+    def _counter_pages(self, queue: Queue) -> int | None:
+        """Change of the guest's counter over the capture, in 4 KiB pages."""
+        key = f"vmstat_balloon_{queue.name.lower()}"
+        begin, end = (_counter(self._guest, f"{key}_{when}") for when in ("begin", "end"))
+        if self._guest is None or begin is None or end is None:
+            return None
+        return (end - begin) * (self._guest.page_size_bytes // PAGE_BYTES)
+
+    def _discarded(self, queue: Queue, name: str) -> None:
+        """Hold what the host's system calls covered against what the host's requests named."""
+        pages = self._discarded_pages(queue)
+        if queue is not Queue.DEFLATE:
+            host = self._pages(Side.HOST, queue, self._host)
+            self._line(f"{name}: host discarded", pages, "successful system calls", host)
+        elif pages:
+            # Advice on deflate is a hint that many VMMs do not give; none given is no imbalance.
+            host = self._pages(Side.HOST, queue, self._host)
+            self._line(f"{name}: host advised", pages, "successful WILLNEED calls", host)
+        else:
+            self._line(f"{name}: host advised", None, "no successful WILLNEED call", None)
+
+    def _discarded_pages(self, queue: Queue) -> int | None:
+        rows = self._columns.rows(Side.HOST, queue)
+        if self._host is None or self._columns.total("discard_calls", rows) is None:
+            return None
+        by_kind = self._bytes_by_kind(self._columns.seq[rows], deflate=queue is Queue.DEFLATE)
+        if by_kind:
+            # Shared memory takes two calls a page, hole punch and madvise: count the page once.
+            return max(by_kind) // PAGE_BYTES
+        total = self._columns.total("discard_bytes", rows)
+        return None if total is None else total // PAGE_BYTES
+
+    def _bytes_by_kind(self, seqs: npt.NDArray[np.uint64], *, deflate: bool) -> list[int]:
+        """Bytes covered by each kind of successful call that belongs to these requests."""
+        calls = self._trace.table("calls")
+        call, advice, error = (calls.column(c).to_numpy() for c in ("call", "advice", "errno"))
+        request = calls.column("request_seq")
+        linked = np.isin(request.fill_null(0).to_numpy(), seqs)
+        linked &= ~request.is_null().to_numpy() & (error == 0)
+        linked &= calls.column("side").to_numpy() == Side.HOST
+        # In doubles: exact to 2**53 pages, and a hostile length cannot wrap round.
+        length = calls.column("length_bytes").to_numpy().astype(np.float64)
+        covered = length * calls.column("count").to_numpy()
+        punch = (call == Call.FALLOCATE) & (advice & _PUNCH_HOLE != 0)
+        kinds = [(call != Call.FALLOCATE) & (advice == value) for value in _GIVES_BACK]
+        if deflate:
+            kinds, punch = [], (call != Call.FALLOCATE) & (advice == _WILLNEED)
+        sums = [covered[linked & kind].sum() for kind in [punch, *kinds] if np.any(linked & kind)]
+        return [int(value) for value in sums]
+
+
+def _side(trace: Trace, name: str) -> SideInfo | None:
+    return trace.manifest.sides.get(name)
+
+
+def _counter(info: SideInfo | None, key: str) -> int | None:
+    return None if info is None else info.counters.get(key)
