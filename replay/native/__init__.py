@@ -33,7 +33,7 @@ def map_memory(size_bytes: int, fd: int) -> Memory:
     Raises:
         NativeError: The kernel refused.
     """
-    ffi, lib = _core()
+    ffi, lib = _load()
     error = ffi.new("int *")
     base = lib.aero_map_memory(size_bytes, fd, error)
     _check(error[0], f"cannot map {size_bytes} bytes of guest memory")
@@ -42,20 +42,20 @@ def map_memory(size_bytes: int, fd: int) -> Memory:
 
 def unmap_memory(memory: Memory) -> None:
     """Give a mapping back."""
-    ffi, lib = _core()
+    ffi, lib = _load()
     error = lib.aero_unmap_memory(ffi.cast("uint8_t *", memory.base), memory.size_bytes)
     _check(error, "cannot unmap guest memory")
 
 
 def advise_all(memory: Memory, advice: int) -> None:
     """Give the whole mapping one madvise value."""
-    lib = _core()[1]
+    lib = _load()[1]
     _check(lib.aero_advise_all(_memory(memory), advice), f"madvise {advice} on guest memory failed")
 
 
 def populate(memory: Memory, first_page: Words, pages: Words) -> None:
     """Give every page of the runs memory of its own; runs in pages from the mapping's start."""
-    ffi, lib = _core()
+    ffi, lib = _load()
     error = lib.aero_populate(
         _memory(memory),
         _array(ffi, first_page, np.uint64),
@@ -67,14 +67,14 @@ def populate(memory: Memory, first_page: Words, pages: Words) -> None:
 
 def stamp(memory: Memory, state: Bytes, seed: int) -> None:
     """Write a word made of page number and seed at both ends of each page `state` calls STAMPED."""
-    ffi, lib = _core()
+    ffi, lib = _load()
     _check_pages(memory, state)
     lib.aero_stamp(_memory(memory), _array(ffi, state, np.uint8), seed)
 
 
 def residency(memory: Memory) -> Bytes:
     """Read which pages have memory behind them (mincore): uint8[pages], 0 or 1."""
-    ffi, lib = _core()
+    ffi, lib = _load()
     resident = np.zeros(memory.size_bytes >> 12, np.uint8)
     error = lib.aero_residency(_memory(memory), _array(ffi, resident, np.uint8))
     _check(error, "cannot read which pages are resident")
@@ -83,7 +83,7 @@ def residency(memory: Memory) -> Bytes:
 
 def verify(memory: Memory, state: Bytes, seed: int) -> Findings:
     """Read every page that was ever populated and compare it with `state`."""
-    ffi, lib = _core()
+    ffi, lib = _load()
     _check_pages(memory, state)
     found = ffi.new("struct aero_findings *")
     lib.aero_verify(_memory(memory), _array(ffi, state, np.uint8), seed, found)
@@ -114,7 +114,7 @@ def execute(
     Raises:
         NativeError: An operation was refused; then none was carried out.
     """
-    ffi, lib = _core()
+    ffi, lib = _load()
     outcome = ffi.new("struct aero_outcome *")
     if per_op_ns is not None and len(per_op_ns) != len(operations.advice):
         raise ValueError("per_op_ns must have one element an operation")
@@ -137,7 +137,7 @@ def execute(
 
 def expect(memory: Memory, operations: Operations, rules: dict[int, Rule], state: Bytes) -> None:
     """Change `state` (one Page a byte) to what the operations must leave; touches no memory."""
-    ffi, lib = _core()
+    ffi, lib = _load()
     _check_pages(memory, state)
     with _Arguments(memory, operations, rules) as arguments:
         if lib.aero_expect(*arguments, _array(ffi, state, np.uint8)):
@@ -156,7 +156,7 @@ def translate(
             in bytes for each entry.
         regions: (gpa, length_bytes, offset_bytes) of each region of guest memory.
     """
-    ffi, lib = _core()
+    ffi, lib = _load()
     _check_starts(wire, start, len(form))
     columns = np.array(sorted(regions), np.uint64).reshape(-1, 3).T.copy()
     held = [_array(ffi, column, np.uint64) for column in columns]
@@ -180,7 +180,7 @@ def handoff(wire: Bytes, start: Words) -> tuple[int, int]:
     Returns:
         Wall time and CPU time of both threads, in ns.
     """
-    ffi, lib = _core()
+    ffi, lib = _load()
     _check_starts(wire, start, len(start) - 1)
     wall, cpu = ffi.new("int64_t *"), ffi.new("int64_t *")
     error = lib.aero_handoff(
@@ -198,7 +198,7 @@ class Siblings(AbstractContextManager["Siblings"]):
         self._running: Any = None
 
     def __enter__(self) -> "Siblings":
-        ffi, lib = _core()
+        ffi, lib = _load()
         error = ffi.new("int *")
         if self._cpus:
             self._running = lib.aero_siblings_start(len(self._cpus), self._cpus, error)
@@ -212,7 +212,7 @@ class Siblings(AbstractContextManager["Siblings"]):
         trace: TracebackType | None,
     ) -> None:
         if self._running is not None:
-            _core()[1].aero_siblings_stop(self._running)
+            _load()[1].aero_siblings_stop(self._running)
             self._running = None
 
 
@@ -220,7 +220,7 @@ class _Arguments(AbstractContextManager[tuple[Any, Any, Any]]):
     """Keeps the C views of memory, operations and rules alive during a call."""
 
     def __init__(self, memory: Memory, operations: Operations, rules: dict[int, Rule]) -> None:
-        ffi = _core()[0]
+        ffi = _load()[0]
         size = len(operations.advice)
         if not size == len(operations.offset_bytes) == len(operations.length_bytes):
             raise ValueError("the arrays of operations differ in length")
@@ -242,7 +242,7 @@ class _Arguments(AbstractContextManager[tuple[Any, Any, Any]]):
         return None
 
 
-def _core() -> tuple[Any, Any]:
+def _load() -> tuple[Any, Any]:
     try:
         from replay.native._core import ffi, lib
     except ImportError as error:
@@ -255,7 +255,7 @@ def _core() -> tuple[Any, Any]:
 
 
 def _memory(memory: Memory) -> Any:
-    ffi = _core()[0]
+    ffi = _load()[0]
     return ffi.new(
         "struct aero_memory *",
         [ffi.cast("uint8_t *", memory.base), memory.size_bytes, memory.fd],

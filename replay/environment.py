@@ -1,0 +1,174 @@
+"""The machine a replay ran on: what must agree before results are compared, and what is shaky."""
+
+import os
+import platform
+from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A machine's fingerprint. Empty text means that the machine does not say."""
+
+    kernel: str
+    architecture: str
+    cpu_model: str
+    cpus: int
+    cpus_allowed: int
+    governor: str
+    turbo: str
+    smt: str
+    mitigations: str
+    thp: str
+    shmem_thp: str
+    memory_bytes: int
+    swap_bytes: int
+    available_bytes: int
+    load_1min: float
+    virtualisation: str
+    python: str
+    libc: str
+    numpy: str
+    scipy: str
+    pyarrow: str
+
+
+CHECKED = (
+    "kernel",
+    "architecture",
+    "cpu_model",
+    "cpus",
+    "cpus_allowed",
+    "governor",
+    "turbo",
+    "smt",
+    "mitigations",
+    "thp",
+    "shmem_thp",
+    "virtualisation",
+)
+"""Keys that must agree for two results to be comparable. Memory size, load and library versions are
+kept for the reader: they do not change what the kernel does with one operation."""
+
+
+def fingerprint(root: Path = Path("/")) -> Environment:
+    """Read this machine's fingerprint.
+
+    Args:
+        root: Directory that holds proc and sys; another one in tests.
+    """
+    cpu = root / "sys/devices/system/cpu"
+    meminfo = _table(root / "proc/meminfo")
+    cpuinfo = _table(root / "proc/cpuinfo")
+    load = _text(root / "proc/loadavg").split()
+    return Environment(
+        kernel=platform.release(),
+        architecture=platform.machine(),
+        cpu_model=cpuinfo.get("model name", ""),
+        cpus=os.cpu_count() or 1,
+        cpus_allowed=len(os.sched_getaffinity(0)),
+        governor=_text(cpu / "cpu0/cpufreq/scaling_governor"),
+        turbo=_text(cpu / "intel_pstate/no_turbo") or _text(cpu / "cpufreq/boost"),
+        smt=_text(cpu / "smt/control"),
+        mitigations="; ".join(_mitigations(cpu / "vulnerabilities")),
+        thp=_chosen(_text(root / "sys/kernel/mm/transparent_hugepage/enabled")),
+        shmem_thp=_chosen(_text(root / "sys/kernel/mm/transparent_hugepage/shmem_enabled")),
+        memory_bytes=_kib(meminfo, "MemTotal"),
+        swap_bytes=_kib(meminfo, "SwapTotal"),
+        available_bytes=_kib(meminfo, "MemAvailable"),
+        load_1min=float(load[0]) if load else 0.0,
+        virtualisation=_virtualisation(root, cpuinfo),
+        python=platform.python_version(),
+        libc=" ".join(platform.libc_ver()),
+        numpy=metadata.version("numpy"),
+        scipy=metadata.version("scipy"),
+        pyarrow=metadata.version("pyarrow"),
+    )
+
+
+def differences(base: Environment, candidate: Environment) -> tuple[str, ...]:
+    """Say which checked keys differ, one sentence each."""
+    return tuple(
+        f"{field.name} is {old!r} in the baseline and {new!r} in the candidate"
+        for field in fields(Environment)
+        if field.name in CHECKED
+        and (old := getattr(base, field.name)) != (new := getattr(candidate, field.name))
+    )
+
+
+def stability_warnings(environment: Environment, siblings: int) -> tuple[str, ...]:
+    """What may make times on this machine vary, and what to do about it.
+
+    Args:
+        environment: The machine.
+        siblings: Threads that spin beside the executing one.
+    """
+    found = []
+    busy = environment.load_1min
+    if busy > 0.5 * environment.cpus:
+        found.append(
+            f"load is {busy:.2f} on {environment.cpus} CPUs: stop other work, replay again"
+        )
+    if environment.governor not in ("", "performance"):
+        found.append(
+            f"the CPU governor is {environment.governor}: "
+            "`cpupower frequency-set -g performance` keeps the clock steady"
+        )
+    if environment.turbo == "0" and "intel" in environment.cpu_model.lower():
+        found.append("turbo is on: write 1 to intel_pstate/no_turbo to keep the clock steady")
+    if environment.virtualisation:
+        found.append(
+            f"this machine is a virtual one ({environment.virtualisation}): "
+            "its host can take CPUs away unseen; use more runs and look at the intervals"
+        )
+    if siblings >= environment.cpus_allowed:
+        found.append(
+            f"{siblings} siblings and the replay share {environment.cpus_allowed} CPUs: "
+            f"use --siblings {environment.cpus_allowed - 1} or fewer"
+        )
+    if environment.swap_bytes:
+        found.append("swap is on: pages may leave while they are measured; `swapoff -a` avoids it")
+    return tuple(found)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _table(path: Path) -> dict[str, str]:
+    """`key : value` lines; the first of a key counts (cpuinfo repeats them for each CPU)."""
+    table: dict[str, str] = {}
+    for line in _text(path).splitlines():
+        key, _, value = line.partition(":")
+        table.setdefault(key.strip(), value.strip())
+    return table
+
+
+def _kib(table: dict[str, str], key: str) -> int:
+    number = table.get(key, "").split()
+    return int(number[0]) << 10 if number and number[0].isdigit() else 0
+
+
+def _chosen(text: str) -> str:
+    """The word in brackets of `always [madvise] never`."""
+    return text.partition("[")[2].partition("]")[0]
+
+
+def _mitigations(directory: Path) -> list[str]:
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError:
+        return []
+    states = ((name, _text(directory / name)) for name in names)
+    return [f"{name}: {state}" for name, state in states if state.startswith("Mitigation")]
+
+
+def _virtualisation(root: Path, cpuinfo: dict[str, str]) -> str:
+    """What the machine runs on: the firmware's word for it, or just that there is a hypervisor."""
+    if "hypervisor" not in cpuinfo.get("flags", "").split():
+        return _text(root / "sys/hypervisor/type")
+    return _text(root / "sys/class/dmi/id/sys_vendor") or "hypervisor"
