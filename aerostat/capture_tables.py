@@ -1,8 +1,14 @@
 """Draws what a capture says: stages, ledger, losses, probes, runs and residency."""
 
+from collections.abc import Sequence
+
 from aerostat import render
+from aerostat.shape import Residency, RunLengths
 from tracer.ledger import Ledger
 from tracer.stages import SEED_PERCENT, SEED_TOTAL_NS, Direction, StageTable
+from tracer.trace.findings import Finding
+from tracer.trace.manifest import Loss, Manifest
+from tracer.trace.schema import PAGE_BYTES
 
 SEED_RANGES_NS = 590_000_000
 """The seed's own inflate with {pfn|length} ranges and bulk advice, 7 of 8 GiB."""
@@ -40,6 +46,8 @@ def _draw_direction(direction: Direction) -> None:
         if seeded:
             cells += [render.percent(stage.seed_percent), render.ns(stage.seed_ns)]
         rows.append(cells)
+    other = ["   other: outside requests", "", render.ns(direction.other_ns)]
+    rows.append(other + [""] * (len(columns) - len(other)))
     render.draw(_title(direction), columns, rows)
     if seeded:
         _say_seed(direction)
@@ -73,4 +81,117 @@ def draw_ledger(ledger: Ledger) -> None:
         f"ledger: {verdict[ledger.balanced]}",
         ("<count of", "pages", "<status", "<source"),
         rows,
+    )
+
+
+def draw_head(path: str, manifest: Manifest) -> None:
+    """Say what was recorded, where, and whether the recording is whole."""
+    state = "complete" if manifest.complete else "NOT COMPLETE"
+    reason = f" ({manifest.end_reason})" if manifest.end_reason else ""
+    render.say(f"{path}: {state}{reason}, format {manifest.format_version}")
+    vm = manifest.vm
+    if vm is not None:
+        version = " ".join(part for part in (vm.vmm, vm.vmm_version) if part)
+        words = [vm.name, version or None, vm.accel, render.size(vm.memory_bytes) + " memory"]
+        words.append(f"{render.count(vm.vcpus)} vCPUs")
+        render.say("VM: " + ", ".join(word for word in words if word))
+        features = render.cell(vm.features, lambda names: ", ".join(names) or "none")
+        render.say(f"Balloon features: {features}")
+    for name, side in manifest.sides.items():
+        length = None if side.end_ns is None else side.end_ns - side.begin_ns
+        render.say(
+            f"{name.capitalize()}: kernel {side.kernel_release or '-'},"
+            f" {render.count(side.cpus)} CPUs, THP {side.thp or '-'},"
+            f" recorded for {render.ns(length)}"
+        )
+    if manifest.vm is not None and manifest.vm.accel == "tcg":
+        render.say("The guest was emulated: its own times are far longer than with KVM.")
+    render.say()
+
+
+def draw_losses(losses: Sequence[Loss]) -> None:
+    """Draw what is missing, or say that nothing is."""
+    if not losses:
+        render.say("Losses: none.")
+        render.say()
+        return
+    rows = [
+        (
+            loss.side,
+            loss.stream,
+            render.count(loss.count),
+            render.ns(None if loss.since_ns is None else loss.until_ns - loss.since_ns),
+        )
+        for loss in losses
+    ]
+    render.draw("LOSSES: events are missing", ("<side", "<events of", "count", "within"), rows)
+
+
+def draw_findings(findings: Sequence[Finding]) -> None:
+    """Draw what the checks found wrong with the trace; nothing if they found nothing."""
+    if findings:
+        rows = [(finding.severity, finding.code, finding.text) for finding in findings]
+        render.draw("checks", ("<severity", "<code", "<what"), rows)
+
+
+def draw_probes(manifest: Manifest) -> None:
+    """Draw every probe of every side with its measured cost."""
+    rows = [
+        (
+            name,
+            probe.point,
+            probe.way,
+            probe.status,
+            render.ns(probe.cost_ns),
+            render.count(probe.hits),
+            probe.reason or probe.target,
+        )
+        for name, side in manifest.sides.items()
+        for probe in side.probes
+    ]
+    if rows:
+        columns = (
+            "<side",
+            "<probe",
+            "<way",
+            "<status",
+            "cost of a hit",
+            "hits",
+            "<where, or why not",
+        )
+        render.draw("probes", columns, rows)
+
+
+def draw_runs(lengths: Sequence[RunLengths]) -> None:
+    """Draw how the requests name their pages."""
+    rows = [
+        (
+            item.queue.name.lower(),
+            item.side.name.lower(),
+            render.count(item.requests),
+            render.count(item.runs),
+            render.count(item.pages),
+            render.count(item.median_pages),
+            render.count(item.longest_pages),
+            render.percent(item.falling_percent),
+            render.percent(item.huge_percent),
+        )
+        for item in lengths
+    ]
+    if rows:
+        columns = ["<queue", "<seen by", "requests", "runs", "pages", "half the pages in runs of"]
+        columns += ["longest", "falling", "in runs >= 2 MiB"]
+        render.draw("runs of neighbouring pages", columns, rows)
+
+
+def say_residency(found: Residency | None) -> None:
+    """Say how much of guest memory was resident when the balloon began to move."""
+    if found is None:
+        render.say("Resident guest memory: -")
+        return
+    huge = render.cell(found.huge_pages, lambda pages: render.size(pages * PAGE_BYTES))
+    render.say(
+        f"Resident guest memory when the balloon began to move:"
+        f" {render.size(found.resident_pages * PAGE_BYTES)}"
+        f" of {render.size(found.pages * PAGE_BYTES)}, in huge pages: {huge}"
     )

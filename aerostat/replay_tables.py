@@ -1,0 +1,93 @@
+"""Draws what a replay measured: one row per strategy, the harness's own floor, and the fidelity."""
+
+from statistics import median
+
+from aerostat import render
+from replay.results import Fidelity, Results, StrategyResult
+from tracer.trace.schema import PAGE_BYTES
+
+REFERENCE = "qemu"
+"""Strategies are set beside this one where it was replayed: it is what most VMMs do today."""
+
+
+def draw_results(results: Results) -> None:
+    """Draw every strategy's medians, then what stands beside every result: fidelity and floor."""
+    _say_head(results)
+    columns = ["<strategy", "operations", "wire requests", "b send", "c translate", "d discard"]
+    columns += ["b+c+d", "from", "to", f"x {REFERENCE}", "freed", "harness in d"]
+    reference = _median_total_ns(results, REFERENCE)
+    rows = [_row(strategy, reference) for strategy in results.strategies]
+    render.draw(f"replay: medians of {results.settings.runs} runs", columns, rows)
+    if results.fidelity is not None:
+        render.say(fidelity_line(results.fidelity))
+    for warning in results.warnings:
+        render.say(f"Warning: {warning}")
+    render.say()
+
+
+def _say_head(results: Results) -> None:
+    trace, settings = results.trace, results.settings
+    render.say(
+        f"{trace.name}: {trace.requests:,} requests, {trace.pages:,} pages,"
+        f" {render.size(trace.memory_bytes)} of guest memory"
+    )
+    siblings = f"{settings.siblings} sibling threads" if settings.siblings else "no sibling threads"
+    thp = "with THP" if settings.thp else "without THP"
+    render.say(
+        f"Replayed {settings.requests_replayed:,} requests on {settings.backing} memory {thp},"
+        f" {siblings}, seed {settings.seed}, residency: {settings.residency},"
+        f" {render.size(settings.resident_bytes)} resident"
+    )
+    if settings.cut_reason:
+        render.say(f"Not the whole trace: {settings.cut_reason}")
+    if trace.lost_events or not trace.complete:
+        render.say(f"The trace is not whole: {trace.lost_events:,} events are known to be lost.")
+
+
+def _median_total_ns(results: Results, name: str) -> float | None:
+    for strategy in results.strategies:
+        if strategy.name == name and strategy.runs:
+            return median(run.total_ns for run in strategy.runs)
+    return None
+
+
+def _row(strategy: StrategyResult, reference_ns: float | None) -> list[str]:
+    runs = strategy.runs
+    if not runs:
+        counts = [render.count(strategy.operations), render.count(strategy.wire_requests)]
+        return [strategy.name, *counts, *([render.NOT_OBSERVED] * 9)]
+    totals = [run.total_ns for run in runs]
+    ratio = None if not reference_ns else median(totals) / reference_ns
+    return [
+        strategy.name,
+        render.count(strategy.operations),
+        render.count(strategy.wire_requests),
+        render.ns(median(run.send_ns for run in runs)),
+        render.ns(median(run.translate_ns for run in runs)),
+        render.ns(median(run.discard_ns for run in runs)),
+        render.ns(median(totals)),
+        render.ns(min(totals)),
+        render.ns(max(totals)),
+        render.cell(ratio, lambda value: f"{value:.3f}"),
+        render.size(round(median(run.freed_pages for run in runs)) * PAGE_BYTES),
+        render.ns(median(run.floor_ns for run in runs)),
+    ]
+
+
+def fidelity_line(fidelity: Fidelity) -> str:
+    """Say in one line how closely the replay reproduces what was recorded."""
+    if fidelity.exact is None:
+        count = "operations not observed in the trace"
+    else:
+        same = "the same" if fidelity.exact else "NOT the same"
+        captured = render.count(fidelity.captured_operations)
+        count = f"{same} operations ({captured} recorded, {fidelity.planned_operations:,} planned)"
+    if fidelity.ratio is None:
+        time = "time not comparable"
+    else:
+        time = (
+            f"{fidelity.ratio:.2f} of the recorded discard time"
+            f" ({render.ns(fidelity.replayed_discard_ns)} of {render.ns(fidelity.captured_discard_ns)})"
+        )
+    note = f"; {fidelity.note}" if fidelity.note else ""
+    return f"Fidelity of {fidelity.strategy}: {count}, {time}{note}."

@@ -1,0 +1,90 @@
+"""`aerostat show`: what a trace says."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aerostat.options import TRACE, json_option
+from tracer.trace.errors import ExitCode
+
+if TYPE_CHECKING:
+    from tracer.ledger import Ledger
+    from tracer.stages import StageTable
+    from tracer.trace.reader import Trace
+
+
+@click.command("show")
+@click.argument("trace", type=TRACE)
+@json_option
+def command(trace: Path, as_json: bool) -> int:
+    r"""Show where the time of TRACE went, beside the seed's own table, and whether it adds up.
+
+    Works on a trace of one side. What was not observed is printed as `-`. Exit code 5 means the
+    trace is not complete, has losses or does not balance.
+
+    \b
+    Examples:
+      aerostat show host.balloon
+      aerostat show --json host.balloon
+    """
+    from tracer.ledger import ledger
+    from tracer.stages import stage_table
+    from tracer.trace.reader import open_trace
+
+    opened = open_trace(trace)
+    stages = stage_table(opened)
+    account = ledger(opened)
+    if as_json:
+        from aerostat.output import emit_json
+
+        emit_json(document(trace, opened, stages, account))
+    else:
+        draw(trace, opened, stages, account)
+    whole = opened.is_complete and not opened.losses and account.balanced is not False
+    return ExitCode.OK if whole else ExitCode.CAPTURE_INCOMPLETE
+
+
+def draw(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger") -> None:
+    """Draw all tables of a trace."""
+    from aerostat import capture_tables as tables
+    from aerostat.shape import residency, run_lengths
+
+    tables.draw_head(str(path), trace.manifest)
+    tables.draw_stages(stages)
+    tables.draw_ledger(account)
+    tables.draw_losses(trace.losses)
+    tables.draw_probes(trace.manifest)
+    tables.draw_runs(run_lengths(trace))
+    tables.say_residency(residency(trace))
+
+
+def document(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger") -> dict[str, Any]:
+    """Make the JSON document that docs/cli.md describes."""
+    from aerostat.output import plain
+    from aerostat.shape import residency, run_lengths
+
+    manifest = trace.manifest
+    directions = []
+    for direction in stages.directions:
+        entry = plain(direction)
+        for stage, item in zip(direction.stages, entry["stages"], strict=True):
+            item["ns_per_page"] = stage.ns_per_page
+            item["corrected_ns_per_page"] = stage.corrected_ns_per_page
+        directions.append(entry)
+    return {
+        "trace": str(path),
+        "format_version": manifest.format_version,
+        "session_id": manifest.session_id,
+        "complete": trace.is_complete,
+        "end_reason": manifest.end_reason,
+        "scenario": manifest.scenario,
+        "vm": plain(manifest.vm),
+        "sides": plain(manifest.sides),
+        "losses": plain(trace.losses),
+        "stages": directions,
+        "clock": plain(stages.clock),
+        "ledger": plain(account),
+        "runs": plain(run_lengths(trace)),
+        "residency": plain(residency(trace)),
+    }
