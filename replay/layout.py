@@ -1,4 +1,7 @@
-"""Where a guest page lies in the replayed memory: the regions of guest memory, laid end to end."""
+"""Where a guest page lies in the replayed memory: guest regions, one after the other.
+
+A slot is left free where two regions would touch, so that no run of pages ever joins two mappings.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +54,17 @@ class Layout:
         if not 0 < len(regions) <= MAX_REGIONS:
             raise _refuse(f"{len(regions)} regions; 1 to {MAX_REGIONS} are accepted")
         self.regions = tuple(sorted(regions, key=lambda region: region.gpa))
-        starts, ends, bases = [], [], []
+        starts: list[int] = []
+        ends: list[int] = []
+        bases: list[int] = []
         free_page = 0
         for region in self.regions:
             first, pages, slot, phase = _checked(region)
             if ends and first < ends[-1]:
                 raise _refuse(f"region {region.name!r} overlaps the one before it")
             base = -(-free_page // slot) * slot + phase
+            if ends and base == free_page:
+                base += slot
             starts.append(first)
             ends.append(first + pages)
             bases.append(base)
@@ -92,7 +99,12 @@ class Layout:
         """
         region = np.searchsorted(self.start_pfn, pfns, side="right") - 1
         inside = (region >= 0) & (pfns < self.end_pfn[region])
-        return np.where(inside, pfns - self.start_pfn[region] + self.base_page[region], -1)
+        return np.where(inside, pfns + (self.base_page - self.start_pfn)[region], -1)
+
+    def pfns_of(self, pages: Int64s) -> Int64s:
+        """Translate pages of guest memory back to PFNs: the inverse of `pages_of`."""
+        region = np.searchsorted(self.base_page, pages, side="right") - 1
+        return pages + (self.start_pfn - self.base_page)[region]
 
     def clip(self, start: Int64s, pages: Int64s) -> Clipped:
         """Cut runs of PFNs to guest memory and at the borders of regions, in their order.

@@ -115,7 +115,9 @@ def merge(start: Int64s, pages: Int64s) -> Runs:
         start, pages = start[kept], pages[kept]
     if len(start) == 0:
         return empty()
-    if (np.diff(start) < 0).any():
+    if (start[1:] < start[:-1]).any():
+        if int(pages.sum()) <= 2 * len(start):
+            return compact(decode_runs(start, pages))  # sorting values is cheaper than pairs
         order = np.argsort(start, kind="stable")
         start, pages = start[order], pages[order]
     reach = np.maximum.accumulate(start + pages)

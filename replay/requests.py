@@ -138,7 +138,7 @@ def load_requests(trace: Trace) -> Requests:
     """
     table = trace.table("requests")
     host = pc.equal(table["side"], int(Side.HOST))
-    clocks = ("send_ns", "kick_ns", "begin_ns")
+    clocks: tuple[str, ...] = ("send_ns", "kick_ns", "begin_ns")
     if pc.any(host).as_py():
         table, clocks = table.filter(host), ("pop_ns", "push_ns")
     seq = table["seq"].to_numpy()
