@@ -4,12 +4,14 @@ Everything is imported when it is first used, so `import aerostat` is quick and 
 nor BCC, nor a virtual machine.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from replay.compare import compare
     from replay.results import load_results
-    from replay.schedule import replay_trace
+    from replay.schedule import ReplayOptions
+    from replay.schedule import replay_trace as replay
     from tracer.join import join
     from tracer.ledger import ledger
     from tracer.stages import stage_table
@@ -17,38 +19,39 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "compare": "replay.compare",
-    "join": "tracer.join",
-    "ledger": "tracer.ledger",
-    "load_results": "replay.results",
-    "open_trace": "tracer.trace.reader",
-    "replay_trace": "replay.schedule",
-    "stage_table": "tracer.stages",
-}
-
 __all__ = [
+    "ReplayOptions",
     "compare",
     "join",
     "ledger",
     "load_results",
     "open_trace",
-    "replay_trace",
+    "replay",
     "stage_table",
 ]
+
+_HOME = {
+    "ReplayOptions": ("replay.schedule", "ReplayOptions"),
+    "compare": ("replay.compare", "compare"),
+    "join": ("tracer.join", "join"),
+    "ledger": ("tracer.ledger", "ledger"),
+    "load_results": ("replay.results", "load_results"),
+    "open_trace": ("tracer.trace.reader", "open_trace"),
+    "replay": ("replay.schedule", "replay_trace"),
+    "stage_table": ("tracer.stages", "stage_table"),
+}
+"""Public name -> module and attribute."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562)."""
-    module = _HOME.get(name)
-    if module is None:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    value = getattr(importlib.import_module(module), name)
+    module, attribute = _HOME[name]
+    value = getattr(import_module(module), attribute)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

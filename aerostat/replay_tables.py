@@ -85,9 +85,8 @@ def fidelity_line(fidelity: Fidelity) -> str:
     if fidelity.ratio is None:
         time = "time not comparable"
     else:
-        time = (
-            f"{fidelity.ratio:.2f} of the recorded discard time"
-            f" ({render.ns(fidelity.replayed_discard_ns)} of {render.ns(fidelity.captured_discard_ns)})"
-        )
+        replayed, captured = fidelity.replayed_discard_ns, fidelity.captured_discard_ns
+        times = f"{render.ns(replayed)} of {render.ns(captured)}"
+        time = f"{fidelity.ratio:.2f} of the recorded discard time ({times})"
     note = f"; {fidelity.note}" if fidelity.note else ""
     return f"Fidelity of {fidelity.strategy}: {count}, {time}{note}."

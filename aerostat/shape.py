@@ -81,7 +81,7 @@ def _lengths(rows: pa.Table) -> Int64s:
     chunks = [chunk.flatten().field("pages") for chunk in rows.column("runs").chunks]
     arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
     lengths: Int64s = np.concatenate([np.empty(0, np.int64), *arrays]).astype(np.int64)
-    return lengths[lengths != 0]
+    return np.extract(lengths != 0, lengths)
 
 
 def _summary(queue: Queue, side: Side, requests: int, lengths: Int64s) -> RunLengths:
