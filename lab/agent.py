@@ -143,7 +143,9 @@ class GuestAgent:
         try:
             message = json.loads(line)
         except ValueError as error:
-            raise AgentError("the guest sent something that is not JSON", reason=str(error)) from error
+            raise AgentError(
+                "the guest sent something that is not JSON", reason=str(error)
+            ) from error
         if not isinstance(message, dict):
             raise AgentError("the guest sent something that is not an object")
         return message
@@ -176,4 +178,6 @@ def _decode(text: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
-        raise AgentError("the guest sent a file part that is not base64", reason=str(error)) from error
+        raise AgentError(
+            "the guest sent a file part that is not base64", reason=str(error)
+        ) from error

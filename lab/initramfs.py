@@ -95,8 +95,10 @@ def build_initramfs(kernel: Kernel, project: Path) -> bytes:
     archive.link("bin/sh", "busybox")
     for name in ("dev", "proc", "sys", "lower", "upper", "root"):
         archive.directory(name)
+    builtin = {Path(n).stem for n in (kernel.modules / "modules.builtin").read_text().split()}
     for position, name in enumerate(MODULES):
-        archive.file(f"modules/{position:02d}-{name}.ko", _module(kernel, name))
+        if name not in builtin:
+            archive.file(f"modules/{position:02d}-{name}.ko", _module(kernel, name))
     for path, relative in project_files(project):
         archive.file(f"project/{relative}", path.read_bytes(), int(path.stat().st_mtime))
     return archive.close()
@@ -117,7 +119,9 @@ def _busybox() -> Path:
     path = Path(found)
     if b"/lib64/ld-linux" in path.read_bytes()[:4096]:
         reason = f"{found} needs shared libraries, which the first file system lacks"
-        raise AerostatError("busybox is not static", reason=reason, remedy="apt install busybox-static")
+        raise AerostatError(
+            "busybox is not static", reason=reason, remedy="apt install busybox-static"
+        )
     return path
 
 

@@ -1,0 +1,171 @@
+"""The two recorders of a lab session: one process in the guest, one thread on the host."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from lab.errors import LabError
+from lab.vm import LabVm
+from tracer.trace.errors import AerostatError
+from tracer.trace.progress import Progress
+
+READY_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 120.0
+_BUNDLE = "/tmp/guest.balloon"
+_READY = "/tmp/guest.ready"
+_LOG = "/tmp/guest-recorder.log"
+_FINISHED = (0, 5)
+"""Exit codes that leave a trace: complete, and complete but for named losses."""
+
+
+class GuestRecorder:
+    """`aerostat record --guest`, run in the guest from this checkout.
+
+    Args:
+        vm: A booted VM. One recorder at a time may run in it.
+    """
+
+    def __init__(self, vm: LabVm) -> None:
+        self._agent = vm.agent
+        self._pid: int | None = None
+
+    def start(self) -> None:
+        """Start it; returns at once, long before its probes are attached."""
+        self._agent.run(["/bin/sh", "-c", f"rm -rf {_BUNDLE} {_READY}"])
+        argv = [self._agent.python, "-m", "aerostat", "record", "--guest", "--quiet", "--force"]
+        self._pid = self._agent.spawn([*argv, "-o", _BUNDLE, "--ready-file", _READY], _LOG)
+
+    def wait_ready(self) -> None:
+        """Wait until its probes are attached.
+
+        Raises:
+            LabError: It ended, or took too long; the reason is the last it said.
+        """
+        assert self._pid is not None
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not self._agent.exists(_READY):
+            status = self._agent.wait(self._pid, 0.05)
+            if status is not None:
+                raise self._failed(f"ended with status {status} before it was ready")
+            if time.monotonic() > deadline:
+                raise self._failed(f"was not ready after {READY_TIMEOUT_S:.0f} s")
+
+    def stop(self) -> None:
+        """Interrupt it and wait for its clean end.
+
+        Raises:
+            LabError: It failed, or did not end.
+        """
+        assert self._pid is not None
+        self._agent.signal(self._pid, "SIGINT")
+        status = self._agent.wait(self._pid, STOP_TIMEOUT_S)
+        if status is None:
+            raise self._failed(f"did not end within {STOP_TIMEOUT_S:.0f} s of its interrupt")
+        if status not in _FINISHED:
+            raise self._failed(f"ended with status {status}")
+
+    def copy_out(self, target: Path) -> None:
+        """Copy the bundle it wrote to a new directory on the host."""
+        self._agent.copy_out(_BUNDLE, target)
+
+    def _failed(self, what: str) -> LabError:
+        log = self._agent.read_file(_LOG)[-3000:].decode(errors="replace").strip()
+        return LabError(f"the guest's recorder {what}", reason=log or "it said nothing")
+
+
+class HostRecorder:
+    """`record_host` in a thread of its own.
+
+    Args:
+        record: Runs the capture until the event is set, and calls its second argument when every
+            probe is attached.
+    """
+
+    def __init__(self, record: Callable[[threading.Event, Callable[[], None]], Path]) -> None:
+        self._record = record
+        self._stop = threading.Event()
+        self._settled = threading.Event()
+        self._ready = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="host-recorder", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(STOP_TIMEOUT_S)
+
+    def wait_ready(self) -> None:
+        """Wait until its probes are attached.
+
+        Raises:
+            AerostatError: What the capture raised, or it took too long.
+        """
+        if not self._settled.wait(READY_TIMEOUT_S):
+            raise LabError(f"the host's recorder was not ready after {READY_TIMEOUT_S:.0f} s")
+        if not self._ready:
+            self._raise("ended before it was ready")
+
+    def stop(self) -> None:
+        """End the capture and wait for its trace to be closed.
+
+        Raises:
+            AerostatError: What the capture raised, or it did not end.
+        """
+        self._stop.set()
+        self._thread.join(STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            raise LabError(f"the host's recorder did not end within {STOP_TIMEOUT_S:.0f} s")
+        if self._error is not None:
+            self._raise("failed")
+
+    def _run(self) -> None:
+        try:
+            self._record(self._stop, self._on_ready)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._settled.set()
+
+    def _on_ready(self) -> None:
+        self._ready = True
+        self._settled.set()
+
+    def _raise(self, what: str) -> None:
+        if isinstance(self._error, AerostatError):
+            raise self._error
+        raise LabError(f"the host's recorder {what}", reason=repr(self._error)) from self._error
+
+
+def host_recorder(
+    vm: LabVm, output: Path, progress: Progress, *, detail: str, force: bool
+) -> HostRecorder:
+    """Return a recorder of the host side of a booted VM, not yet started.
+
+    Args:
+        vm: The VM; its pid is traced and its monitor asked for `actual`.
+        output: The bundle to write.
+        progress: Told what the recorder does.
+        detail: How much of the discards to keep (`requests`, `discards`, `calls`).
+        force: Replace an existing bundle.
+    """
+
+    def record(stop: threading.Event, ready: Callable[[], None]) -> Path:
+        from tracer.host import HostOptions, record_host
+
+        options = HostOptions(
+            pid=vm.pid,
+            output=output,
+            detail=detail,
+            force=force,
+            ready=ready,
+            actual_bytes=vm.qmp.query_balloon,
+            vm_name=vm.options.name,
+        )
+        return record_host(options, progress, stop)
+
+    return HostRecorder(record)
