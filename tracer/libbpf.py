@@ -19,6 +19,7 @@ _KIND_FUNC = 12
 _BPF_PROG_TYPE_TRACING = 26
 BPF_TRACE_FENTRY = 24
 BPF_TRACE_FEXIT = 25
+_LOG_BYTES = 8 << 20
 _BTF_DIRECTORY = Path("/sys/kernel/btf")
 
 
@@ -189,6 +190,37 @@ def _module_btf_fd(module: str) -> int:
     raise ProbeError(f"the kernel holds no type information of module {module}")
 
 
+def _load_tracing(instructions: bytes, options: _LoadOptions, function: str) -> int:
+    def load() -> int:
+        return int(
+            _library().bpf_prog_load(
+                _BPF_PROG_TYPE_TRACING,
+                b"aerostat",
+                b"GPL",
+                instructions,
+                len(instructions) // 8,
+                ctypes.byref(options),
+            )
+        )
+
+    program = load()
+    if program >= 0:
+        return program
+    reason = os.strerror(ctypes.get_errno())
+    # Only now ask for the verifier's words: a log that does not fit fails a load that would pass.
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+    options.log_level, options.log_size = 1, len(log)
+    options.log_buf = ctypes.cast(log, c_char_p)
+    program = load()
+    if program >= 0:
+        return program
+    lines = log.value.decode(errors="replace").strip().splitlines()
+    raise ProbeError(
+        f"cannot load an fentry program for {function}",
+        reason=f"{reason}: {lines[-1]}" if lines else reason,
+    )
+
+
 def attach_tracing(instructions: bytes, btf: Btf, function: str, attach_type: int) -> int:
     """Load a compiled program as fentry or fexit of a kernel or module function and attach it.
 
@@ -207,30 +239,13 @@ def attach_tracing(instructions: bytes, btf: Btf, function: str, attach_type: in
     number, owner = btf.function_id(function), btf.module
     if number is None:
         raise ProbeError(f"cannot attach fentry to {function}", reason="not in the kernel's BTF")
-    log = ctypes.create_string_buffer(65536)
     options = _LoadOptions(
         sz=ctypes.sizeof(_LoadOptions), expected_attach_type=attach_type, attach_btf_id=number
     )
     # A function that vmlinux defines has an id below the module's own; 0 names vmlinux.
     if owner and Btf().function_id(function) != number:
         options.attach_btf_obj_fd = _module_btf_fd(owner)
-    options.log_level, options.log_size = 1, len(log)
-    options.log_buf = ctypes.cast(log, c_char_p)
-    program = _library().bpf_prog_load(
-        _BPF_PROG_TYPE_TRACING,
-        b"aerostat",
-        b"GPL",
-        instructions,
-        len(instructions) // 8,
-        ctypes.byref(options),
-    )
-    if program < 0:
-        lines = log.value.decode(errors="replace").strip().splitlines()
-        reason = os.strerror(ctypes.get_errno())
-        raise ProbeError(
-            f"cannot load an fentry program for {function}",
-            reason=f"{reason}: {lines[-1]}" if lines else reason,
-        )
+    program = _load_tracing(instructions, options, function)
     link = int(_library().bpf_link_create(program, 0, attach_type, None))
     error = ctypes.get_errno()
     os.close(program)

@@ -37,7 +37,10 @@ def find_regions(vmm: Vmm) -> tuple[Region, ...]:
     ram = guest_ram(vmm)
     low_bytes = below_4g_bytes(vmm.machine, vmm.memory_bytes)
     page_bytes = _kernel_page_bytes(vmm.pid, ram)
-    parts = [(0, ram.start, low_bytes), (_FOUR_GIB, ram.start + low_bytes, vmm.memory_bytes - low_bytes)]
+    parts = [
+        (0, ram.start, low_bytes),
+        (_FOUR_GIB, ram.start + low_bytes, vmm.memory_bytes - low_bytes),
+    ]
     return tuple(
         Region(
             name="below-4g" if gpa == 0 else "above-4g",
@@ -82,4 +85,21 @@ class MemoryMap:
             offset = hva.astype(np.int64) - region.hva
             inside = (offset >= 0) & (offset < region.length_bytes)
             found[inside] = offset[inside] + region.gpa
+        return found
+
+    def gpa_of_offset(self, offset: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """Translate offsets into the file behind guest memory to guest-physical addresses.
+
+        Regions lie in that file one after the other, in GPA order.
+
+        Returns:
+            int64[n], -1 where an offset is past the end.
+        """
+        found = np.full(len(offset), -1, np.int64)
+        begin = 0
+        for region in self.regions:
+            within = offset.astype(np.int64) - begin
+            inside = (within >= 0) & (within < region.length_bytes)
+            found[inside] = within[inside] + region.gpa
+            begin += region.length_bytes
         return found

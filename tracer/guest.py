@@ -1,0 +1,211 @@
+"""Records the balloon from inside the guest: the driver's requests, why they were made, when."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tracer import decode, guest_probes
+from tracer.attach import Attachment
+from tracer.capture import (
+    CaptureOptions,
+    Gather,
+    LossCounter,
+    Records,
+    Source,
+    require_root,
+    run_loop,
+)
+from tracer.errors import ProbeError
+from tracer.guest_probes import DriverLayout
+from tracer.libbpf import Btf
+from tracer.loader import Program
+from tracer.machine import balloon_counters, clock_anchor, probe_record, read_text, side_info
+from tracer.ring import Ring
+from tracer.trace.errors import AerostatError
+from tracer.trace.manifest import Manifest, ProbeRecord
+from tracer.trace.progress import Progress, silent
+from tracer.trace.schema import SAMPLES, Caller, Mark, Side
+from tracer.trace.writer import TraceWriter
+
+_DRIVER = Path("/sys/bus/virtio/drivers/virtio_balloon")
+
+
+@dataclass(frozen=True, slots=True)
+class GuestOptions(CaptureOptions):
+    """What the guest's recorder is told; `fentry` None tries fentry and falls back to kprobes."""
+
+    fentry: bool | None = None
+
+
+def record_guest(
+    options: GuestOptions, progress: Progress = silent, stop: threading.Event | None = None
+) -> Path:
+    """Record this kernel's balloon driver until `stop` is set or the duration has passed.
+
+    Args:
+        options: Where to record to.
+        progress: Told how many requests were recorded.
+        stop: Set it to end the capture.
+
+    Returns:
+        The bundle. What was lost is in its manifest, never an error here.
+
+    Raises:
+        MissingPrivilegeError: Not root, no BCC, no BTF, no balloon driver, or no probe attaches.
+        TraceError: The bundle exists or cannot be written.
+    """
+    require_root("the balloon driver")
+    if not _DRIVER.exists():
+        raise ProbeError(
+            "this machine has no virtio balloon",
+            reason=f"{_DRIVER} is absent",
+            remedy="run inside a guest, or record a VM from its host with --pid",
+        )
+    layout = guest_probes.driver_layout(Btf(guest_probes.MODULE))
+    with TraceWriter(options.output, Side.GUEST, force=options.force) as writer:
+        with _GuestCapture(layout, options, writer, progress) as capture:
+            return capture.run(stop or threading.Event(), progress)
+
+
+def attach_driver(
+    layout: DriverLayout, *, fentry: bool | None = None
+) -> tuple[Program, list[Attachment]]:
+    """Compile and attach the guest's probes, by fentry where the kernel takes it, else by kprobe.
+
+    Args:
+        layout: Offsets of the running kernel.
+        fentry: True or False to insist on one of the two.
+
+    Raises:
+        MissingPrivilegeError: Neither way attaches.
+    """
+    refused: AerostatError | None = None
+    for trampoline in (True, False) if fentry is None else (fentry,):
+        program = guest_probes.compile_guest(layout, fentry=trampoline)
+        try:
+            return program, guest_probes.attach_guest(program, layout, fentry=trampoline)
+        except AerostatError as error:
+            program.close()
+            refused = error
+    raise refused or ProbeError("no way to attach the driver's probes")
+
+
+class _GuestCapture:
+    """The attached probes of the driver, their ring, and the trace they go to."""
+
+    def __init__(
+        self,
+        layout: DriverLayout,
+        options: GuestOptions,
+        writer: TraceWriter,
+        progress: Progress,
+    ) -> None:
+        self._options, self._writer = options, writer
+        self._next_seq = 0
+        self._strangers = 0
+        self._batch = Gather(self._write_requests)
+        self._resources = contextlib.ExitStack()
+        with self._resources:
+            progress("compile and attach")
+            self._program, self._attached = attach_driver(layout, fentry=options.fentry)
+            self._resources.callback(self._program.close)
+            self._requests = Ring(
+                self._program.map_fd("requests"), guest_probes.RING_BYTES, decode.GUEST_REQUEST
+            )
+            self._resources.callback(self._requests.close)
+            self._resources = self._resources.pop_all()
+
+    def __enter__(self) -> _GuestCapture:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._resources.close()
+
+    def run(self, stop: threading.Event, progress: Progress) -> Path:
+        """Record, then close the trace."""
+        begin, counted = clock_anchor(), balloon_counters()
+        self._writer.mark(Mark.ATTACH, begin[0], text="virtio_balloon")
+        losses = LossCounter(self._writer, self._lost)
+        source = Source(self._drain, self._sample, self._lost, lambda: True)
+        self._options.ready()
+        reason = run_loop(source, losses, self._options, stop, progress)
+        counters = self._counters(counted, balloon_counters())
+        self._program.detach()
+        self._drain()
+        self._batch.flush()
+        losses.check()
+        self._writer.mark(Mark.DETACH, time.monotonic_ns())
+        counters["lost_requests"] = self._lost()["requests"]
+        side = side_info(begin=begin, detail="requests", probes=self._probes(), counters=counters)
+        self._writer.close(Manifest(sides={"guest": side}, complete=True, end_reason=reason))
+        return self._options.output
+
+    def _drain(self) -> int:
+        return self._batch.add(self._requests.read())
+
+    def _write_requests(self, records: Records) -> None:
+        known = records["queue"] != decode.UNKNOWN_QUEUE
+        self._strangers += int(np.count_nonzero(~known))
+        records = records[known]
+        self._writer.append("requests", decode.guest_requests(records, self._next_seq))
+        self._next_seq += len(records)
+        self._mark_events(records)
+
+    def _mark_events(self, records: Records) -> None:
+        """Write the marks that requests carry with them: waits for memory, OOM, migration."""
+        for record in records[records["puffs"] > 0]:
+            self._writer.mark(
+                Mark.OUT_OF_PUFF,
+                int(record["send_ns"]),
+                since_ns=int(record["begin_ns"]) or None,
+                value=int(record["puffs"]),
+                text="allocation failed; slept",
+            )
+        for caller, mark in ((Caller.OOM, Mark.OOM_DEFLATE), (Caller.MIGRATION, Mark.MIGRATION)):
+            for record in records[records["caller"] == caller]:
+                self._writer.mark(mark, int(record["send_ns"]), value=int(record["total"]))
+
+    def _sample(self) -> None:
+        counted = balloon_counters()
+        memory = dict(
+            line.split(":", 1) for line in (read_text("/proc/meminfo") or "").splitlines()
+        )
+        available = memory.get("MemAvailable", "").split()
+        pressure = (read_text("/proc/pressure/memory") or "").partition("total=")[2].split()
+        row = {
+            "side": Side.GUEST,
+            "ts_ns": time.monotonic_ns(),
+            "mem_available_bytes": int(available[0]) * 1024 if available else None,
+            "balloon_inflate_pages": counted.get("balloon_inflate"),
+            "balloon_deflate_pages": counted.get("balloon_deflate"),
+            "psi_some_us": int(pressure[0]) if pressure else None,
+        }
+        self._writer.append("samples", pa.RecordBatch.from_pylist([row], schema=SAMPLES))
+
+    def _lost(self) -> dict[str, int]:
+        return {"requests": self._program.counter(guest_probes.LOST_REQUESTS) + self._strangers}
+
+    @staticmethod
+    def _counters(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+        counters = {f"vmstat_{name}_begin": value for name, value in before.items()}
+        return counters | {f"vmstat_{name}_end": value for name, value in after.items()}
+
+    def _probes(self) -> list[ProbeRecord]:
+        indices = {
+            "send": guest_probes.HIT_TELL,
+            "report": guest_probes.HIT_REPORT,
+            "kick": guest_probes.HIT_KICK,
+            "ack": guest_probes.HIT_ACK,
+        }
+        hits = {name: self._program.counter(index) for name, index in indices.items()}
+        return [
+            probe_record(attachment, None, hits.get(attachment.point.name.partition("-")[0]))
+            for attachment in self._attached
+        ]

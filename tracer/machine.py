@@ -1,0 +1,100 @@
+"""What a trace says of the kernel that it was recorded on."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from tracer.attach import Attachment
+from tracer.trace.manifest import ProbeRecord, SideInfo
+
+_BALLOON_COUNTERS = ("balloon_inflate", "balloon_deflate", "balloon_migrate")
+
+
+def clock_anchor() -> tuple[int, int]:
+    """Read CLOCK_MONOTONIC and CLOCK_REALTIME as nearly at once as can be, in ns."""
+    before = time.monotonic_ns()
+    realtime = time.time_ns()
+    return (before + time.monotonic_ns()) // 2, realtime
+
+
+def read_text(path: str) -> str | None:
+    """Return a small file's text without its final newline, or None where it cannot be read."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def thp_setting() -> str | None:
+    """Return the transparent-huge-page setting in force: always, madvise or never."""
+    text = read_text("/sys/kernel/mm/transparent_hugepage/enabled") or ""
+    return text.partition("[")[2].partition("]")[0] or None
+
+
+def balloon_counters() -> dict[str, int]:
+    """Read the guest kernel's own count of ballooned pages from /proc/vmstat (since 3.15).
+
+    Returns:
+        vmstat name to 4 KiB pages; counters this kernel lacks are left out.
+    """
+    pairs = (line.split() for line in (read_text("/proc/vmstat") or "").splitlines())
+    return {name: int(value) for name, value in pairs if name in _BALLOON_COUNTERS}
+
+
+def side_info(
+    *,
+    begin: tuple[int, int],
+    detail: str,
+    probes: Iterable[ProbeRecord],
+    counters: dict[str, int],
+) -> SideInfo:
+    """Describe this kernel's side of a capture that ends now.
+
+    Args:
+        begin: Clock anchor taken when every probe was attached.
+        detail: requests, discards or calls.
+        probes: What became of each probe point.
+        counters: Counts of the kernel and the device, before and after.
+    """
+    end = clock_anchor()
+    return SideInfo(
+        page_size_bytes=mmap.PAGESIZE,
+        begin_ns=begin[0],
+        end_ns=end[0],
+        kernel_release=platform.release(),
+        arch=platform.machine(),
+        cpus=os.cpu_count(),
+        boot_id=read_text("/proc/sys/kernel/random/boot_id"),
+        thp=thp_setting(),
+        realtime_anchors=(begin, end),
+        detail=detail,
+        probes=tuple(probes),
+        counters=counters,
+    )
+
+
+def probe_record(attachment: Attachment, cost_ns: float | None, hits: int | None) -> ProbeRecord:
+    """Turn what became of a point into its row in the manifest.
+
+    Args:
+        attachment: The point and the way it was reached.
+        cost_ns: Measured cost of one hit, or None.
+        hits: How often it fired, or None where nobody counts.
+    """
+    way = attachment.way
+    if way is None:
+        return ProbeRecord(attachment.point.name, "", "", "failed", attachment.reason)
+    return ProbeRecord(
+        point=attachment.point.name,
+        way=way.kind.value,
+        target=way.target,
+        status="attached",
+        reason=attachment.reason,
+        cost_ns=cost_ns,
+        hits=hits,
+    )
