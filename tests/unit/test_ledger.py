@@ -1,0 +1,168 @@
+"""Ledgers that balance, and ledgers that say where they do not."""
+
+import pytest
+from tests.unit.capture_bundle import (
+    CALL_ROWS,
+    DONTNEED,
+    GUEST_COUNTERS,
+    GUEST_ROWS,
+    HOST_COUNTERS,
+    HOST_ROWS,
+    SECOND,
+    call,
+    received,
+    sent,
+    write_guest,
+    write_host,
+)
+
+from tracer.ledger import Discards, captured_discards, ledger
+from tracer.merge import merge_sides
+from tracer.trace.manifest import Loss
+from tracer.trace.reader import open_trace
+from tracer.trace.schema import Caller, Queue
+
+
+def both(tmp_path, *, host=None, guest=None):
+    path = write_host(tmp_path / "vm.balloon", **(host or {}))
+    merge_sides(path, write_guest(tmp_path / "guest.balloon", **(guest or {})))
+    return open_trace(path)
+
+
+def lines(book):
+    return {line.name: (line.pages, line.status) for line in book.lines}
+
+
+def test_a_whole_capture_balances(tmp_path):
+    book = ledger(both(tmp_path))
+    assert book.balanced is True
+    assert lines(book) == {
+        "inflate: guest driver": (384, "equal"),
+        "inflate: guest kernel counter": (384, "equal"),
+        "inflate: host requests": (384, "equal"),
+        "inflate: host discarded": (384, "equal"),
+        "deflate: guest driver": (128, "equal"),
+        "deflate: guest kernel counter": (128, "equal"),
+        "deflate: host requests": (128, "equal"),
+        "deflate: host advised": (128, "equal"),
+        "reporting: guest driver": (1024, "equal"),
+        "reporting: host requests": (1024, "equal"),
+        "reporting: host discarded": (1024, "equal"),
+        "device: change of actual": (256, "equal"),
+        "disk: host request rows": (4, "equal"),
+        "disk: guest request rows": (4, "equal"),
+        "loss: guest requests": (0, "equal"),
+        "loss: host requests": (0, "equal"),
+        "loss: host calls": (0, "equal"),
+    }
+
+
+def test_a_missing_host_row_shows_where_and_by_how_much(tmp_path):
+    book = ledger(both(tmp_path, host={"rows": [HOST_ROWS[0], *HOST_ROWS[2:]]}))
+    assert book.balanced is False
+    found = lines(book)
+    assert found["inflate: host requests"] == (256, "differs by -128")
+    assert found["inflate: host discarded"] == (256, "equal")
+    assert found["device: change of actual"] == (256, "equal")
+
+
+def test_failed_calls_discard_nothing(tmp_path):
+    calls = [call(10, DONTNEED, 256), call(11, DONTNEED, 128, errno=22), *CALL_ROWS[2:]]
+    found = lines(ledger(both(tmp_path, host={"calls": calls})))
+    assert found["inflate: host discarded"] == (256, "differs by -128")
+
+
+def test_two_calls_for_a_shared_page_count_it_once(tmp_path):
+    punches = [call(10, 3, 256, call=1), call(11, 3, 128, call=1)]
+    found = lines(ledger(both(tmp_path, host={"calls": [*CALL_ROWS, *punches]})))
+    assert found["inflate: host discarded"] == (384, "equal")
+
+
+def test_a_vmm_that_gives_no_advice_on_deflate_still_balances(tmp_path):
+    rows = [*HOST_ROWS[:2], received(12, Queue.DEFLATE, *deflate_without_calls()), HOST_ROWS[3]]
+    calls = [*CALL_ROWS[:2], *CALL_ROWS[3:]]
+    book = ledger(both(tmp_path, host={"rows": rows, "calls": calls}))
+    assert lines(book)["deflate: host advised"] == (None, "not observed")
+    assert book.balanced is True
+
+
+def deflate_without_calls():
+    return [(4873, 128)], 1_410_000, 1_425_000, 0, 0
+
+
+def test_bytes_of_the_requests_stand_in_for_a_missing_calls_table(tmp_path):
+    found = lines(ledger(open_trace(write_host(tmp_path / "h.balloon", calls=[]))))
+    assert found["inflate: host discarded"] == (384, "equal")
+
+
+def test_requests_without_discard_probes_are_not_observed(tmp_path):
+    quiet = {"discard_calls": None, "discard_ns": None, "discard_bytes": None}
+    rows = [row | quiet for row in HOST_ROWS]
+    trace = open_trace(write_host(tmp_path / "h.balloon", rows=rows, calls=[]))
+    assert lines(ledger(trace))["inflate: host discarded"] == (None, "not observed")
+    assert captured_discards(trace)[Queue.INFLATE] == Discards(None, None)
+
+
+def test_guest_counter_leaves_page_migrations_out(tmp_path):
+    page = [(42, 1)]
+    moved = [
+        sent(4, Queue.INFLATE, page, (None, 600_000, 601_000, None, 610_000, None, None))
+        | {"caller": Caller.MIGRATION},
+        sent(5, Queue.DEFLATE, page, (None, 611_000, 612_000, None, 620_000, None, None))
+        | {"caller": Caller.MIGRATION},
+    ]
+    found = lines(ledger(both(tmp_path, guest={"rows": [*GUEST_ROWS, *moved]})))
+    assert found["inflate: guest driver"] == (385, "equal")
+    assert found["inflate: guest kernel counter"] == (384, "equal")
+    assert found["inflate: host requests"] == (384, "differs by -1")
+
+
+def test_device_actual_that_moved_otherwise(tmp_path):
+    counters = HOST_COUNTERS | {"actual_bytes_end": (2 << 30) + 250 * 4096}
+    book = ledger(both(tmp_path, host={"counters": counters}))
+    assert lines(book)["device: change of actual"] == (250, "differs by -6")
+    assert book.balanced is False
+
+
+@pytest.mark.parametrize("stream", ["requests", "calls"])
+def test_anything_lost_unbalances(tmp_path, stream):
+    counters = HOST_COUNTERS | {f"lost_{stream}": 3}
+    book = ledger(both(tmp_path, host={"counters": counters}))
+    assert lines(book)[f"loss: host {stream}"] == (3, "differs by +3")
+    assert book.balanced is False
+
+
+def test_listed_losses_unbalance_as_well(tmp_path):
+    losses = [Loss(side="host", stream="calls", count=2, since_ns=None, until_ns=5)]
+    book = ledger(open_trace(write_host(tmp_path / "h.balloon", losses=losses)))
+    assert lines(book)["loss: host calls"] == (2, "differs by +2")
+
+
+def test_missing_sides_are_not_observed(tmp_path):
+    found = lines(ledger(open_trace(write_host(tmp_path / "h.balloon"))))
+    assert found["inflate: guest driver"] == (None, "not observed")
+    assert found["inflate: guest kernel counter"] == (None, "not observed")
+    assert found["device: change of actual"] == (256, "equal")
+    guest = ledger(open_trace(write_guest(tmp_path / "g.balloon", counters={})))
+    assert lines(guest)["inflate: host requests"] == (None, "not observed")
+    assert lines(guest)["device: change of actual"] == (None, "not observed")
+
+
+def test_captured_discards_count_calls_and_time(tmp_path):
+    assert captured_discards(both(tmp_path)) == {
+        Queue.INFLATE: Discards(384, 40_000),
+        Queue.DEFLATE: Discards(128, 5_000),
+        Queue.REPORTING: Discards(2, 9_000),
+    }
+
+
+def test_counters_of_larger_guest_pages_are_scaled(tmp_path):
+    # 8 guest pages of 64 KiB are 128 balloon pages.
+    counters = GUEST_COUNTERS | {"vmstat_balloon_inflate_end": 1008}
+    path = write_guest(
+        tmp_path / "g.balloon",
+        rows=[sent(0, Queue.INFLATE, SECOND, (1, 2, 3, 4, 5, None, 6))],
+        counters=counters,
+        page_size_bytes=65536,
+    )
+    assert lines(ledger(open_trace(path)))["inflate: guest kernel counter"] == (128, "equal")
