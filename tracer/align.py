@@ -116,7 +116,7 @@ class _Times:
         shifts = self._right_ns[pairs[1]] - self._left_ns[pairs[0]]
         # Relative to one of them: a double does not hold every nanosecond of a large shift.
         near = np.interp(a, pairs[0], (shifts - shifts[0]).astype(np.float64))
-        return shifts[0] + np.rint(near).astype(np.int64)
+        return np.asarray(np.rint(near).astype(np.int64) + shifts[0], np.int64)
 
 
 def _repeat_ns(values: UInt64s, times: Int64s) -> Int64s:

@@ -159,7 +159,7 @@ class _Requests:
         differs = (self.pfn[left] != self.pfn[right]) | (self.pages[left] != self.pages[right])
         rows = np.repeat(np.flatnonzero(same), lengths)
         same[rows[differs]] = False
-        return same
+        return np.asarray(same, np.bool_)
 
 
 def _fit(table: pa.Table, guest: Int64s, host: Int64s) -> ClockFit | None:

@@ -103,7 +103,8 @@ class _Columns:
         if not len(column) or column.null_count:
             return None
         # Python integers: a hostile file's counts may sum past 64 bits.
-        return sum(column.to_pylist())
+        values: list[int] = column.to_pylist()
+        return sum(values)
 
 
 class _Book:

@@ -1,51 +1,59 @@
 """What the probes themselves cost, and which stage paid for it."""
 
+from collections.abc import Mapping
+
 from tracer.trace.manifest import Manifest
+from tracer.trace.schema import Queue
 
-_PER_REQUEST = {
-    "work": ("allocate",),
-    "leak": ("allocate", "config write"),
-    "tell": ("send",),
-    "report": ("send",),
-    "kick": ("send",),
-    "ack": ("send",),
-    "pop": ("send",),
-    "push": ("send",),
-}
-_PER_CALL = ("madvise", "fallocate", "call", "calls", "discard", "sys")
-"""Words of a probe point's name that say where it sits; see docs/measuring.md."""
+CALL_POINTS = ("madvise", "fallocate")
 
 
-def charged_ns(manifest: Manifest, stage: str, requests: int, calls: int) -> int | None:
+def charged_ns(
+    manifest: Manifest, queue: Queue, stage: str, requests: int, calls: Mapping[str, float]
+) -> int | None:
     """Sum what the attached probes cost within one stage.
 
-    A program reads the clock first where it opens a stage, so its cost falls into the stage that it
-    opens; the one on a discard's entry reads it last and the one on its exit first, so theirs falls
-    into c.
+    A program that opens a stage reads the clock first, so its cost falls into that stage. The one
+    on a discard's entry reads it last and the one on its exit first, so both fall into translate.
 
     Args:
         manifest: Names the probes and their cost per hit.
+        queue: The stage's direction.
         stage: The stage's word.
         requests: Requests summed in the stage: hits of a probe that fires once a request.
-        calls: Discard calls in those requests: hits of a probe that fires once a call.
+        calls: Discard calls in those requests, by system call: hits of that call's two probes.
 
     Returns:
         Nanoseconds, or None if an attached probe in this stage has no measured cost.
     """
+    hits: dict[str, float] = dict.fromkeys(_points(queue, stage), requests)
+    if stage == "translate":
+        hits = {f"{name}-{end}": calls[name] for name in CALL_POINTS for end in ("enter", "exit")}
     total = 0.0
     for side in manifest.sides.values():
         for probe in side.probes:
-            hits = _hits(probe.point, stage, requests, calls)
-            if not hits or probe.status != "attached":
+            if probe.status != "attached" or not hits.get(probe.point):
                 continue
             if probe.cost_ns is None:
                 return None
-            total += probe.cost_ns * hits
+            total += probe.cost_ns * hits[probe.point]
     return round(total)
 
 
-def _hits(point: str, stage: str, requests: int, calls: int) -> int:
-    words = point.replace("-", ".").replace("_", ".").split(".")
-    if stage == "translate" and any(word in _PER_CALL for word in words):
-        return calls
-    return requests * any(stage in _PER_REQUEST.get(word, ()) for word in words)
+def _points(queue: Queue, stage: str) -> tuple[str, ...]:
+    """Points of tracer/probes.py that fire once a request and whose cost is in this stage."""
+    reporting, deflate = queue is Queue.REPORTING, queue is Queue.DEFLATE
+    host = "reporting" if reporting else "queues"
+    ways = {
+        "send to kick": ("report-enter" if reporting else "send-enter",),
+        "kick to pop": ("kick-exit", f"{host}-pop"),
+        "push to wake": (f"{host}-push", "ack"),
+    }
+    if stage == "send":
+        return tuple(point for points in ways.values() for point in points)
+    others = {
+        "allocate": ("leak-enter",) if deflate else ("work-enter",),
+        "free": ("send-exit",),
+        "config write": ("leak-exit",) if deflate else ("send-exit",),
+    }
+    return (ways | others).get(stage, ())

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from tracer.clocks import ClockFit
 from tracer.join import NOT_OBSERVED, Int64s, Joined, times_ns
-from tracer.trace.schema import Queue, Side
+from tracer.trace.reader import Trace
+from tracer.trace.schema import Call, Queue, Side
 
 Bools = npt.NDArray[np.bool_]
 
@@ -19,15 +19,18 @@ class Rows:
     Attributes:
         pages: 4 KiB pages of each row.
         calls: Discard system calls of each row, 0 where not observed.
+        call_shares: Which part of the trace's discard calls each system call makes up.
     """
 
-    def __init__(self, table: pa.Table, joined: Joined) -> None:
-        self._table = table
+    def __init__(self, trace: Trace, joined: Joined) -> None:
+        self._table = table = trace.table("requests")
         self._side = table.column("side").to_numpy()
         self._queue = table.column("queue").to_numpy()
         self._pairs = {pairs.queue: (pairs.guest_row, pairs.host_row) for pairs in joined.queues}
         self.pages = table.column("pages").to_numpy().astype(np.int64)
         self.calls = table.column("discard_calls").fill_null(0).to_numpy().astype(np.int64)
+
+        self.call_shares = _call_shares(trace)
 
     def of(self, queue: Queue, side: Side) -> Int64s:
         """Row numbers of one queue as one side saw it."""
@@ -40,6 +43,14 @@ class Rows:
     def pairs(self, queue: Queue) -> tuple[Int64s, Int64s]:
         """Guest and host rows of the queue's pairs."""
         return self._pairs.get(queue, (np.empty(0, np.int64), np.empty(0, np.int64)))
+
+
+def _call_shares(trace: Trace) -> dict[str, float]:
+    calls = trace.table("calls")
+    count = calls.column("count").to_numpy().astype(np.float64)
+    punched = float(count[calls.column("call").to_numpy() == Call.FALLOCATE].sum())
+    share = punched / float(count.sum()) if count.sum() else 0.0
+    return {"madvise": 1.0 - share, "fallocate": share}
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,9 @@ def _first_seen(columns: list[Int64s]) -> Int64s:
 
 
 def _seen(*columns: Int64s) -> Bools:
-    return np.logical_and.reduce([column != NOT_OBSERVED for column in columns])
+    return np.asarray(
+        np.logical_and.reduce([column != NOT_OBSERVED for column in columns]), np.bool_
+    )
 
 
 def _sample(name: str, letter: str, rows: Int64s, lengths: Int64s, seen: Bools) -> Sample:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tracer.clocks import ClockFit
 from tracer.join import Joined, join
-from tracer.probe_cost import charged_ns
+from tracer.probe_cost import CALL_POINTS, charged_ns
 from tracer.spans import Rows, Sample, samples_of, wall_and_other
 from tracer.trace.manifest import Manifest
 from tracer.trace.reader import Trace
@@ -132,7 +132,7 @@ def stage_table(trace: Trace, joined: Joined | None = None) -> StageTable:
         Measured and corrected times. A stage whose probes or side are missing is None.
     """
     joined = joined or join(trace)
-    rows = Rows(trace.table("requests"), joined)
+    rows = Rows(trace, joined)
     found = (_direction(queue, rows, trace.manifest, joined.clock) for queue in _LETTERS)
     return StageTable(tuple(item for item in found if item.requests), joined.clock)
 
@@ -141,7 +141,8 @@ def _direction(queue: Queue, rows: Rows, manifest: Manifest, clock: ClockFit | N
     guest, host = rows.of(queue, Side.GUEST), rows.of(queue, Side.HOST)
     counted = guest if len(guest) else host
     stages = [
-        _summarise(sample, rows, manifest) for sample in samples_of(queue, rows, guest, host, clock)
+        _summarise(queue, sample, rows, manifest)
+        for sample in samples_of(queue, rows, guest, host, clock)
     ]
     wall, other = wall_and_other(rows, guest, host)
     rate = _sum_per_page(stages, _LETTERS[queue], corrected=False)
@@ -158,13 +159,15 @@ def _direction(queue: Queue, rows: Rows, manifest: Manifest, clock: ClockFit | N
     )
 
 
-def _summarise(sample: Sample, rows: Rows, manifest: Manifest) -> Stage:
+def _summarise(queue: Queue, sample: Sample, rows: Rows, manifest: Manifest) -> Stage:
     lengths = np.sort(sample.lengths_ns[sample.observed])
     count = len(lengths)
     seen = sample.rows[sample.observed]
     # Python integers: a sum of many hostile lengths would leave 64 bits.
     total = sum(lengths.tolist()) if count else None
-    cost = charged_ns(manifest, sample.name, count, int(rows.calls[seen].sum()))
+    made = int(rows.calls[seen].sum())
+    calls = {name: made * rows.call_shares[name] for name in CALL_POINTS}
+    cost = charged_ns(manifest, queue, sample.name, count, calls)
     return Stage(
         name=sample.name,
         letter=sample.letter,
