@@ -65,6 +65,10 @@ class NewerTraceError(TraceError):
     """The trace was written by a newer major format version."""
 
 
+class OlderTraceError(TraceError):
+    """The trace was written by an older major format version that is no longer read."""
+
+
 class TornTraceError(TraceError):
     """The trace was not closed; salvage can keep its whole batches."""
 

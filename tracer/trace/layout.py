@@ -1,0 +1,163 @@
+"""Names and files of a bundle, and the few ways in which they are read and replaced."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import stat
+from contextlib import suppress
+from pathlib import Path, PurePath
+
+from tracer.trace.errors import ForeignTraceError, TornTraceError, TraceError
+from tracer.trace.manifest import MAX_MANIFEST_BYTES, Manifest
+from tracer.trace.manifest_parts import SIDES
+from tracer.trace.schema import TABLES
+
+MANIFEST = "manifest.json"
+RESERVE = "_reserve"
+"""Space kept back while recording, so that a full disk still takes footers and the manifest."""
+MAX_SEGMENT_BYTES = 1 << 30
+_NAME = re.compile(rf"_?({'|'.join(SIDES)})-(\d{{5,9}})\.arrow(\.part|\.new)?", re.ASCII)
+
+
+def segment_file(table: str, side: str, number: int) -> str:
+    """Path of a closed segment below the bundle; numbers begin at 1."""
+    return f"{table}/{side}-{number:05d}.arrow"
+
+
+def side_of(segment: str) -> str:
+    """The side that a segment's name gives: host or guest."""
+    return PurePath(segment).name.partition("-")[0]
+
+
+def part_file(segment: str) -> str:
+    """Path of the same segment while it is written; `_` hides it from Arrow's dataset discovery."""
+    table, name = segment.split("/")
+    return f"{table}/_{name}.part"
+
+
+def names_in(directory: Path) -> list[str]:
+    """Names in a directory, in order."""
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+def files_on_disk(bundle: Path, *, parts: bool) -> list[str]:
+    """List the closed segments, or the segments whose part is there, whatever the manifest says.
+
+    Returns:
+        Paths of closed segments below the bundle, host before guest, by number.
+    """
+    found = []
+    for table in TABLES:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for name in names_in(bundle / table):
+                match = _NAME.fullmatch(name)
+                if match and (name[0] == "_", match[3]) == (parts, ".part" if parts else None):
+                    found.append((table, SIDES.index(match[1]), int(match[2]), match[1]))
+    return [segment_file(table, side, number) for table, _, number, side in sorted(found)]
+
+
+def foreign_entries(bundle: Path) -> list[str]:
+    """List what lies in a bundle's directory and is not a trace's."""
+    found = []
+    for entry in sorted(bundle.iterdir()):
+        if entry.name in TABLES and entry.is_dir() and not entry.is_symlink():
+            found += [f"{entry.name}/{n}" for n in names_in(entry) if not _NAME.fullmatch(n)]
+        elif entry.name not in {MANIFEST, f"_{MANIFEST}.new", RESERVE}:
+            found.append(entry.name)
+    return found
+
+
+def read_regular(path: Path, limit_bytes: int) -> bytes:
+    """Read a whole file; never through a link, never from a pipe or device, never beyond a limit.
+
+    Raises:
+        TraceError: It is none of these, or larger than the limit, or the system says no.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            if status.st_size > limit_bytes:
+                raise OSError(errno.EFBIG, f"{status.st_size} bytes, more than {limit_bytes}")
+            return file.read(status.st_size)
+    except OSError as problem:
+        raise TraceError(
+            f"cannot read {path}", reason=problem.strerror or str(problem)
+        ) from problem
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read a bundle's manifest.
+
+    Raises:
+        ForeignTraceError: The path is not a bundle.
+        TornTraceError: There are segments, but no whole manifest.
+        TraceError: Anything else is wrong with it.
+    """
+    if not bundle.is_dir():
+        raise ForeignTraceError(
+            f"{bundle} is not a trace",
+            reason="not a directory" if bundle.exists() else "no such directory",
+            remedy="give the path of a NAME.balloon directory",
+        )
+    if not os.path.lexists(bundle / MANIFEST):
+        torn = files_on_disk(bundle, parts=False) + files_on_disk(bundle, parts=True)
+        raise (TornTraceError if torn else ForeignTraceError)(
+            f"{bundle} has no {MANIFEST}",
+            reason=f"{len(torn)} segments are there" if torn else "nor any segment",
+            remedy="salvage the trace: it rebuilds the manifest" if torn else "give another path",
+        )
+    try:
+        return Manifest.from_json(read_regular(bundle / MANIFEST, MAX_MANIFEST_BYTES))
+    except TraceError as problem:
+        problem.what = f"{bundle}: {problem.what}"
+        raise
+
+
+def write_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Replace the manifest in one step: whoever reads sees the old one or the new one, whole."""
+    fresh = bundle / f"_{MANIFEST}.new"
+    with fresh.open("wb") as file:
+        file.write(manifest.to_json().encode())
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(bundle / MANIFEST)
+    sync(bundle)
+
+
+def sync(path: Path) -> None:
+    """Ask the system to bring a file's content, or a directory's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock(bundle: Path) -> int:
+    """Take the bundle for writing until the returned descriptor is closed.
+
+    Raises:
+        TraceError: Another process is writing it.
+    """
+    descriptor = os.open(bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        os.close(descriptor)
+        raise TraceError(
+            f"{bundle} is being written by another process",
+            reason=problem.strerror or str(problem),
+            remedy="wait until the recorder has ended",
+        ) from problem
+    return descriptor

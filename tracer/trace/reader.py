@@ -1,0 +1,206 @@
+"""Opens a trace and gives its tables, checking every byte before anything is made of it."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tracer.trace.errors import TraceError
+from tracer.trace.findings import Finding, error, warning
+from tracer.trace.layout import files_on_disk, part_file, read_manifest, side_of
+from tracer.trace.manifest import Loss, Manifest
+from tracer.trace.schema import TABLES, Mark, Side
+from tracer.trace.segment_reader import Tail, closed_batches, torn_batches
+
+
+def open_trace(path: Path | str) -> "Trace":
+    """Open a trace; tables are read when they are asked for.
+
+    Args:
+        path: A `NAME.balloon` directory, of whatever origin.
+
+    Returns:
+        The trace. One that was never closed opens too: see `is_complete` and `findings`.
+
+    Raises:
+        ForeignTraceError: The path is not a trace.
+        NewerTraceError: Of a newer major format.
+        OlderTraceError: Of an older major format that is no longer read.
+        TornTraceError: The manifest is missing or damaged.
+        TraceError: The manifest is not valid.
+    """
+    return Trace(Path(path))
+
+
+class Trace:
+    """One opened trace; nothing in the bundle is ever changed through it.
+
+    Attributes:
+        path: The bundle.
+        manifest: As read.
+        findings: What was noticed on the way so far; reading tables may add to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = read_manifest(path)
+        self.findings: list[Finding] = []
+        self._tables: dict[tuple[str, Side | None], pa.Table] = {}
+        self._proven: set[str] = set()
+        self._closed, self._parts = self._files()
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Sides with a SideInfo or with rows, host first."""
+        named = {*self.manifest.sides, *map(side_of, self._closed), *map(side_of, self._parts)}
+        return tuple(side for side in Side if side.name.lower() in named)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the manifest says that it was closed in order, and each side has its END."""
+        return self.manifest.complete and not self.sides_without_end()
+
+    def sides_without_end(self) -> list[Side]:
+        """Sides that have no END mark."""
+        marks = self.table("marks")
+        ends = marks.filter(pc.equal(marks["mark"], int(Mark.END)))["side"].to_pylist()
+        return [side for side in self.sides if int(side) not in ends]
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """Events known to be missing; of an unclosed trace, as the marks tell them."""
+        return self.manifest.losses if self.manifest.complete else self.marked_losses()
+
+    def marked_losses(self) -> tuple[Loss, ...]:
+        """Losses as the rows of the marks table tell them."""
+        marks = self.table("marks")
+        rows = marks.filter(pc.equal(marks["mark"], int(Mark.LOSS))).to_pylist()
+        return tuple(
+            Loss(
+                side=Side(row["side"]).name.lower(),
+                stream=row["text"] or "",
+                count=row["value"] or 0,
+                since_ns=row["since_ns"],
+                until_ns=row["ts_ns"],
+            )
+            for row in rows
+        )
+
+    def table(self, name: str, side: Side | None = None) -> pa.Table:
+        """Read a table.
+
+        Args:
+            name: A name in schema.TABLES.
+            side: Only this side's rows; without it the host's rows come first, then the guest's.
+
+        Returns:
+            The rows in the order in which they were recorded, kept until the trace is dropped.
+            Empty, with the right columns, if nothing was recorded.
+
+        Raises:
+            TraceError: A segment is missing, damaged or of another table.
+        """
+        if (name, side) not in self._tables:
+            rows = pa.Table.from_batches(self.batches(name, side), schema=TABLES[name])
+            self._tables[name, side] = rows
+        return self._tables[name, side]
+
+    def batches(self, name: str, side: Side | None = None) -> Iterator[pa.RecordBatch]:
+        """Read a table batch by batch, holding one segment in memory at a time.
+
+        Args:
+            name: A name in schema.TABLES.
+            side: Only this side's rows.
+
+        Yields:
+            Checked batches, as they were appended.
+
+        Raises:
+            TraceError: A segment is missing, damaged or of another table.
+        """
+        for file in self.segment_files(name, side):
+            yield from self.segment_batches(file)
+
+    def segment_files(self, name: str, side: Side | None = None) -> list[str]:
+        """List what a table is read from: closed segments, and parts by the name they would get."""
+        wanted = [side.name.lower()] if side is not None else ["host", "guest"]
+        files = {*self._closed, *self._parts}
+        return [
+            file
+            for kind in wanted
+            for file in sorted(files, key=_number)
+            if file.startswith(f"{name}/{kind}-")
+        ]
+
+    def segment_batches(self, file: str) -> Iterator[pa.RecordBatch]:
+        """Read one of `segment_files`; what a part lost at its end goes to `findings`."""
+        table, newer = PurePath(file).parts[0], self.manifest.is_newer_minor
+        side = int(Side[side_of(file).upper()])
+        tail = Tail()
+        if file in self._closed:
+            batches = closed_batches(self.path / file, table, newer_minor=newer)
+        else:
+            part = self.path / part_file(file)
+            batches = torn_batches(part, table, tail, newer_minor=newer)
+        for batch in batches:
+            if "side" in batch.schema.names and not _all_equal(batch["side"], side):
+                raise TraceError(
+                    f"{self.path / file} has rows of another side",
+                    reason="a segment holds one side's rows, and its name says which",
+                    remedy="take the trace again",
+                )
+            yield batch
+        if tail.dropped_bytes:
+            text = f"{part_file(file)}: {tail.dropped_bytes} bytes behind the last whole batch"
+            self._note(warning("part-torn", f"{text} are no batch ({tail.reason})"))
+
+    def dataset(self, name: str) -> Any:
+        """Give a table's closed segments as a `pyarrow.dataset.Dataset`, for filters or DuckDB.
+
+        Every segment is read and checked once first. Parts of a torn trace are not in it.
+
+        Raises:
+            TraceError: A segment is missing, damaged or of another table.
+        """
+        import pyarrow.dataset as ds
+
+        files = [file for file in self.segment_files(name) if file in self._closed]
+        for file in files:
+            if file not in self._proven:
+                for _ in self.segment_batches(file):
+                    pass
+                self._proven.add(file)
+        if not files:
+            return ds.dataset(TABLES[name].empty_table())
+        paths = [str(self.path / file) for file in files]
+        return ds.dataset(paths, schema=TABLES[name], format="ipc")
+
+    def _files(self) -> tuple[list[str], list[str]]:
+        """Choose what to read: what the manifest lists; of an unclosed trace, all that is there."""
+        listed = [segment.file for segment in self.manifest.segments]
+        closed = files_on_disk(self.path, parts=False)
+        parts = [file for file in files_on_disk(self.path, parts=True) if file not in closed]
+        if self.manifest.complete:
+            for file in [*(f for f in closed if f not in listed), *map(part_file, parts)]:
+                self._note(warning("segment-unlisted", f"{file} is not in the manifest; not read"))
+            return listed, []
+        for file in listed:
+            if file not in closed:
+                self._note(error("segment-missing", f"{file} is in the manifest, not on disk"))
+        for file in parts:
+            self._note(warning("part-open", f"{part_file(file)} was not closed; read as it is"))
+        return closed, parts
+
+    def _note(self, finding: Finding) -> None:
+        if finding not in self.findings:
+            self.findings.append(finding)
+
+
+def _number(file: str) -> int:
+    return int(file.rsplit("-", 1)[1].removesuffix(".arrow"))
+
+
+def _all_equal(column: pa.Array, value: int) -> bool:
+    return bool(pc.all(pc.equal(column, value), min_count=0).as_py())

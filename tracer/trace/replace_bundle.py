@@ -1,0 +1,74 @@
+"""Makes the directory of a new trace, and clears an old trace away if the user insists."""
+
+import os
+from pathlib import Path
+
+from tracer.trace.errors import (
+    ForeignTraceError,
+    NewerTraceError,
+    OlderTraceError,
+    TraceError,
+)
+from tracer.trace.layout import MANIFEST, foreign_entries, lock, names_in, read_manifest
+from tracer.trace.schema import TABLES
+
+
+def make_bundle(path: Path, *, force: bool) -> None:
+    """Create an empty bundle.
+
+    Args:
+        path: The directory to create; its parent must exist.
+        force: Replace an aerostat bundle that is there.
+
+    Raises:
+        TraceError: Something is there, and is not to be replaced; or the system says no.
+    """
+    try:
+        if path.is_symlink() or path.exists():
+            _clear(path, force=force)
+        path.mkdir()
+    except OSError as problem:
+        raise TraceError(
+            f"cannot create the trace {path}",
+            reason=problem.strerror or str(problem),
+            remedy="give a path in a directory that exists and can be written",
+        ) from problem
+
+
+def _clear(path: Path, *, force: bool) -> None:
+    """Remove a bundle of aerostat and nothing else: any other file in it stops this first."""
+    if not force:
+        raise TraceError(
+            f"{path} exists", reason="a trace is never overwritten unasked", remedy="use --force"
+        )
+    foreign = [] if path.is_dir() and not path.is_symlink() else [path.name]
+    try:
+        read_manifest(path)
+        foreign = foreign or foreign_entries(path)
+    except (NewerTraceError, OlderTraceError):
+        foreign = foreign or foreign_entries(path)
+    except ForeignTraceError:
+        foreign = foreign or ["no manifest of aerostat"]
+    if foreign:
+        raise TraceError(
+            f"{path} is not replaced",
+            reason=f"it is not, or not only, an aerostat trace: {', '.join(foreign[:3])}",
+            remedy="choose another path, or move it away yourself",
+        )
+    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Delete a trace's files, the manifest last: half deleted, it is still known as a trace."""
+    descriptor = lock(path)
+    try:
+        for table in TABLES:
+            if (path / table).is_dir():
+                for name in names_in(path / table):
+                    (path / table / name).unlink()
+                (path / table).rmdir()
+        for name in sorted(names_in(path), key=lambda name: name == MANIFEST):
+            (path / name).unlink()
+        path.rmdir()
+    finally:
+        os.close(descriptor)
