@@ -116,6 +116,10 @@ class Layout:
             pages: Pages of each run; `start + pages` fits int64.
         """
         end = start + pages
+        region = np.searchsorted(self.start_pfn, start, side="right") - 1
+        if (region >= 0).all() and (end <= self.end_pfn[region]).all() and (pages > 0).all():
+            page = start + (self.base_page - self.start_pfn)[region]
+            return Clipped(start, pages, np.arange(len(start)), page)
         first = np.searchsorted(self.end_pfn, start, side="right")
         behind = np.searchsorted(self.start_pfn, end, side="left")
         count = np.where(pages > 0, np.maximum(behind - first, 0), 0)

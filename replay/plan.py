@@ -101,7 +101,6 @@ class Plan:
         sent_bytes: int64[w]: bytes in each wire request that name pages.
         sent_queue: uint8[w], `Queue`.
         discards: False for a plan that is not meant to give memory back (`nop`).
-        outside_pages: Pages that requests named and that are no guest memory.
     """
 
     name: str
@@ -114,7 +113,6 @@ class Plan:
     sent_bytes: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     sent_queue: UInt8s = field(default_factory=lambda: np.zeros(0, np.uint8))
     discards: bool = True
-    outside_pages: int = 0
 
     def __len__(self) -> int:
         """Operations."""

@@ -104,6 +104,11 @@ def pfns_from_runs(run_pfn: npt.ArrayLike, run_pages: npt.ArrayLike) -> Int64s:
     return decode_runs(first, np.asarray(run_pages).astype(np.int64, copy=False))
 
 
+def rising(pfn: Int64s, pages: Int64s) -> tuple[Int64s, Int64s]:
+    """Turn signed runs into lowest PFN and positive pages, in the same order."""
+    return pfn + np.minimum(pages + 1, 0), np.abs(pages)
+
+
 def merge(start: Int64s, pages: Int64s) -> Runs:
     """Unite runs that may overlap, touch and come in any order.
 

@@ -73,10 +73,15 @@ class Requests:
 
     def runs_of(self, *queues: Queue) -> tuple[Int64s, Int64s, Int64s]:
         """Runs of some queues in arrival order: first PFN, signed pages, request."""
-        wanted = np.isin(self.queue, queues)[self.run_request]
+        wanted = np.isin(self.queue, queues) & (np.diff(self.run_offsets) > 0)
+        chosen = np.flatnonzero(np.repeat(wanted, np.diff(self.run_offsets)))
         # MAX_PFN keeps every PFN below 2**63, so this view changes no value.
-        pfn = self.run_pfn.view(np.int64)
-        return pfn[wanted], self.run_pages[wanted].astype(np.int64), self.run_request[wanted]
+        columns = (self.run_pfn.view(np.int64), self.run_pages, self.run_request)
+        if len(chosen) < len(self.run_pfn):
+            pfn, pages, request = (column[chosen] for column in columns)
+        else:
+            pfn, pages, request = columns
+        return pfn, pages.astype(np.int64), request
 
     def before(self, index: int) -> Requests:
         """The first `index` requests."""

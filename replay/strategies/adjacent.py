@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from replay.plan import Context
-from replay.ranges import Bools, Int64s
+from replay.ranges import Bools, Int64s, rising
 from replay.requests import Requests
 from replay.strategies.base import (
     Operations,
     Pieces,
     Strategy,
     reported,
-    rising,
     whole_host_pages,
 )
 from tracer.trace.schema import Queue

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from replay.plan import Advice, Context, Plan, Protocol
-from replay.ranges import Int64s, merge, pfns_from_runs
+from replay.ranges import Int64s, merge, pfns_from_runs, rising
 from replay.requests import Requests
 from tracer.trace.schema import PFN_SHIFT, Queue
 
@@ -99,7 +99,6 @@ class Strategy(ABC):
             sent.bytes,
             requests.queue[sent.request],
             self.discards,
-            outside_pages(requests, context),
         )
 
     @staticmethod
@@ -123,12 +122,6 @@ def sent_as_recorded(requests: Requests) -> Sent:
     """One wire request of le32 PFNs for each recorded inflate or deflate request."""
     balloon = np.flatnonzero(np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE)))
     return Sent(balloon, requests.pages[balloon] * PFN_BYTES)
-
-
-def rising(pfn: Int64s, pages: Int64s) -> tuple[Int64s, Int64s]:
-    """Turn signed runs into (lowest PFN, positive pages)."""
-    length = np.abs(pages)
-    return np.where(pages < 0, pfn - length + 1, pfn), length
 
 
 def pieces(requests: Requests, context: Context, *queues: Queue) -> Pieces:
@@ -160,14 +153,6 @@ def reported(requests: Requests, context: Context) -> Pieces:
     whole = clipped.pages == length[clipped.source]
     whole &= (clipped.page | clipped.pages) % unit == 0
     return Pieces(clipped.page[whole], clipped.pages[whole], request[clipped.source[whole]])
-
-
-def outside_pages(requests: Requests, context: Context) -> int:
-    """Pages that inflate, deflate and reporting requests name outside guest memory."""
-    queues = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
-    pfn, pages, _ = requests.runs_of(*queues)
-    start, length = rising(pfn, pages)
-    return int(length.sum()) - int(context.layout.clip(start, length).pages.sum())
 
 
 def merged_within(found: Pieces, group: Int64s, context: Context) -> Pieces:
