@@ -71,7 +71,6 @@ class Fidelity:
     planned_operations: int
     exact: bool | None
     captured_discard_ns: int | None
-    probe_ns: int | None
     replayed_discard_ns: int | None
     ratio: float | None
     note: str

@@ -1,0 +1,165 @@
+"""From the runs of a replay to its results: sums, projections, fidelity, warnings."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from replay.environment import Environment, stability_warnings
+from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
+from replay.results import Fidelity, Results, Settings, StrategyResult, TraceFacts
+from tracer.trace.schema import PFN_SHIFT
+
+if TYPE_CHECKING:
+    from replay.budget import Fitted
+    from replay.plan import Context
+    from replay.requests import Requests
+    from replay.schedule import Planned, ReplayOptions
+    from replay.worker import Done
+    from tracer.trace.reader import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """A replay that has been run. `done` holds each strategy's runs, warm-up runs first."""
+
+    options: ReplayOptions
+    trace: Trace
+    requests: Requests
+    fitted: Fitted
+    context: Context
+    planned: tuple[Planned, ...]
+    done: Sequence[Sequence[Done]]
+    environment: Environment
+
+
+def assemble(replay: Replay) -> Results:
+    """Put together what is kept of a replay."""
+    send_ns = send_time_ns(replay.trace)
+    strategies = tuple(
+        _strategy_result(planned, done, replay.options.warmup, send_ns)
+        for planned, done in zip(replay.planned, replay.done, strict=True)
+    )
+    cut = (replay.fitted.reason,) if replay.fitted.reason else ()
+    shaky = stability_warnings(replay.environment, replay.options.siblings)
+    return Results(
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        aerostat_version=metadata.version("aerostat"),
+        trace=_trace_facts(replay),
+        settings=_settings(replay),
+        environment=replay.environment,
+        warnings=(*cut, *shaky, *_run_warnings(strategies)),
+        fidelity=_fidelity(replay, strategies),
+        strategies=strategies,
+    )
+
+
+def _strategy_result(
+    planned: Planned, done: Sequence[Done], warmup: int, send_ns: float | None
+) -> StrategyResult:
+    plan = planned.plan
+    length_bytes = int(plan.length_bytes.sum())
+    return StrategyResult(
+        name=plan.name,
+        protocol=plan.protocol,
+        operations=len(plan),
+        bytes=length_bytes,
+        pages=length_bytes >> PFN_SHIFT,
+        wire_requests=plan.wire_requests,
+        wire_bytes=plan.wire_bytes,
+        translated_entries=done[0].translated_entries,
+        rejected_entries=done[0].rejected_entries,
+        projected_send_ns=None if send_ns is None else round(send_ns * plan.wire_requests),
+        runs=tuple(each.run for each in done[warmup:]),
+        warmups=tuple(each.run for each in done[:warmup]),
+    )
+
+
+def _trace_facts(replay: Replay) -> TraceFacts:
+    return TraceFacts(
+        name=replay.options.trace.name,
+        session_id=replay.trace.manifest.session_id,
+        complete=replay.trace.is_complete,
+        lost_events=sum(loss.count for loss in replay.trace.losses),
+        requests=len(replay.requests),
+        pages=int(replay.requests.pages.sum()),
+        memory_bytes=replay.context.layout.memory_bytes,
+    )
+
+
+def _settings(replay: Replay) -> Settings:
+    options, fitted = replay.options, replay.fitted
+    return Settings(
+        runs=options.runs,
+        warmup=options.warmup,
+        seed=options.seed,
+        backing=options.backing,
+        thp=options.thp,
+        siblings=options.siblings,
+        cpu=options.cpu,
+        per_operation=options.per_operation,
+        memory_limit_bytes=options.memory_limit_bytes,
+        residency=fitted.residency.source,
+        requests_replayed=len(fitted.requests),
+        resident_bytes=fitted.residency.resident_pages << PFN_SHIFT,
+        cut_reason=fitted.reason,
+    )
+
+
+def _fidelity(replay: Replay, strategies: Sequence[StrategyResult]) -> Fidelity | None:
+    """Judge the traced strategy where it was replayed; None where it was not."""
+    names = [strategy.name for strategy in strategies]
+    if TRACED_STRATEGY not in names:
+        return None
+    index = names.index(TRACED_STRATEGY)
+    plan = replay.planned[index].plan
+    if replay.fitted.reason:
+        plan = replay.planned[index].strategy.plan(replay.requests, replay.context)
+    note = _why_no_ratio(replay)
+    replayed_ns = None
+    if not note:
+        replayed_ns = round(median(run.discard_ns for run in strategies[index].runs))
+    return judge(replay.trace, len(plan), replayed_ns, note)
+
+
+def _why_no_ratio(replay: Replay) -> str:
+    if replay.fitted.reason:
+        return "only part of the trace was replayed"
+    backings = {region.backing for region in replay.context.regions}
+    if backings != {replay.options.backing}:
+        seen = ", ".join(sorted(backings))
+        return f"the trace's memory was {seen}, the replay's {replay.options.backing}"
+    if replay.options.per_operation:
+        return "every operation was timed by itself"
+    return ""
+
+
+def _run_warnings(strategies: Sequence[StrategyResult]) -> tuple[str, ...]:
+    """What a reader must know before trusting a strategy's times."""
+    found = []
+    for strategy in strategies:
+        runs = strategy.runs
+        failures = max(run.failures for run in runs)
+        if failures:
+            name = errno.errorcode.get(runs[0].first_errno, str(runs[0].first_errno))
+            found.append(
+                f"{strategy.name}: {failures} of {strategy.operations} operations failed, "
+                f"the first with {name} ({os.strerror(runs[0].first_errno)})"
+            )
+        still = max(run.still_resident_pages for run in runs)
+        if still:
+            found.append(f"{strategy.name}: {still} discarded pages still have memory behind them")
+        if strategy.pages and not any(run.freed_pages or run.lazy_pages for run in runs):
+            found.append(f"{strategy.name}: its operations gave no memory back on this backing")
+        floor = median(np.array([run.floor_ns for run in runs]))
+        if strategy.operations and floor > 0.05 * median(run.discard_ns for run in runs):
+            found.append(f"{strategy.name}: the harness's floor is over 5 % of its discard time")
+    return tuple(found)

@@ -1,0 +1,170 @@
+"""Is a candidate better, worse, the same, or not decidable beside a baseline?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from replay.environment import differences
+from replay.results import Results, Run, StrategyResult
+from replay.stats import Difference, Gates, Verdict, compare_counts, compare_samples
+from tracer.trace.errors import AerostatError, ExitCode
+
+TIMES: dict[str, Callable[[Run], int]] = {
+    "send_ns": lambda run: run.send_ns,
+    "translate_ns": lambda run: run.translate_ns,
+    "discard_ns": lambda run: run.discard_ns,
+    "total_ns": lambda run: run.total_ns,
+}
+COUNTS: dict[str, Callable[[StrategyResult], int]] = {
+    "operations": lambda strategy: strategy.operations,
+    "calls": lambda strategy: strategy.runs[0].calls if strategy.runs else 0,
+    "wire_requests": lambda strategy: strategy.wire_requests,
+}
+DECISIVE = ("discard_ns", "total_ns", "operations")
+FLOOR_STRATEGY = "nop"
+
+
+class UnlikeError(AerostatError):
+    """Two results are not of the same thing, or not from the same kind of machine."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a comparison demands.
+
+    Args:
+        gates: What counts as a difference.
+        decisive: Metrics that the overall verdict is made of; the others are told beside it.
+        unlike_environments: Compare results of machines that differ in a checked key.
+        unlike_work: Compare results of different traces or settings.
+        seed: Of the bootstrap.
+    """
+
+    gates: Gates = field(default_factory=Gates)
+    decisive: tuple[str, ...] = DECISIVE
+    unlike_environments: bool = False
+    unlike_work: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one strategy (or queue). Only a decisive line weighs in the overall verdict."""
+
+    subject: str
+    metric: str
+    decisive: bool
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All lines, and what they say together: worse before inconclusive before better before same."""
+
+    verdict: Verdict
+    lines: tuple[Line, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """3 for worse, 4 for inconclusive, else 0."""
+        codes = {
+            Verdict.WORSE: ExitCode.REGRESSION,
+            Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+        }
+        return codes.get(self.verdict, ExitCode.OK)
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON document."""
+        return dataclasses.asdict(self)
+
+
+def compare(base: Results, candidate: Results, policy: Policy | None = None) -> Comparison:
+    """Compare two results, strategy by strategy and metric by metric.
+
+    Args:
+        base: The baseline.
+        candidate: What is judged against it; lower times and counts are better.
+        policy: What counts; the defaults where None.
+
+    Raises:
+        UnlikeError: The machines, traces or settings differ and the policy does not allow it; or
+            the two have no strategy in common.
+    """
+    policy = policy or Policy()
+    notes = _refuse_unlike(base, candidate, policy)
+    old = {strategy.name: strategy for strategy in base.strategies}
+    new = {strategy.name: strategy for strategy in candidate.strategies}
+    shared = [name for name in old if name in new]
+    if not set(shared) - {FLOOR_STRATEGY}:
+        raise UnlikeError(
+            "the two results have no strategy in common",
+            reason=f"baseline: {', '.join(old)}; candidate: {', '.join(new)}",
+            remedy="replay both with the same --strategy options",
+        )
+    one_sided = sorted(old.keys() ^ new.keys())
+    if one_sided:
+        notes += (f"only on one side, not compared: {', '.join(one_sided)}",)
+    lines = [line for name in shared for line in _lines(old[name], new[name], policy)]
+    return Comparison(overall(lines), tuple(lines), notes)
+
+
+def overall(lines: Sequence[Line]) -> Verdict:
+    """Weigh the decisive lines: one that is worse makes the whole worse, and so on."""
+    seen = {line.difference.verdict for line in lines if line.decisive}
+    for verdict in (Verdict.WORSE, Verdict.INCONCLUSIVE, Verdict.BETTER):
+        if verdict in seen:
+            return verdict
+    return Verdict.SAME if seen else Verdict.INCONCLUSIVE
+
+
+def _lines(old: StrategyResult, new: StrategyResult, policy: Policy) -> list[Line]:
+    # The floor takes nanoseconds to do nothing: its scatter must not decide anything.
+    weighs = old.name != FLOOR_STRATEGY
+    lines = []
+    for metric, time_ns in TIMES.items():
+        difference = compare_samples(
+            [time_ns(run) for run in old.runs],
+            [time_ns(run) for run in new.runs],
+            policy.gates,
+            policy.seed,
+        )
+        lines.append(Line(old.name, metric, weighs and metric in policy.decisive, difference))
+    for metric, count in COUNTS.items():
+        difference = compare_counts(count(old), count(new))
+        lines.append(Line(old.name, metric, weighs and metric in policy.decisive, difference))
+    return lines
+
+
+def _refuse_unlike(base: Results, candidate: Results, policy: Policy) -> tuple[str, ...]:
+    """Raise, or return what differs as warnings where the policy allows it."""
+    machines = differences(base.environment, candidate.environment)
+    if machines and not policy.unlike_environments:
+        raise UnlikeError(
+            "the two results come from unlike machines",
+            reason="; ".join(machines),
+            remedy="replay both on one machine, or --unlike-environments to compare anyway",
+        )
+    work = _work_differences(base, candidate)
+    if work and not policy.unlike_work:
+        raise UnlikeError(
+            "the two results are not of the same work",
+            reason="; ".join(work),
+            remedy="replay the same trace with the same settings, or --unlike-work",
+        )
+    return (*machines, *work)
+
+
+def _work_differences(base: Results, candidate: Results) -> tuple[str, ...]:
+    keys = ("backing", "thp", "siblings", "per_operation", "residency", "requests_replayed")
+    found = [
+        f"{key} is {getattr(base.settings, key)!r} and {getattr(candidate.settings, key)!r}"
+        for key in keys
+        if getattr(base.settings, key) != getattr(candidate.settings, key)
+    ]
+    if base.trace.session_id != candidate.trace.session_id:
+        found.append(f"the traces are {base.trace.name} and {candidate.trace.name}, two sessions")
+    return tuple(found)

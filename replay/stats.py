@@ -1,0 +1,193 @@
+"""Is one set of samples different from another? An effect, an interval and three gates.
+
+A difference counts when all three gates are open: the samples are unlikely to come from one
+distribution (Mann-Whitney), the ratio of medians is at least as large as the caller cares about,
+and it is larger than the scatter within either set. Without a difference, "same" is claimed only
+where the interval of the ratio lies wholly inside the indifferent band; everything else is
+inconclusive. Reported effects are ratios with intervals, after Kalibera and Jones (ISMM 2013).
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Samples = npt.NDArray[np.float64]
+RESAMPLES = 5000
+MIN_SAMPLES = 4
+"""With 3 a side, even full separation has p = 0.1 (2 of 20 orders), and an interval means little."""
+
+
+class Verdict(StrEnum):
+    """What is said of a candidate beside its baseline."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    SAME = "same"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Gates:
+    """How sure and how large a difference must be.
+
+    Args:
+        effect: Smallest ratio of medians, less 1, that matters: 0.03 is 3 %.
+        alpha: Highest probability of a difference this large by chance.
+        confidence: Of the interval.
+    """
+
+    effect: float = 0.03
+    alpha: float = 0.05
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not (0 < self.effect < 1 and 0 < self.alpha < 1 and 0.5 <= self.confidence < 1):
+            raise ValueError(f"gates out of range: {self}")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A candidate beside its baseline; lower samples are better.
+
+    Args:
+        ratio: Candidate's median over the baseline's; None where that is undefined.
+        low: Lower end of the interval of `ratio`.
+        high: Upper end.
+        p_value: Mann-Whitney, two-sided.
+        noise: Larger robust coefficient of variation of the two sets.
+        reason: Why the verdict is what it is, in words.
+    """
+
+    verdict: Verdict
+    base: float
+    candidate: float
+    ratio: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    noise: float | None
+    reason: str
+
+
+def compare_samples(
+    base: Sequence[float], candidate: Sequence[float], gates: Gates, seed: int = 0
+) -> Difference:
+    """Judge two sets of independent samples of a cost.
+
+    Args:
+        base: Samples of the baseline, none negative.
+        candidate: Samples of the candidate.
+        gates: What counts as a difference.
+        seed: Of the bootstrap, so that the same files give the same verdict.
+    """
+    old, new = np.asarray(base, np.float64), np.asarray(candidate, np.float64)
+    if not len(old) or not len(new):
+        return _undecided(old, new, "one side has no samples")
+    if np.median(old) <= 0 or np.median(new) <= 0:
+        if not old.any() and not new.any():
+            return _exact(0.0, 0.0, "both are zero")
+        return _undecided(old, new, "a median of zero has no ratio")
+    if min(len(old), len(new)) < MIN_SAMPLES:
+        return _undecided(old, new, f"fewer than {MIN_SAMPLES} samples on a side")
+    low, high = ratio_interval(old, new, gates.confidence, seed)
+    found = Difference(
+        Verdict.INCONCLUSIVE,
+        base=float(np.median(old)),
+        candidate=float(np.median(new)),
+        ratio=float(np.median(new) / np.median(old)),
+        low=low,
+        high=high,
+        p_value=float(stats.mannwhitneyu(old, new, alternative="two-sided").pvalue),
+        noise=max(scatter(old), scatter(new)),
+        reason="",
+    )
+    verdict, reason = _judge(found, gates)
+    return replace(found, verdict=verdict, reason=reason)
+
+
+def compare_counts(base: int, candidate: int) -> Difference:
+    """Judge two exact counts: any difference is real; fewer is better."""
+    if base == candidate:
+        return _exact(base, candidate, "the counts are equal")
+    return _exact(base, candidate, "the counts are exact and differ")
+
+
+def ratio_interval(
+    base: Samples, candidate: Samples, confidence: float, seed: int
+) -> tuple[float, float]:
+    """Bootstrap interval of the ratio of medians.
+
+    BCa where it is defined, else percentile: with a handful of samples the acceleration of a median
+    is often undefined. An interval always contains the observed ratio.
+    """
+    observed = float(np.median(candidate) / np.median(base))
+    if np.ptp(base) == 0 and np.ptp(candidate) == 0:
+        return observed, observed
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = stats.bootstrap(
+                (candidate, base),
+                _ratio_of_medians,
+                n_resamples=RESAMPLES,
+                confidence_level=confidence,
+                method=method,
+                paired=False,
+                vectorized=True,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+        if np.isfinite([found.low, found.high]).all():
+            return min(float(found.low), observed), max(float(found.high), observed)
+    return 0.0, float("inf")
+
+
+def _ratio_of_medians(candidate: Samples, base: Samples, axis: int = -1) -> Samples:
+    ratio: Samples = np.median(candidate, axis=axis) / np.median(base, axis=axis)
+    return ratio
+
+
+def scatter(samples: Samples) -> float:
+    """Robust coefficient of variation: 1.4826 times the median absolute deviation, over the median.
+
+    The factor makes it the standard deviation's estimate for normal samples.
+    """
+    middle = np.median(samples)
+    return float(1.4826 * np.median(np.abs(samples - middle)) / middle)
+
+
+def _judge(found: Difference, gates: Gates) -> tuple[Verdict, str]:
+    ratio, low, high = found.ratio or 1.0, found.low or 0.0, found.high or 0.0
+    p_value, noise = found.p_value or 0.0, found.noise or 0.0
+    size = max(ratio, 1 / ratio) - 1
+    significant = p_value < gates.alpha and not low <= 1 <= high
+    if significant and size >= gates.effect and size > noise:
+        verdict = Verdict.WORSE if ratio > 1 else Verdict.BETTER
+        return verdict, f"{ratio - 1:+.1%}, interval {low - 1:+.1%} to {high - 1:+.1%}"
+    if low >= 1 / (1 + gates.effect) and high <= 1 + gates.effect:
+        return Verdict.SAME, f"the interval lies within {gates.effect:.1%} of equality"
+    if size < gates.effect:
+        reason = f"the interval reaches beyond {gates.effect:.1%}, the median does not"
+    elif not significant:
+        reason = f"{ratio - 1:+.1%} may be chance (p = {p_value:.2g}): use more runs"
+    else:
+        reason = f"{ratio - 1:+.1%} is within the scatter of {noise:.1%}: quieten the machine"
+    return Verdict.INCONCLUSIVE, reason
+
+
+def _exact(base: float, candidate: float, reason: str) -> Difference:
+    verdict = Verdict.SAME
+    if base != candidate:
+        verdict = Verdict.WORSE if candidate > base else Verdict.BETTER
+    ratio = candidate / base if base else None
+    return Difference(verdict, base, candidate, ratio, ratio, ratio, None, None, reason)
+
+
+def _undecided(old: Samples, new: Samples, reason: str) -> Difference:
+    base = float(np.median(old)) if len(old) else float("nan")
+    candidate = float(np.median(new)) if len(new) else float("nan")
+    return Difference(Verdict.INCONCLUSIVE, base, candidate, None, None, None, None, None, reason)
