@@ -85,8 +85,8 @@ def fidelity_line(fidelity: Fidelity) -> str:
     if fidelity.ratio is None:
         time = "time not comparable"
     else:
-        replayed, captured = fidelity.replayed_discard_ns, fidelity.captured_discard_ns
-        times = f"{render.ns(replayed)} of {render.ns(captured)}"
+        replayed_ns = render.ns(fidelity.replayed_discard_ns)
+        times = f"{replayed_ns} of {render.ns(fidelity.captured_discard_ns)}"
         time = f"{fidelity.ratio:.2f} of the recorded discard time ({times})"
     note = f"; {fidelity.note}" if fidelity.note else ""
     return f"Fidelity of {fidelity.strategy}: {count}, {time}{note}."

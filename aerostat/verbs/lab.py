@@ -1,11 +1,16 @@
 """`aerostat lab`: boot a VM made for tracing, and record a scenario from both sides."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from aerostat.options import PATH, force_option, size, talk_options
-from aerostat.output import refuse_existing
+from aerostat.options import PATH, force_option, json_option, size, talk_options
+from aerostat.output import emit_json, plain, refuse_existing
+from aerostat.progress import progress_on_stderr
+
+if TYPE_CHECKING:
+    from lab.session import LabOutcome
 
 SCENARIOS = ("inflate-deflate", "stepwise", "reporting", "fragmented", "out-of-puff")
 PAIRS = ("7.2", "10.0")
@@ -36,6 +41,7 @@ PAIRS = ("7.2", "10.0")
 @click.option(
     "--demo", is_flag=True, help="Afterwards show the trace, replay it and compare strategies."
 )
+@json_option
 @force_option
 @talk_options
 def command(
@@ -45,10 +51,11 @@ def command(
     output: Path,
     no_record: bool,
     demo: bool,
+    as_json: bool,
     force: bool,
     quiet: bool,
     verbose: bool,
-) -> int:
+) -> None:
     r"""Boot a guest, record both sides of a scenario, join them and close the ledger.
 
     Needs root, BCC and QEMU, but no KVM: without it the guest is emulated. Its disk is built
@@ -60,7 +67,64 @@ def command(
       aerostat lab --scenario reporting --memory 1G -o reporting.balloon
       aerostat lab --demo --force -o demo.balloon
     """
-    if demo and no_record:
-        raise click.UsageError("--demo needs a recording; leave out --no-record")
+    if demo and (no_record or as_json):
+        raise click.UsageError("--demo goes with neither --no-record nor --json")
     if not no_record:
         refuse_existing(output, force=force)
+        output.parent.mkdir(parents=True, exist_ok=True)
+    from lab.session import LabOptions, run_lab
+
+    options = LabOptions(
+        output=output,
+        scenario=scenario,
+        memory_bytes=memory,
+        pair=pair,
+        force=force,
+        record=not no_record,
+    )
+    with progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
+        outcome = run_lab(options, progress)
+        if as_json:
+            emit_json(plain(outcome))
+        else:
+            draw_session(outcome)
+        if outcome.trace is None:
+            return
+        if demo:
+            from aerostat.demo import run_demo
+
+            run_demo(outcome.trace, progress)
+        judge(outcome.trace)
+
+
+def draw_session(outcome: "LabOutcome") -> None:
+    """Draw what was done to the VM and how long the balloon took."""
+    from aerostat import render
+
+    rows = [
+        (
+            "inflate" if move.is_inflate else "deflate",
+            render.size(move.target_bytes),
+            render.size(move.start_bytes),
+            render.size(move.end_bytes),
+            "yes" if move.is_reached else "no",
+            render.ns(move.wall_ns),
+        )
+        for move in outcome.scenario.moves
+    ]
+    render.say(
+        f"QEMU {outcome.qemu_version} ({outcome.accelerator}), guest kernel"
+        f" {outcome.guest_release}, booted in {render.ns(outcome.boot_ns)}"
+    )
+    columns = ("<move", "target", "memory before", "memory after", "reached", "took")
+    render.draw(f"lab: {outcome.scenario.name}", columns, rows)
+
+
+def judge(path: Path) -> None:
+    """Raise where the merged trace is not whole or its ledger does not balance."""
+    from aerostat.judge import require_whole
+    from tracer.ledger import ledger
+    from tracer.trace.reader import open_trace
+
+    trace = open_trace(path)
+    require_whole(path, trace.manifest, ledger(trace))

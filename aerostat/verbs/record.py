@@ -7,9 +7,13 @@ from pathlib import Path
 
 import click
 
+from aerostat.judge import require_whole
 from aerostat.options import PATH, duration, force_option, talk_options
 from aerostat.output import refuse_existing
+from aerostat.progress import progress_on_stderr
+from aerostat.stop import stop_on_signal
 
+NS_PER_S = 1_000_000_000
 DETAILS = ("requests", "discards", "calls")
 
 
@@ -38,7 +42,7 @@ def command(
     force: bool,
     quiet: bool,
     verbose: bool,
-) -> int:
+) -> None:
     r"""Record what the balloon of a running VM does, from the host or in the guest.
 
     Runs until Ctrl-C, until --duration has passed, or until the VM ends, and then closes the trace.
@@ -53,4 +57,44 @@ def command(
     if guest == (pid is not None):
         raise click.UsageError("give either --pid PID or --guest")
     refuse_existing(output, force=force)
-    raise NotImplementedError
+    # Only what the recorder loads anyway: the reader would cost an emulated guest seconds.
+    from tracer.trace.manifest import Manifest
+
+    ready = _Ready(output, ready_file, quiet=quiet)
+    duration_s = None if duration is None else duration / NS_PER_S
+    with stop_on_signal() as stop, progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
+        if pid is None:
+            from tracer.guest import GuestOptions, record_guest
+
+            inside = GuestOptions(output=output, force=force, duration_s=duration_s, ready=ready)
+            trace = record_guest(inside, progress, stop)
+        else:
+            from tracer.host import HostOptions, record_host
+
+            outside = HostOptions(
+                output=output,
+                force=force,
+                duration_s=duration_s,
+                ready=ready,
+                pid=pid,
+                detail=detail,
+            )
+            trace = record_host(outside, progress, stop)
+    require_whole(trace, Manifest.from_json((trace / "manifest.json").read_bytes()))
+    if not quiet:
+        click.echo(f"aerostat: {trace} is complete; see: aerostat show {trace}", err=True)
+
+
+class _Ready:
+    """Says that every probe is attached: to the user, and to a script by way of a file."""
+
+    def __init__(self, output: Path, ready_file: Path | None, *, quiet: bool) -> None:
+        self._output = output
+        self._ready_file = ready_file
+        self._quiet = quiet
+
+    def __call__(self) -> None:
+        if self._ready_file is not None:
+            self._ready_file.touch()
+        if not self._quiet:
+            click.echo(f"aerostat: recording to {self._output}; Ctrl-C ends it", err=True)

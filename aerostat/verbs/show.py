@@ -54,6 +54,7 @@ def draw(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger") ->
     tables.draw_stages(stages)
     tables.draw_ledger(account)
     tables.draw_losses(trace.losses)
+    tables.draw_findings(trace.findings)
     tables.draw_probes(trace.manifest)
     tables.draw_runs(run_lengths(trace))
     tables.say_residency(residency(trace))
@@ -82,6 +83,7 @@ def document(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger"
         "vm": plain(manifest.vm),
         "sides": plain(manifest.sides),
         "losses": plain(trace.losses),
+        "findings": plain(trace.findings),
         "stages": directions,
         "clock": plain(stages.clock),
         "ledger": plain(account),

@@ -1,0 +1,121 @@
+"""`aerostat replay`: carry out a trace's work under several strategies, and measure each."""
+
+from pathlib import Path
+
+import click
+
+from aerostat.options import PATH, TRACE, force_option, json_option, size, talk_options
+from aerostat.output import emit_json, refuse_existing
+from aerostat.progress import progress_on_stderr
+
+
+@click.command("replay")
+@click.argument("trace", type=TRACE)
+@click.option(
+    "-s",
+    "--strategy",
+    "strategies",
+    multiple=True,
+    help="A strategy to replay; give it again for more. nop, the harness alone, is always added.",
+)
+@click.option(
+    "--runs", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Runs of each."
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(0, 10_000),
+    default=1,
+    show_default=True,
+    help="Runs of each before those, kept but not counted.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the order of runs.")
+@click.option(
+    "--backing",
+    type=click.Choice(("anon", "memfd")),
+    default="anon",
+    show_default=True,
+    help="What guest memory is mapped from.",
+)
+@click.option("--thp/--no-thp", default=True, show_default=True, help="Restore huge pages.")
+@click.option(
+    "--residency",
+    type=click.Choice(("trace", "all", "none")),
+    default="trace",
+    show_default=True,
+    help="Which pages have memory: as recorded, all or none.",
+)
+@click.option(
+    "--siblings",
+    type=click.IntRange(0, 1024),
+    default=0,
+    show_default=True,
+    help="Threads that run meanwhile, as a live VM's vCPUs do.",
+)
+@click.option("--cpu", type=click.IntRange(min=0), help="CPU to execute on.")
+@click.option("--memory-limit", type=size, help="Most memory a run may take, such as 4G.")
+@click.option("--per-operation", is_flag=True, help="Time every operation; slows each of them.")
+@click.option("--allow-loss", is_flag=True, help="Replay a trace that is known to miss events.")
+@click.option("-o", "--output", type=PATH, help="Also write the results to this JSON file.")
+@json_option
+@force_option
+@talk_options
+def command(
+    trace: Path,
+    strategies: tuple[str, ...],
+    runs: int,
+    warmup: int,
+    seed: int,
+    backing: str,
+    thp: bool,
+    residency: str,
+    siblings: int,
+    cpu: int | None,
+    memory_limit: int | None,
+    per_operation: bool,
+    allow_loss: bool,
+    output: Path | None,
+    as_json: bool,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    r"""Carry out the work of TRACE on mapped memory under several strategies, side by side.
+
+    Each run is a fresh process; runs are interleaved in seeded random order; every page is checked
+    afterwards. Needs no root and no VM.
+
+    \b
+    Examples:
+      aerostat replay host.balloon
+      aerostat replay host.balloon -s qemu -s range --runs 15 --siblings 1 -o results.json
+      aerostat replay host.balloon --memory-limit 4G --json
+    """
+    if output is not None:
+        refuse_existing(output, force=force)
+    from replay.schedule import DEFAULT_STRATEGIES, ReplayOptions, replay_trace
+
+    options = ReplayOptions(
+        trace=trace,
+        strategies=strategies or DEFAULT_STRATEGIES,
+        runs=runs,
+        warmup=warmup,
+        seed=seed,
+        backing=backing,
+        thp=thp,
+        siblings=siblings,
+        cpu=cpu,
+        residency=residency,  # type: ignore[arg-type]  # click.Choice has checked it
+        per_operation=per_operation,
+        memory_limit_bytes=memory_limit,
+        allow_loss=allow_loss,
+        output=output,
+        force=force,
+    )
+    with progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
+        results = replay_trace(options, progress)
+    if as_json:
+        emit_json(results.to_json())
+    else:
+        from aerostat.replay_tables import draw_results
+
+        draw_results(results)
