@@ -76,12 +76,10 @@ class Requests:
         wanted = np.isin(self.queue, queues) & (np.diff(self.run_offsets) > 0)
         chosen = np.flatnonzero(np.repeat(wanted, np.diff(self.run_offsets)))
         # MAX_PFN keeps every PFN below 2**63, so this view changes no value.
-        columns = (self.run_pfn.view(np.int64), self.run_pages, self.run_request)
-        if len(chosen) < len(self.run_pfn):
-            pfn, pages, request = (column[chosen] for column in columns)
-        else:
-            pfn, pages, request = columns
-        return pfn, pages.astype(np.int64), request
+        pfn = self.run_pfn.view(np.int64)
+        if len(chosen) == len(pfn):
+            return pfn, self.run_pages.astype(np.int64), self.run_request
+        return pfn[chosen], self.run_pages[chosen].astype(np.int64), self.run_request[chosen]
 
     def before(self, index: int) -> Requests:
         """The first `index` requests."""
