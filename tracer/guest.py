@@ -34,8 +34,6 @@ from tracer.trace.progress import Progress, silent
 from tracer.trace.schema import SAMPLES, Caller, Mark, Side
 from tracer.trace.writer import TraceWriter
 
-_DRIVER = Path("/sys/bus/virtio/drivers/virtio_balloon")
-
 
 @dataclass(frozen=True, slots=True)
 class GuestOptions(CaptureOptions):
@@ -62,10 +60,10 @@ def record_guest(
         TraceError: The bundle exists or cannot be written.
     """
     require_root("the balloon driver")
-    if not _DRIVER.exists():
+    if not guest_probes.DRIVER.exists():
         raise ProbeError(
             "this machine has no virtio balloon",
-            reason=f"{_DRIVER} is absent",
+            reason=f"{guest_probes.DRIVER} is absent",
             remedy="run inside a guest, or record a VM from its host with --pid",
         )
     layout = guest_probes.driver_layout(Btf(guest_probes.MODULE))

@@ -10,13 +10,15 @@ from tracer.attach import Attach, Attachment, attach_all
 from tracer.errors import ProbeError
 from tracer.libbpf import Btf
 from tracer.loader import Program
-from tracer.probes import GUEST_POINTS, Kind, Way
+from tracer.probes import GUEST_POINTS, Kind, Point, Way
 
 RING_BYTES = 2 << 20
 LOST_REQUESTS, HIT_TELL, HIT_REPORT, HIT_KICK, HIT_ACK = range(5)
 """Indices of the map `counters` of bpf/guest.bpf.c."""
 
 MODULE = "virtio_balloon"
+DRIVER = Path("/sys/bus/virtio/drivers/virtio_balloon")
+"""There while the balloon driver is loaded or built in."""
 MODULES = (MODULE, "virtio_ring")
 """Modules whose functions are probed, where they are modules."""
 _PAGE_BYTES = 4096
@@ -106,15 +108,20 @@ def compile_guest(layout: DriverLayout, *, fentry: bool) -> Program:
     return Program("guest.bpf.c", defines)
 
 
+def readable_points(layout: DriverLayout) -> tuple[Point, ...]:
+    """Return the points that the program has code for with this layout."""
+    return tuple(
+        point for point in GUEST_POINTS if layout.reports or not point.name.startswith("report-")
+    )
+
+
 def attach_guest(program: Program, layout: DriverLayout, *, fentry: bool) -> list[Attachment]:
     """Attach the probes of the balloon driver.
 
     Raises:
         ProbeError: tell_host cannot be probed.
     """
-    points = tuple(
-        point for point in GUEST_POINTS if layout.reports or not point.name.startswith("report-")
-    )
+    points = readable_points(layout)
     attached = attach_all(program, points, guest_mechanisms(fentry=fentry))
     missing = (point for point in GUEST_POINTS if point not in points)
     return attached + [Attachment(point, None, layout.reason) for point in missing]

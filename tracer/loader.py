@@ -191,7 +191,7 @@ class Program:
         Raises:
             ProbeError: There is no tracefs or no such event.
         """
-        _mount_tracefs()
+        mount_tracefs()
         program = self._load(function, self._bcc.BPF.TRACEPOINT)
         with _captured_stderr() as text:
             fd = self._bcc.libbcc.lib.bpf_attach_tracepoint(
@@ -221,13 +221,16 @@ class Program:
         return self._bpf[name.encode()]
 
 
-def _mount_tracefs() -> None:
+def mount_tracefs() -> None:
+    """Mount tracefs where nobody has: classic tracepoints are found through it.
+
+    Raises:
+        ProbeError: It is not there and cannot be mounted.
+    """
     if (_TRACEFS / "events").exists():
         return
     subprocess.run(
         ["mount", "-t", "tracefs", "tracefs", str(_TRACEFS)], check=False, capture_output=True
     )
     if not (_TRACEFS / "events").exists():
-        raise ProbeError(
-            "tracefs is not mounted", remedy=f"mount -t tracefs tracefs {_TRACEFS}"
-        )
+        raise ProbeError("tracefs is not mounted", remedy=f"mount -t tracefs tracefs {_TRACEFS}")
