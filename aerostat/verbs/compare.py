@@ -1,0 +1,105 @@
+"""`aerostat compare`: is the candidate better, worse, the same, or not decidable?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from aerostat.options import TRACE, json_option
+from aerostat.output import emit_json, plain
+from tracer.trace.errors import ExitCode
+
+if TYPE_CHECKING:
+    from replay.compare import Comparison, Line
+
+
+@click.command("compare")
+@click.argument("baseline", type=TRACE)
+@click.argument("candidate", type=TRACE)
+@click.option(
+    "--effect",
+    type=click.FloatRange(0, 100, min_open=True, max_open=True),
+    default=3.0,
+    show_default=True,
+    help="Smallest difference that matters, in percent.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Highest probability that a difference is chance.",
+)
+@click.option(
+    "--unlike-environments", is_flag=True, help="Compare results of machines that are not alike."
+)
+@click.option("--unlike-work", is_flag=True, help="Compare results of unlike traces or settings.")
+@json_option
+def command(
+    baseline: Path,
+    candidate: Path,
+    effect: float,
+    alpha: float,
+    unlike_environments: bool,
+    unlike_work: bool,
+    as_json: bool,
+) -> ExitCode:
+    r"""Judge CANDIDATE against BASELINE: two files of replay results.
+
+    Exit code 0: better or the same. 3: worse. 4: inconclusive, more runs are needed. Any other code
+    means that nothing was compared.
+
+    \b
+    Examples:
+      aerostat compare before.json after.json
+      aerostat compare before.json after.json --effect 5 --json
+    """
+    from replay.compare import Policy, compare
+    from replay.results import load_results
+    from replay.stats import Gates
+
+    policy = Policy(
+        gates=Gates(effect=effect / 100, alpha=alpha),
+        unlike_environments=unlike_environments,
+        unlike_work=unlike_work,
+    )
+    comparison = compare(load_results(baseline), load_results(candidate), policy)
+    if as_json:
+        emit_json(plain(comparison))
+    else:
+        draw(comparison)
+    return comparison.exit_code
+
+
+def draw(comparison: "Comparison") -> None:
+    """Draw one row per metric, and the verdict that the decisive ones make."""
+    from aerostat import render
+
+    rows = [_row(line) for line in comparison.lines]
+    columns = ("<subject", "<metric", "baseline", "candidate", "ratio", "interval", "p")
+    render.draw("compare", (*columns, "<verdict", "<decisive", "<why"), rows)
+    for warning in comparison.warnings:
+        render.say(f"Warning: {warning}")
+    render.say(f"Verdict: {comparison.verdict}")
+
+
+def _row(line: "Line") -> tuple[str, ...]:
+    from aerostat import render
+
+    difference = line.difference
+    form = render.ns if line.metric.endswith("_ns") else lambda value: f"{value:,.0f}"
+    interval = render.NOT_OBSERVED
+    if difference.low is not None and difference.high is not None:
+        interval = f"{difference.low:.3f} to {difference.high:.3f}"
+    return (
+        line.subject,
+        line.metric,
+        form(difference.base),
+        form(difference.candidate),
+        render.cell(difference.ratio, lambda ratio: f"{ratio:.3f}"),
+        interval,
+        render.cell(difference.p_value, lambda p: f"{p:.3g}"),
+        difference.verdict,
+        "yes" if line.decisive else "",
+        difference.reason,
+    )
