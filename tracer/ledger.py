@@ -11,6 +11,8 @@ from tracer.trace.schema import PAGE_BYTES, Call, Caller, Queue, Side
 
 EQUAL = "equal"
 NOT_OBSERVED = "not observed"
+NOT_COMPARED = "not compared"
+"""Counted, but there is nothing to hold it against: the first line of a queue, or its only one."""
 
 _QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
 _PUNCH_HOLE = 2
@@ -182,7 +184,9 @@ class _Book:
         """Write one line; a value held against nothing neither balances nor unbalances."""
         if value is None:
             status = NOT_OBSERVED
-        elif expected is None or value == expected:
+        elif expected is None:
+            status = NOT_COMPARED
+        elif value == expected:
             status = EQUAL
         else:
             status = f"differs by {value - expected:+d}"

@@ -153,7 +153,7 @@ def _copy(segment: Segment, source: Path, target: Path) -> None:
     fresh = final.with_name(f"_{final.name}.new")
     try:
         final.parent.mkdir(exist_ok=True)
-        with open(fresh, "wb") as file:
+        with fresh.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -32,8 +32,9 @@ def sent(seq, queue, runs, times, **columns):
     return request(Side.GUEST, seq, queue, runs, **dict(zip(names, times, strict=True)), **columns)
 
 
-def received(seq, queue, runs, pop_ns, push_ns, discard_ns, calls):
-    """One host row; every call succeeds and together they cover the request."""
+def received(seq, queue, runs, times, *, calls):
+    """One host row; times are pop, push and the length of its calls, which cover the request."""
+    pop_ns, push_ns, discard_ns = times
     covered = sum(abs(pages) for _, pages in runs) * 4096
     return request(
         Side.HOST,
@@ -93,10 +94,10 @@ GUEST_ROWS = [
     ),
 ]
 HOST_ROWS = [
-    received(10, Queue.INFLATE, FIRST, 1_025_000, 1_055_000, 18_000, 256),
-    received(11, Queue.INFLATE, SECOND, 1_300_000, 1_340_000, 22_000, 128),
-    received(12, Queue.DEFLATE, BACK, 1_410_000, 1_425_000, 5_000, 128),
-    received(13, Queue.REPORTING, REPORT, 1_508_000, 1_520_000, 9_000, 2),
+    received(10, Queue.INFLATE, FIRST, (1_025_000, 1_055_000, 18_000), calls=256),
+    received(11, Queue.INFLATE, SECOND, (1_300_000, 1_340_000, 22_000), calls=128),
+    received(12, Queue.DEFLATE, BACK, (1_410_000, 1_425_000, 5_000), calls=128),
+    received(13, Queue.REPORTING, REPORT, (1_508_000, 1_520_000, 9_000), calls=2),
 ]
 DONTNEED, WILLNEED = 4, 3
 CALL_ROWS = [

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from tests.unit.capture_bundle import (
     GUEST_ROWS,
     HOST_ROWS,
@@ -12,7 +13,6 @@ from tests.unit.capture_bundle import (
     write_guest,
     write_host,
 )
-
 from tracer.align import content_hashes
 from tracer.join import join, notice_ns
 from tracer.merge import merge_sides
@@ -64,8 +64,8 @@ def test_rows_of_one_side_alone_stay_unpaired(tmp_path):
 def test_same_pages_on_another_queue_or_in_another_order_are_no_pair(tmp_path):
     guest = [sent(0, Queue.INFLATE, SECOND, (1, 2, 3, 4, 5, None, 6))]
     host = [
-        received(0, Queue.DEFLATE, SECOND, 10, 20, 1, 1),
-        received(1, Queue.INFLATE, [(4873, 128)], 30, 40, 1, 1),
+        received(0, Queue.DEFLATE, SECOND, (10, 20, 1), calls=1),
+        received(1, Queue.INFLATE, [(4873, 128)], (30, 40, 1), calls=1),
     ]
     _, found = joined(tmp_path, host=host, guest=guest)
     assert len(found.guest_row) == 0
@@ -104,6 +104,6 @@ def test_forged_equal_hashes_do_not_make_a_pair(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "tracer.join.content_hashes", lambda *columns: np.zeros_like(content_hashes(*columns))
     )
-    host = [received(0, Queue.INFLATE, [(77, 128)], 1_000_100, 1_000_200, 1, 1)]
+    host = [received(0, Queue.INFLATE, [(77, 128)], (1_000_100, 1_000_200, 1), calls=1)]
     _, found = joined(tmp_path, host=host, guest=GUEST_ROWS[1:2])
     assert len(found.guest_row) == 0

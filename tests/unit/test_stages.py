@@ -1,6 +1,7 @@
 """Stages of a capture small enough to add up by hand (capture_bundle.py)."""
 
 import pytest
+
 from tests.unit.capture_bundle import (
     FIRST,
     GUEST_ROWS,
@@ -11,7 +12,6 @@ from tests.unit.capture_bundle import (
     write_guest,
     write_host,
 )
-
 from tracer.merge import merge_sides
 from tracer.stages import SEED_NS, SEED_PERCENT, SEED_TOTAL_NS, stage_table
 from tracer.trace.reader import open_trace
@@ -121,7 +121,7 @@ def test_unpaired_request_has_no_send_stage(tmp_path):
 
 
 def test_contradicting_times_are_rejected_and_counted(tmp_path):
-    rows = [received(10, Queue.INFLATE, FIRST, 1_025_000, 1_055_000, 31_000, 256)]
+    rows = [received(10, Queue.INFLATE, FIRST, (1_025_000, 1_055_000, 31_000), calls=256)]
     translate = (
         stage_table(open_trace(write_host(tmp_path / "x.balloon", rows=rows)))
         .direction(Queue.INFLATE)
