@@ -15,10 +15,14 @@ from tracer.trace.manifest_parts import SIDES
 from tracer.trace.schema import TABLES
 
 MANIFEST = "manifest.json"
+DAMAGED_MANIFEST = "_manifest.json.damaged"
+"""Where salvage keeps a manifest that it could not read."""
 RESERVE = "_reserve"
 """Space kept back while recording, so that a full disk still takes footers and the manifest."""
 MAX_SEGMENT_BYTES = 1 << 30
-_NAME = re.compile(rf"_?({'|'.join(SIDES)})-(\d{{5,9}})\.arrow(\.part|\.new)?", re.ASCII)
+_NAME = re.compile(
+    rf"_?({'|'.join(SIDES)})-(\d{{5,9}})\.arrow(\.part|\.new|\.unreadable)?", re.ASCII
+)
 
 
 def segment_file(table: str, side: str, number: int) -> str:
@@ -31,10 +35,14 @@ def side_of(segment: str) -> str:
     return PurePath(segment).name.partition("-")[0]
 
 
+def hidden_file(segment: str, suffix: str) -> str:
+    """Path of a segment's other form; `_` hides it from Arrow's dataset discovery."""
+    return str(PurePath(segment).with_name(f"_{PurePath(segment).name}{suffix}"))
+
+
 def part_file(segment: str) -> str:
-    """Path of the same segment while it is written; `_` hides it from Arrow's dataset discovery."""
-    table, name = segment.split("/")
-    return f"{table}/_{name}.part"
+    """Path of the same segment while it is written."""
+    return hidden_file(segment, ".part")
 
 
 def names_in(directory: Path) -> list[str]:
@@ -64,7 +72,7 @@ def foreign_entries(bundle: Path) -> list[str]:
     for entry in sorted(bundle.iterdir()):
         if entry.name in TABLES and entry.is_dir() and not entry.is_symlink():
             found += [f"{entry.name}/{n}" for n in names_in(entry) if not _NAME.fullmatch(n)]
-        elif entry.name not in {MANIFEST, f"_{MANIFEST}.new", RESERVE}:
+        elif entry.name not in {MANIFEST, f"_{MANIFEST}.new", DAMAGED_MANIFEST, RESERVE}:
             found.append(entry.name)
     return found
 

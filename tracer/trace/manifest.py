@@ -69,6 +69,8 @@ class Manifest:
         alignment: The clock fit of the two sides; None if it was not made.
         scenario: What the lab did to the VM.
         labels: The user's own words.
+        tool: Name and version of the recorder.
+        created_realtime_ns: CLOCK_REALTIME when the bundle was made; None if salvage cannot tell.
     """
 
     sides: dict[str, SideInfo] = field(
@@ -88,15 +90,22 @@ class Manifest:
     labels: dict[str, str] = field(default_factory=dict, metadata=reads(mapping(text)))
     tool: str = field(default="aerostat", metadata=reads(text))
     session_id: str = field(default_factory=lambda: str(uuid.uuid4()), metadata=reads(text))
-    created_realtime_ns: int = field(default_factory=time.time_ns, metadata=reads(time_ns))
+    created_realtime_ns: int | None = field(
+        default_factory=time.time_ns, metadata=reads(optional(time_ns))
+    )
     format: str = field(default=FORMAT_NAME, metadata=reads(text))
     format_version: str = field(default=FORMAT_VERSION, metadata=reads(text))
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
     @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor number of `format_version`."""
+        return _version(self.format_version)
+
+    @property
     def is_newer_minor(self) -> bool:
         """Whether a newer aerostat of the same major format wrote it, perhaps with more columns."""
-        return _version(self.format_version) > _version(FORMAT_VERSION)
+        return self.version > _version(FORMAT_VERSION)
 
     def to_json(self) -> str:
         """Return the text of manifest.json, the same for the same content."""
@@ -122,7 +131,7 @@ class Manifest:
         """
         document = _parse(raw)
         _check_version(document)
-        manifest = record(cls)(document, "manifest.json")
+        manifest: Manifest = record(cls)(document, "manifest.json")
         _check_regions(manifest.regions)
         _check_segments(manifest.segments)
         return manifest

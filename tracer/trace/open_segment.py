@@ -10,7 +10,7 @@ from tracer.trace.layout import part_file, sha256_of, sync
 from tracer.trace.manifest import Segment
 from tracer.trace.schema import TABLES
 
-_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 class OpenSegment:
@@ -43,7 +43,7 @@ class OpenSegment:
             self._part.parent.mkdir()
             sync(bundle)
         self._sink = pa.OSFile(str(self._part), "wb")
-        self._writer = pa.ipc.new_file(self._sink, TABLES[table], options=_OPTIONS)
+        self._writer = pa.ipc.new_file(self._sink, TABLES[table], options=OPTIONS)
 
     @property
     def size_bytes(self) -> int:

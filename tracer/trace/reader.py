@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from tracer.trace.errors import TraceError
 from tracer.trace.findings import Finding, error, warning
+from tracer.trace.json_fields import MAX_TEXT
 from tracer.trace.layout import files_on_disk, part_file, read_manifest, side_of
 from tracer.trace.manifest import Loss, Manifest
 from tracer.trace.schema import TABLES, Mark, Side
@@ -80,12 +81,13 @@ class Trace:
         return tuple(
             Loss(
                 side=Side(row["side"]).name.lower(),
-                stream=row["text"] or "",
-                count=row["value"] or 0,
+                stream=(row["text"] or "")[:MAX_TEXT],
+                count=row["value"],
                 since_ns=row["since_ns"],
                 until_ns=row["ts_ns"],
             )
             for row in rows
+            if (row["value"] or 0) > 0 and min(row["ts_ns"], row["since_ns"] or 0) >= 0
         )
 
     def table(self, name: str, side: Side | None = None) -> pa.Table:

@@ -1,0 +1,258 @@
+"""Holds a trace against its own rules: files, order, times, pages, memory map, losses and end."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tracer.trace.columns import flat_runs
+from tracer.trace.errors import TraceError
+from tracer.trace.findings import Finding, Severity, error, warning
+from tracer.trace.layout import sha256_of
+from tracer.trace.manifest import Loss, Region
+from tracer.trace.reader import Trace
+from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT, Call, Caller, Mark, Queue, Side, Wire
+
+__all__ = ["Finding", "Severity", "check_trace"]
+
+Bools = npt.NDArray[np.bool_]
+UInt64s = npt.NDArray[np.uint64]
+
+_ORDER = (
+    ("begin_ns", "send_ns"),
+    ("send_ns", "kick_ns"),
+    ("kick_ns", "wake_ns"),
+    ("send_ns", "ack_ns"),
+    ("send_ns", "wake_ns"),
+    ("wake_ns", "free_ns"),
+    ("wake_ns", "end_ns"),
+    ("pop_ns", "push_ns"),
+)
+"""Times of one row that cannot be the other way round: cause before effect, on one clock."""
+_CODES = (
+    ("requests", "queue", Queue),
+    ("requests", "wire", Wire),
+    ("requests", "caller", Caller),
+    ("calls", "call", Call),
+    ("marks", "mark", Mark),
+)
+
+
+def check_trace(trace: Trace) -> list[Finding]:
+    """Check everything that a trace's rows and manifest say about each other.
+
+    Args:
+        trace: An opened trace, whole or torn.
+
+    Returns:
+        What is wrong, worst first; empty for a trace without fault. The codes are listed in
+        docs/trace-format.md.
+    """
+    found: list[Finding] = []
+    try:
+        for step in _STEPS:
+            found += step(trace)
+    except TraceError as problem:
+        found.append(error("unreadable", f"{problem.what}: {problem.reason}"))
+    found = [*trace.findings, *found]
+    return sorted(found, key=lambda finding: finding.severity is not Severity.ERROR)
+
+
+def _files(trace: Trace) -> list[Finding]:
+    """Hold every listed segment against its row count, size and hash."""
+    found = []
+    for segment in trace.manifest.segments:
+        path = trace.path / segment.file
+        if not path.is_file() or path.is_symlink():
+            if trace.manifest.complete:
+                found.append(error("segment-missing", f"{segment.file} is not on disk"))
+            continue
+        size = path.stat().st_size
+        if size != segment.bytes:
+            text = f"{segment.file} has {size} bytes; the manifest says {segment.bytes}"
+            found.append(error("segment-bytes", text))
+        elif sha256_of(path) != segment.sha256:
+            text = f"{segment.file} is not the file that was recorded: its SHA-256 differs"
+            found.append(error("segment-hash", text))
+        rows = sum(batch.num_rows for batch in trace.segment_batches(segment.file))
+        if rows != segment.rows:
+            text = f"{segment.file} has {rows} rows; the manifest says {segment.rows}"
+            found.append(error("segment-rows", text))
+    return found
+
+
+def _codes(trace: Trace) -> list[Finding]:
+    found = []
+    for table, column, kind in _CODES:
+        values = trace.table(table)[column]
+        known = pc.is_in(values, value_set=pa.array([int(code) for code in kind], values.type))
+        unknown = pc.sum(pc.invert(pc.or_(known, pc.is_null(values)))).as_py() or 0
+        if unknown:
+            text = f"{unknown} rows of {table} have a {column} this aerostat does not know"
+            found.append(warning("code-unknown", text))
+    return found
+
+
+def _sequence(trace: Trace) -> list[Finding]:
+    """Each side numbers its requests upwards."""
+    found = []
+    for side in trace.sides:
+        seq = trace.table("requests", side)["seq"].to_numpy()
+        twice = len(seq) - len(np.unique(seq))
+        if twice:
+            text = f"{twice} rows of the {side.name.lower()} repeat a request's seq"
+            found.append(error("seq-repeated", text))
+        back = int(np.count_nonzero(seq[1:] < seq[:-1]))
+        if back:
+            text = f"seq of the {side.name.lower()}'s requests falls {back} times"
+            found.append(error("seq-order", text))
+    return found
+
+
+def _times(trace: Trace) -> list[Finding]:
+    table = trace.table("requests")
+    found = []
+    for first, second in _ORDER:
+        wrong = pc.sum(pc.greater(table[first], table[second])).as_py() or 0
+        if wrong:
+            text = f"{wrong} requests have {first} after {second}"
+            found.append(error("time-order", text))
+    return found
+
+
+def _pages(trace: Trace) -> list[Finding]:
+    """`pages` counts the pages of the runs, and no run is empty."""
+    table = trace.table("requests")
+    runs = flat_runs(table["runs"])
+    lengths = np.abs(runs.pages.astype(np.int64))
+    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    total = sums[runs.offsets[1:]] - sums[runs.offsets[:-1]]
+    seen = table["runs"].is_valid().to_numpy()
+    wrong = int(np.count_nonzero(seen & (total != table["pages"].to_numpy())))
+    found = []
+    if wrong:
+        text = f"{wrong} requests have other pages than their runs add up to"
+        found.append(error("pages-sum", text))
+    if len(lengths) and not lengths.all():
+        text = f"{int(np.count_nonzero(lengths == 0))} runs have no pages"
+        found.append(error("run-empty", text))
+    return found
+
+
+def _bounds(trace: Trace) -> list[Finding]:
+    """Every page named lies in guest memory, where the memory map is known."""
+    spans = _spans(trace.manifest.regions)
+    if not spans:
+        return []
+    found = []
+    runs = flat_runs(trace.table("requests")["runs"])
+    length = np.abs(runs.pages.astype(np.int64)).astype(np.uint64)
+    back = np.where(runs.pages < 0, length - np.minimum(length, 1), 0).astype(np.uint64)
+    outside = ~_within(runs.pfn - back, length, spans) | (back > runs.pfn)
+    if outside.any():
+        text = f"{int(outside.sum())} runs leave the guest's memory"
+        found.append(error("pfn-bounds", text))
+    calls = trace.table("calls", Side.HOST)
+    calls = calls.filter(pc.and_(calls["gpa"].is_valid(), pc.equal(calls["errno"], 0)))
+    pages = calls["length_bytes"].to_numpy() // np.uint64(PAGE_BYTES)
+    outside = ~_within(calls["gpa"].to_numpy() >> np.uint64(PFN_SHIFT), pages, spans)
+    if outside.any():
+        text = f"{int(outside.sum())} calls begin or end outside the guest's memory"
+        found.append(error("gpa-bounds", text))
+    return found
+
+
+def _spans(regions: tuple[Region, ...]) -> list[tuple[int, int]]:
+    """First and end PFN of memory without holes, in order."""
+    spans: list[tuple[int, int]] = []
+    for region in sorted(regions, key=lambda region: region.gpa):
+        first = region.gpa >> PFN_SHIFT
+        end = (region.gpa + region.length_bytes) >> PFN_SHIFT
+        if spans and spans[-1][1] == first:
+            first = spans.pop()[0]
+        spans.append((first, end))
+    return spans
+
+
+def _within(first: UInt64s, pages: UInt64s, spans: list[tuple[int, int]]) -> Bools:
+    """Say which ranges lie in one span; written so that no sum can leave 64 bits."""
+    starts = np.array([span[0] for span in spans], np.uint64)
+    ends = np.array([span[1] for span in spans], np.uint64)
+    place = np.searchsorted(starts, first, side="right") - 1
+    inside = (place >= 0) & (first < ends[place])
+    room = np.where(inside, ends[place] - np.minimum(first, ends[place]), np.uint64(0))
+    return np.asarray(inside & (pages <= room))
+
+
+def _parents(trace: Trace) -> list[Finding]:
+    """Each call that names a request names one of the host's; a lost request explains an orphan."""
+    named = trace.table("calls", Side.HOST)["request_seq"].drop_null()
+    known = pc.is_in(named, value_set=trace.table("requests", Side.HOST)["seq"])
+    orphans = pc.sum(pc.invert(known)).as_py() or 0
+    if not orphans:
+        return []
+    text = f"{orphans} rows of calls name a request that is not in the trace"
+    lossy = bool(trace.losses) or not trace.is_complete
+    return [warning("call-orphan", text) if lossy else error("call-orphan", text)]
+
+
+def _losses(trace: Trace) -> list[Finding]:
+    """Losses are told twice, in the marks and in the manifest, and are errors in themselves."""
+    rows, listed = trace.marked_losses(), trace.losses
+    found = []
+    if _totals(rows) != _totals(listed):
+        text = f"the marks tell of losses {_totals(rows)}, the manifest of {_totals(listed)}"
+        found.append(error("loss-rows", text))
+    for (side, stream), count in sorted(_totals(listed).items()):
+        found.append(error("loss", f"{count} {stream} of the {side} were lost"))
+    return found
+
+
+def _totals(losses: tuple[Loss, ...]) -> dict[tuple[str, str], int]:
+    totals: dict[tuple[str, str], int] = {}
+    for loss in losses:
+        key = (loss.side, loss.stream)
+        totals[key] = totals.get(key, 0) + loss.count
+    return totals
+
+
+def _end(trace: Trace) -> list[Finding]:
+    found = []
+    if not trace.manifest.complete:
+        reason = trace.manifest.end_reason or "the recorder did not close it"
+        found.append(error("not-complete", f"the trace is not complete: {reason}"))
+    for side in trace.sides_without_end():
+        found.append(error("end-missing", f"the {side.name.lower()}'s rows have no END mark"))
+    for side in trace.sides:
+        if side.name.lower() not in trace.manifest.sides:
+            text = f"the manifest does not describe the {side.name.lower()}'s side"
+            found.append(warning("side-unknown", text))
+    return found
+
+
+def _marks(trace: Trace) -> list[Finding]:
+    """Nothing of a side happens after its END."""
+    found = []
+    for side in trace.sides:
+        marks = trace.table("marks", side)["mark"].to_pylist()
+        if any(first == Mark.END for first, _ in pairwise(marks)):
+            text = f"the {side.name.lower()}'s marks go on after END"
+            found.append(error("end-early", text))
+    return found
+
+
+_STEPS: tuple[Callable[[Trace], list[Finding]], ...] = (
+    _end,
+    _files,
+    _codes,
+    _sequence,
+    _times,
+    _pages,
+    _bounds,
+    _parents,
+    _losses,
+    _marks,
+)
