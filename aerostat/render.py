@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from typing import Final, TypeVar
 
 from rich.box import SIMPLE_HEAD
@@ -31,10 +32,13 @@ def draw(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> N
     Args:
         title: Printed above, at the left margin.
         columns: Headings; one that begins with `<` is aligned to the left, the others right.
-        rows: Cells as text; they may come from a guest and are made safe here.
+        rows: Cells as text; they may come from a guest and are made safe here. A column in which
+            every cell is empty is left out.
     """
+    cells = [list(row) for row in rows]
+    used = [any(row[i] for row in cells) or not cells for i in range(len(columns))]
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
-    for name in columns:
+    for name in compress(columns, used):
         left = name.startswith("<")
         table.add_column(
             name.removeprefix("<"),
@@ -42,8 +46,8 @@ def draw(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> N
             overflow="fold" if left else "ellipsis",
             no_wrap=not left,
         )
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+    for row in cells:
+        table.add_row(*(Text(printable(text)) for text in compress(row, used)))
     console().print(table)
 
 
