@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from aerostat import render
 from aerostat.shape import Residency, RunLengths
 from tracer.ledger import Ledger
-from tracer.stages import SEED_PERCENT, SEED_TOTAL_NS, Direction, StageTable
+from tracer.stages import SEED_PERCENT, SEED_TOTAL_NS, Direction, Stage, StageTable
 from tracer.trace.findings import Finding
 from tracer.trace.manifest import Loss, Manifest
-from tracer.trace.schema import PAGE_BYTES
+from tracer.trace.schema import PAGE_BYTES, Queue
 
 SEED_RANGES_NS = 590_000_000
 """The seed's own inflate with {pfn|length} ranges and bulk advice, 7 of 8 GiB."""
@@ -24,6 +24,7 @@ def draw_stages(table: StageTable) -> None:
         bound = render.ns(table.clock.bound_ns)
         doubt = "" if table.clock.consistent else ", but not every pair fits one line"
         render.say(f"Clocks: the guest's fits the host's to within {bound}{doubt}.")
+    render.say()
 
 
 def _draw_direction(direction: Direction) -> None:
@@ -33,6 +34,8 @@ def _draw_direction(direction: Direction) -> None:
         columns += ["seed's share", "seed's time"]
     rows = []
     for stage in direction.stages:
+        if stage.total_ns is None and not _belongs(direction, stage):
+            continue
         name = f"{stage.letter}  {stage.name}" if stage.letter else f"   {stage.name}"
         cells = [
             name,
@@ -51,6 +54,14 @@ def _draw_direction(direction: Direction) -> None:
     render.draw(_title(direction), columns, rows)
     if seeded:
         _say_seed(direction)
+
+
+def _belongs(direction: Direction, stage: Stage) -> bool:
+    """Whether a stage that was not observed is still a row: the seed's stages are, always.
+
+    A report has no stage a: its pages are free before.
+    """
+    return bool(stage.letter) and (direction.queue, stage.letter) != (Queue.REPORTING, "a")
 
 
 def _title(direction: Direction) -> str:
