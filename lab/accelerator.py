@@ -1,7 +1,7 @@
 """Decides between KVM and emulation by booting a guest, and remembers the answer until a reboot.
 
-That /dev/kvm exists, or even creates virtual CPUs, proves nothing: on some nested hosts a guest hangs
-right after its firmware. Only a guest whose agent speaks counts.
+That /dev/kvm exists, or even creates virtual CPUs, proves nothing: on some nested hosts a guest
+hangs right after its firmware. Only a guest whose agent speaks counts.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The host's end of the guest agent: one method per operation, errors in the house's form.
 
-What the guest says is untrusted: a line is at most 16 MiB, each answer has a deadline, and file names
-from the guest cannot leave the directory they are copied to.
+What the guest says is untrusted: a line is at most 16 MiB, each answer has a deadline, and file
+names from the guest cannot leave the directory they are copied to.
 """
 
 import base64
@@ -57,7 +57,7 @@ class GuestAgent:
         return str(done["output"])
 
     def spawn(self, argv: list[str], log: str) -> int:
-        """Start a command in the guest; its output goes to the guest file `log`. Returns its pid."""
+        """Start a command in the guest, its output in the guest file `log`; returns its pid."""
         return int(self._ask("spawn", argv=argv, log=log))
 
     def signal(self, pid: int, name: str) -> bool:

@@ -54,7 +54,7 @@ class PrivateApt:
         """
         argv = ["apt-get", *self._options(), "download", *packages]
         what = f"cannot download {', '.join(packages)}"
-        run_command(argv, what=what, remedy=_REMEDY, cwd=target, timeout_s=1200)
+        run_command(argv, what=what, remedy=_REMEDY, cwd=target)
         return sorted(target.glob("*.deb"))
 
     def _options(self) -> list[str]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tracer.trace.errors import AerostatError
 
+TIMEOUT_S = 1200.0
+"""Long enough for a slow mirror; nothing else the lab runs comes near it."""
+
 
 def run_command(
     argv: Sequence[str],
@@ -15,7 +18,6 @@ def run_command(
     remedy: str = "",
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    timeout_s: float = 300,
 ) -> str:
     """Run a command to its end and return its standard output.
 
@@ -25,7 +27,6 @@ def run_command(
         remedy: What the user can do then.
         cwd: Directory to run in.
         env: Variables added to this process's own.
-        timeout_s: Seconds after which the command is killed.
 
     Raises:
         AerostatError: The command is missing, failed, or took too long. The reason holds the
@@ -40,13 +41,13 @@ def run_command(
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=timeout_s,
+            timeout=TIMEOUT_S,
             check=False,
         )
     except FileNotFoundError as error:
         raise AerostatError(what, reason=f"{argv[0]} is not installed", remedy=remedy) from error
     except subprocess.TimeoutExpired as error:
-        reason = f"{argv[0]} took longer than {timeout_s:.0f} s"
+        reason = f"{argv[0]} took longer than {TIMEOUT_S:.0f} s"
         raise AerostatError(what, reason=reason, remedy=remedy) from error
     if done.returncode != 0:
         tail = "; ".join(done.stderr.strip().splitlines()[-3:])

@@ -6,6 +6,7 @@ same id and either `"result"` or `"error"`. The first line the agent writes is
 """
 
 import base64
+import contextlib
 import ctypes
 import json
 import os
@@ -13,10 +14,11 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PORT_NAME = "aerostat.agent"
 OUTPUT_LIMIT_BYTES = 256 * 1024
@@ -56,27 +58,21 @@ class Agent:
 
     def run(self, request: Request) -> dict[str, Any]:
         """Run a command to its end: its status and the last part of its output."""
-        done = subprocess.run(
-            request["argv"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=request["timeout_s"],
-            preexec_fn=_be_killable,
-            check=False,
-        )
-        return {"status": done.returncode, "output": _tail(done.stdout)}
+        with tempfile.TemporaryFile() as output:
+            child = start(request["argv"], output)
+            try:
+                status = child.wait(request["timeout_s"])
+            finally:
+                child.kill()
+                child.wait()
+            size = output.seek(0, os.SEEK_END)
+            output.seek(max(0, size - OUTPUT_LIMIT_BYTES))
+            return {"status": status, "output": output.read().decode(errors="replace")}
 
     def spawn(self, request: Request) -> int:
         """Start a command in the background with its output in a file; returns its pid."""
         with Path(request["log"]).open("wb") as log:
-            child = subprocess.Popen(
-                request["argv"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=_be_killable,
-            )
+            child = start(request["argv"], log)
         self._children[child.pid] = child
         return child.pid
 
@@ -96,13 +92,13 @@ class Agent:
             return None
 
 
-def _be_killable() -> None:
+def start(argv: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a command with all its output in one file."""
+    child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     # The agent must outlive an out-of-memory kill; what it starts need not.
-    Path("/proc/self/oom_score_adj").write_text("0")
-
-
-def _tail(output: bytes) -> str:
-    return output[-OUTPUT_LIMIT_BYTES:].decode(errors="replace")
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{child.pid}/oom_score_adj").write_text("0")
+    return child
 
 
 def list_files(root: Path) -> dict[str, int]:

@@ -1,9 +1,9 @@
 """Builds the guest's root disk once: the interpreter that runs this process, and what it needs.
 
-The guest must run the same recorder with the same libraries as the host, so the disk is a copy of the
-running environment: the standard library, the named packages, and every shared library those need.
-It is an ext4 file in the cache, keyed by what went into it, mounted read-only under an overlay, so it
-can neither go stale nor be changed by a guest. docs/adr/0001-lab-guest.md says why it is a disk.
+The guest must run the same recorder with the same libraries as the host, so the disk is a copy of
+the running environment: the standard library, the named packages, and every shared library those
+need. It is an ext4 file in the cache, keyed by what went into it, and mounted read-only under an
+overlay, so it can neither go stale nor be changed by a guest. docs/adr/0001-lab-guest.md says why.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """Packs the guest's first file system: busybox, the kernel modules it needs, the project itself.
 
-The archive is the "newc" cpio form that Linux unpacks (kernel: Documentation/driver-api/early-userspace/
-buffer-format.rst). It is built in memory for every boot, so the guest always runs this checkout.
+The archive is the "newc" cpio form that Linux unpacks (kernel:
+Documentation/driver-api/early-userspace/buffer-format.rst). It is built in memory for every boot,
+so the guest always runs this checkout.
 """
 
 import lzma

@@ -1,8 +1,8 @@
 """Pairs of QEMU and guest kernel that a lab VM can be made of, fetched with apt, never installed.
 
-A pair's Debian packages are unpacked below the cache directory. The mirror is the one this machine's
-own apt sources name; apt's lists and archives stay private to the cache, so the machine's own apt
-state is not touched.
+A pair's Debian packages are unpacked below the cache directory. The mirror is the one this
+machine's own apt sources name; apt's lists and archives stay private to the cache, so the machine's
+own apt state is not touched.
 """
 
 import re
@@ -88,7 +88,6 @@ class Qemu:
             what=f"cannot run {self.binary}",
             remedy="install qemu-system-x86",
             env=self.environment(),
-            timeout_s=30,
         )
         found = re.search(r"version (\d[\w.]*)", text)
         if found is None:
@@ -128,7 +127,7 @@ def find_kernel(root: Path) -> Kernel:
 def ensure_pair(name: str = DEFAULT_PAIR, progress: Progress = silent) -> Pair:
     """Return a pair, fetching and unpacking what the cache lacks.
 
-    The installed emulator is used if its version fits the pair, otherwise its packages are unpacked.
+    The installed emulator is used if its version fits the pair, else its packages are unpacked.
 
     Args:
         name: A key of `PAIRS`.

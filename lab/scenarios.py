@@ -65,25 +65,24 @@ def stepwise(vm: LabVm, progress: Progress) -> list[Move]:
 
 def reporting(vm: LabVm, progress: Progress) -> list[Move]:
     """Allocate and free memory in the guest and wait for free page reporting; no target moves."""
-    size = str(_share(vm.options.memory_bytes, 0.5))
+    size = str(_share(vm.options.memory_bytes, 0.25))
     progress("churn guest memory")
     vm.agent.run([vm.agent.python, WORKLOAD, "churn", size, "2", str(SETTLE_S)], 180)
     return []
 
 
 def fragmented(vm: LabVm, progress: Progress) -> list[Move]:
-    """Break the guest's free memory into single pages, then take most of it and give it back."""
+    """Break free memory into single pages, take all of those and some more, and give it back."""
     agent = vm.agent
     full = vm.options.memory_bytes
     available = agent.counters()["MemAvailable_bytes"]
     ready = f"/tmp/fragmented-{time.monotonic_ns()}"
     progress("fragment guest memory")
-    size = str(_share(available, 0.75))
+    size = str(_share(available, 0.4))
     pid = agent.spawn([agent.python, WORKLOAD, "fragment", size, ready], WORKLOAD_LOG)
     try:
         _await_file(agent, pid, ready)
-        free = agent.counters()["MemAvailable_bytes"]
-        return _through(vm, [full - _share(free, 0.75), full], progress)
+        return _through(vm, [full - _share(available, 0.3), full], progress)
     finally:
         agent.signal(pid, "SIGKILL")
         agent.wait(pid, 10)
@@ -142,7 +141,7 @@ def run_scenario(name: str, vm: LabVm, progress: Progress = silent) -> ScenarioO
 
 
 def _through(vm: LabVm, targets: list[int], progress: Progress) -> list[Move]:
-    moves = []
+    moves: list[Move] = []
     for target in targets:
         before = moves[-1].end_bytes if moves else vm.options.memory_bytes
         phase = "inflate" if target < before else "deflate"

@@ -4,8 +4,8 @@ From the command line this is `aerostat lab`; from Python:
 
     run_lab(LabOptions(output=Path("lab.balloon"), scenario="inflate-deflate"))
 
-Recording needs root and BCC. With `record=False` neither is needed. To run several scenarios, or the
-same one with and without recorders, on one boot, enter `open_vm` and call `run_scenario` and
+Recording needs root and BCC. With `record=False` neither is needed. To run several scenarios, or
+the same one with and without recorders, on one boot, enter `open_vm` and call `run_scenario` and
 `record_scenario` yourself.
 """
 
