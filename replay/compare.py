@@ -62,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All lines, and what they say together: worse before inconclusive before better before same."""
+    """All lines and what they say together: worse, else inconclusive, else better, else same."""
 
     verdict: Verdict
     lines: tuple[Line, ...]

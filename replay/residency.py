@@ -23,7 +23,7 @@ HUGE_PAGES = 512
 """4 KiB pages in a transparent huge page of 2 MiB."""
 MAX_PFN = 1 << 52
 
-Assumption = Literal["trace", "touched", "untouched"]
+Assumption = Literal["trace", "all", "none"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +52,17 @@ def load_residency(trace: Trace, layout: Layout, assumption: Assumption, thp: bo
     Args:
         trace: Its first residency snapshot counts: what was there when the balloon began to move.
         layout: Translates the snapshot's PFNs.
-        assumption: `trace` falls back to `touched` where the trace has no snapshot.
+        assumption: `trace` falls back to `all` where the trace has no snapshot.
         thp: False turns huge pages into small ones.
 
     Raises:
         TraceError: The snapshot holds impossible runs.
     """
-    if assumption == "untouched":
+    if assumption == "none":
         return Residency(empty(), empty(), "assumed: no page was resident")
     table = trace.table("residency")
-    if assumption == "touched" or table.num_rows == 0:
-        reason = "" if assumption == "touched" else " (the trace has no residency)"
+    if assumption == "all" or table.num_rows == 0:
+        reason = "" if assumption == "all" else " (the trace has no residency)"
         return Residency(layout.runs, empty(), f"assumed: every page was resident{reason}")
     table = table.filter(pc.equal(table["ts_ns"], pc.min(table["ts_ns"])))
     table = table.filter(table["resident"])

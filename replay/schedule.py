@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from replay.assemble import Replay, assemble
 from replay.budget import available_bytes, fit
-from replay.device import check_plan
+from replay.check import check_plan
 from replay.environment import fingerprint
 from replay.layout import Layout
 from replay.memory import BACKINGS, operations_of
@@ -49,7 +49,7 @@ class ReplayOptions:
         thp: Restore huge pages where the trace saw them.
         siblings: Threads that spin on other CPUs while stage d runs, as vCPUs do.
         cpu: CPU of the executing thread; None leaves it to the scheduler.
-        residency: Which pages have memory: as in the trace, all (touched) or none (untouched).
+        residency: Which pages have memory: as in the trace, all or none.
         per_operation: Time every operation; adds two clock reads to each.
         memory_limit_bytes: Most memory a run may take; never more than the machine has left.
         timeout_ns: Longest time one run may take.

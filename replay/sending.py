@@ -11,12 +11,8 @@ from replay.native.types import Bytes, Words
 from replay.plan import Context, Plan
 from replay.ranges import Int64s, pfns_from_runs
 from replay.requests import Requests
+from replay.wire import HEADER_BYTES, MAX_SHORT_PAGES, WORD_BYTES
 from tracer.trace.schema import PFN_SHIFT, Queue, Wire
-
-HEADER_BYTES = 8
-WORD_BYTES = 8
-SHORT_PAGES = 1 << PFN_SHIFT
-"""A word holds a count below this; exactly 4096 already needs a second word (the seed's trap)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +111,7 @@ def _ends(plan: Plan, request: Int64s) -> Int64s:
 
 def _words(pfn: Int64s, pages: Int64s, end: Int64s) -> Sending:
     """The seed's requests: a header, then `pfn << 12 | pages`, or 0 pages and a word of count."""
-    extended = pages >= SHORT_PAGES
+    extended = pages > MAX_SHORT_PAGES
     width = 1 + extended
     reach = np.concatenate(([0], np.cumsum(width)))
     # One word of header stands before the words of each request.

@@ -19,7 +19,7 @@ from scipy import stats
 Samples = npt.NDArray[np.float64]
 RESAMPLES = 5000
 MIN_SAMPLES = 4
-"""With 3 a side, even full separation has p = 0.1 (2 of 20 orders), and an interval means little."""
+"""With 3 a side even full separation has p = 0.1: 2 of 20 orders."""
 
 
 class Verdict(StrEnum):

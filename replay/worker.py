@@ -3,11 +3,15 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
+from types import ModuleType
 from typing import cast
 
 import numpy as np
@@ -148,7 +152,8 @@ def run_in_fresh_process(context: ProcessContext, job: Job, timeout_ns: int) -> 
     process = context.Process(target=_serve, args=(job, sender), daemon=True)
     answered = False
     try:
-        process.start()
+        with _bare_main():
+            process.start()
         sender.close()
         if not receiver.poll(timeout_ns / 1e9):
             raise WorkerError(
@@ -169,6 +174,21 @@ def run_in_fresh_process(context: ProcessContext, job: Job, timeout_ns: int) -> 
     if isinstance(answer, BaseException):
         raise answer
     return cast(Done, answer)
+
+
+@contextmanager
+def _bare_main() -> Iterator[None]:
+    """Hide the caller's script while a process starts.
+
+    multiprocessing would import it again in every worker: slow, and a script without the usual
+    guard would run itself. A job needs nothing of it.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _serve(job: Job, sender: Connection) -> None:

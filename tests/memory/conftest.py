@@ -1,0 +1,107 @@
+"""Small traces whose discards these tests really carry out."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tracer.trace.manifest import Manifest, Region, SideInfo
+from tracer.trace.schema import CALLS, REQUESTS, RESIDENCY, Queue, Side, Wire
+from tracer.trace.writer import TraceWriter
+
+MEMORY_BYTES = 64 << 20
+MEMORY_PAGES = MEMORY_BYTES >> 12
+INFLATED_PAGES = 2048
+FIRST_PFN = 4096
+DISCARD_NS = 1000
+
+
+def balloon_pfns(seed: int = 5) -> np.ndarray:
+    """PFNs as a guest under pressure gives them: all of a stretch, but in shuffled blocks of 8."""
+    blocks = np.arange(INFLATED_PAGES // 8)
+    np.random.default_rng(seed).shuffle(blocks)
+    return (FIRST_PFN + blocks[:, None] * 8 + np.arange(8)).reshape(-1)
+
+
+def request_rows(queue: Queue, pfns: np.ndarray, first_seq: int) -> list[dict]:
+    rows = []
+    for seq, begin in enumerate(range(0, len(pfns), 256), first_seq):
+        part = pfns[begin : begin + 256]
+        start = 1_000_000 * seq
+        rows.append(
+            {
+                "side": int(Side.HOST),
+                "seq": seq,
+                "queue": int(queue),
+                "wire": int(Wire.PFNS),
+                "pages": len(part),
+                "runs": [{"pfn": int(pfn), "pages": 1} for pfn in part],
+                "pop_ns": start,
+                "push_ns": start + 300_000,
+            }
+        )
+    return rows
+
+
+def call_rows(requests: list[dict], extra_calls: int) -> list[dict]:
+    rows = [
+        {
+            "side": int(Side.HOST),
+            "request_seq": row["seq"],
+            "tid": 1,
+            "call": 0,
+            "advice": 4 if row["queue"] == Queue.INFLATE else 3,
+            "length_bytes": 4096,
+            "step": 0,
+            "count": row["pages"],
+            "first_ns": row["pop_ns"],
+            "last_ns": row["push_ns"],
+            "total_ns": row["pages"] * DISCARD_NS,
+            "worst_ns": DISCARD_NS,
+            "errno": 0,
+        }
+        for row in requests
+    ]
+    rows[0]["count"] += extra_calls
+    return rows
+
+
+def residency_rows(huge: bool) -> list[dict]:
+    half = MEMORY_PAGES // 2
+    return [
+        {"ts_ns": 1, "pfn": 0, "pages": half, "resident": True, "huge": huge},
+        {"ts_ns": 1, "pfn": half, "pages": half, "resident": False, "huge": False},
+    ]
+
+
+MakeTrace = Callable[..., Path]
+
+
+@pytest.fixture
+def make_trace(tmp_path: Path) -> MakeTrace:
+    """Write a host-side trace: INFLATED_PAGES in, a quarter of them out again."""
+
+    def make(
+        name: str = "small", *, huge: bool = False, lost: int = 0, extra_calls: int = 0
+    ) -> Path:
+        path = tmp_path / f"{name}.balloon"
+        info = SideInfo(page_size_bytes=4096, begin_ns=0)
+        region = Region("ram", 0, 0, MEMORY_BYTES, "anon", 4096)
+        pfns = balloon_pfns()
+        rows = request_rows(Queue.INFLATE, pfns, 0)
+        rows += request_rows(Queue.DEFLATE, pfns[: INFLATED_PAGES // 4], len(rows))
+        tables = {
+            "requests": pa.RecordBatch.from_pylist(rows, REQUESTS),
+            "calls": pa.RecordBatch.from_pylist(call_rows(rows, extra_calls), CALLS),
+            "residency": pa.RecordBatch.from_pylist(residency_rows(huge), RESIDENCY),
+        }
+        with TraceWriter(path, Side.HOST) as writer:
+            for table, batch in tables.items():
+                writer.append(table, batch)
+            writer.loss("requests", lost, 0, 10)
+            writer.close(Manifest(sides={"host": info}, regions=(region,)))
+        return path
+
+    return make
