@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from replay.check import PlanError, PlanReport, check_plan
 from replay.hostpage import completed
 from replay.plan import Context, Protocol
 from replay.ranges import Bools, Int64s, Runs, compact, empty, merge
@@ -21,6 +22,8 @@ from replay.wire import (
     decode_stats,
 )
 from tracer.trace.schema import Queue
+
+__all__ = ["BalloonDevice", "Handled", "PlanError", "PlanReport", "check_plan"]
 
 HINT_STOP = 0
 """VIRTIO_BALLOON_CMD_ID_STOP: the driver has sent its last hint."""

@@ -1,0 +1,89 @@
+"""Runs against sets of pages, on anything."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay.ranges import (
+    Runs,
+    align_in,
+    compact,
+    expand,
+    intersect,
+    merge,
+    merge_sorted,
+    pfns_from_runs,
+    rising,
+    runs_from_wire,
+    subtract,
+)
+
+unhurried = settings(deadline=None)  # a busy machine is no failure
+near = st.integers(0, 40)
+far = st.integers(0, (1 << 52) - 1)
+pfn_lists = st.lists(st.one_of(near, far), max_size=60)
+near_lists = st.lists(near, max_size=60)
+
+
+def pages(runs: Runs) -> set[int]:
+    return set(expand(runs).tolist())
+
+
+def is_canonical(runs: Runs) -> bool:
+    return bool((runs.pages > 0).all() and (runs.start[1:] > runs.end[:-1]).all())
+
+
+@unhurried
+@given(pfn_lists)
+def test_compact_holds_the_same_pages_in_canonical_form(pfns):
+    runs = compact(np.array(pfns, np.int64))
+    assert is_canonical(runs)
+    assert expand(runs).tolist() == sorted(set(pfns))
+
+
+@unhurried
+@given(st.one_of(pfn_lists, near_lists))
+def test_wire_order_comes_back_exact(pfns):
+    first, signed = runs_from_wire(np.array(pfns, np.int64))
+    assert (signed != 0).all()
+    assert pfns_from_runs(first, signed).tolist() == pfns
+
+
+@unhurried
+@given(near_lists)
+def test_rising_names_the_same_pages(pfns):
+    first, signed = runs_from_wire(np.array(pfns, np.int64))
+    low, length = rising(first, signed)
+    assert sorted(pfns_from_runs(low, length).tolist()) == sorted(pfns)
+
+
+@unhurried
+@given(st.lists(st.tuples(st.one_of(near, far), st.integers(0, 9)), max_size=40))
+def test_merge_takes_runs_that_overlap_in_any_order(found):
+    start = np.array([low for low, _ in found], np.int64)
+    length = np.array([count for _, count in found], np.int64)
+    runs = merge(start, length)
+    assert is_canonical(runs)
+    assert pages(runs) == {low + i for low, count in found for i in range(count)}
+
+
+@unhurried
+@given(near_lists, near_lists)
+def test_set_operations_are_those_of_sets(left, right):
+    first, second = compact(np.array(left, np.int64)), compact(np.array(right, np.int64))
+    for operation, expected in (
+        (subtract, set(left) - set(right)),
+        (intersect, set(left) & set(right)),
+        (merge_sorted, set(left) | set(right)),
+    ):
+        result = operation(first, second)
+        assert is_canonical(result)
+        assert pages(result) == expected
+
+
+@unhurried
+@given(near_lists, st.sampled_from([1, 2, 4, 16]))
+def test_align_in_keeps_whole_units_only(pfns, unit):
+    runs = align_in(compact(np.array(pfns, np.int64)), unit)
+    whole = {p for p in pfns if all(p // unit * unit + i in pfns for i in range(unit))}
+    assert pages(runs) == whole

@@ -1,0 +1,190 @@
+"""Every strategy on any interleaving: page by page, prefix by prefix, and never a guest's page."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay.check import check_plan
+from replay.plan import Context, Plan, gone_pages
+from replay.ranges import expand
+from replay.requests import Requests, from_pfns
+from replay.strategies import STRATEGIES
+from replay.strategies.adjacent import grow
+from replay.wire import encode_range_words
+from tracer.trace.manifest import Region
+from tracer.trace.schema import Queue
+
+unhurried = settings(deadline=None)
+LOW_PAGES, HIGH_PFN, HIGH_PAGES = 24, 40, 24
+
+queues = st.sampled_from([*Queue])
+contents = st.lists(st.integers(0, HIGH_PFN + HIGH_PAGES + 4), max_size=14)
+streams = st.lists(st.tuples(queues, contents), max_size=14)
+pauses = st.lists(st.sampled_from([0, 1000, 300_000_000]), min_size=14, max_size=14)
+host_pages = st.sampled_from([4096, 8192, 16384])
+
+
+def context(host_page_bytes: int = 4096, backing: str = "anon") -> Context:
+    """Two regions with a hole between them."""
+    places = ((0, LOW_PAGES), (HIGH_PFN, HIGH_PAGES))
+    regions = tuple(
+        Region(
+            "ram",
+            gpa=pfn << 12,
+            hva=None,
+            length_bytes=pages << 12,
+            backing=backing,
+            page_size_bytes=4096,
+        )
+        for pfn, pages in places
+    )
+    return Context(regions, host_page_bytes, backing)
+
+
+def requests_of(stream: list, gaps: list[int]) -> Requests:
+    """Statistics and hints carry no pages, as in a trace."""
+    named = [
+        (queue, [] if queue in (Queue.STATS, Queue.FREE_PAGE_HINT) else pfns)
+        for queue, pfns in stream
+    ]
+    return from_pfns(named, np.cumsum(gaps[: len(named)]).tolist())
+
+
+def page_of(pfn: int, where: Context) -> int | None:
+    layout = where.layout
+    for start, end, base in zip(layout.start_pfn, layout.end_pfn, layout.base_page, strict=True):
+        if start <= pfn < end:
+            return int(base + pfn - start)
+    return None
+
+
+def replayed(requests: Requests, plan: Plan, where: Context) -> tuple[set[int], set[int]]:
+    """Run a plan page by page on a model of memory.
+
+    Returns:
+        Pages that the host owns at the end, and of those the ones that are discarded.
+
+    A discard of a page that the guest owns fails the test.
+    """
+    host: set[int] = set()
+    gone: set[int] = set()
+    at = 0
+    for index in range(len(requests)):
+        named = {page_of(pfn, where) for pfn in requests.pfns(index).tolist()} - {None}
+        queue = requests.queue[index]
+        if queue == Queue.INFLATE:
+            host |= named
+        elif queue == Queue.DEFLATE:
+            host -= named
+            gone -= named
+        lent = named if queue == Queue.REPORTING else set()
+        while at < len(plan) and plan.request[at] == index:
+            first = int(plan.offset_bytes[at]) >> 12
+            pages = set(range(first, first + (int(plan.length_bytes[at]) >> 12)))
+            if plan.advice[at] == where.discard:
+                assert pages <= host | lent
+                gone |= pages
+            at += 1
+    assert at == len(plan)
+    return host, gone & host
+
+
+@unhurried
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "nop"])
+@given(streams, pauses)
+def test_what_the_host_holds_at_the_end_is_gone_and_no_guest_page_is(name, stream, gaps):
+    requests, where = requests_of(stream, gaps), context()
+    plan = STRATEGIES[name].plan(requests, where)
+    host, gone = replayed(requests, plan, where)
+    assert gone == host
+    report = check_plan(requests, plan, where)
+    assert report.host_owned_pages == len(host)
+    assert report.gone_pages == len(expand(gone_pages(plan, where)))
+
+
+@unhurried
+@pytest.mark.parametrize("name", STRATEGIES)
+@given(streams, pauses, host_pages, st.sampled_from(["anon", "memfd", "shmem", "hugetlb"]))
+def test_large_host_pages_and_other_backings_keep_the_rules(name, stream, gaps, size, backing):
+    requests, where = requests_of(stream, gaps), context(size, backing)
+    plan = STRATEGIES[name].plan(requests, where)
+    check_plan(requests, plan, where)
+    host, gone = replayed(requests, plan, where)
+    assert gone <= host
+
+
+@unhurried
+@pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if s.causal])
+@given(streams, pauses, st.integers(0, 14))
+def test_a_causal_strategy_does_not_look_ahead(name, stream, gaps, cut):
+    requests, where = requests_of(stream, gaps), context()
+    strategy = STRATEGIES[name]
+    prefix = requests.before(min(cut, len(requests)))
+    settled = strategy.settled(prefix)
+    early = strategy.plan(prefix, where).before(settled)
+    whole = strategy.plan(requests, where).before(settled)
+    for column in ("advice", "offset_bytes", "length_bytes", "request", "sent_request"):
+        assert getattr(early, column).tolist() == getattr(whole, column).tolist()
+    assert early.sent_bytes.tolist() == whole.sent_bytes.tolist()
+
+
+@unhurried
+@given(streams, pauses)
+def test_the_range_strategy_waits_for_one_episode_at_most(stream, gaps):
+    """Else `settled` could say 0 always, and the test above would hold for anything."""
+    requests = requests_of(stream, gaps)
+    for index in range(1, len(requests)):
+        balloon = [i for i in range(index + 1) if requests.queue[i] <= Queue.DEFLATE]
+        if len(balloon) > 1 and requests.queue[balloon[-1]] != requests.queue[balloon[-2]]:
+            assert STRATEGIES["range"].settled(requests.before(index + 1)) >= balloon[-1]
+
+
+@unhurried
+@given(streams, pauses)
+def test_the_oracle_needs_one_operation_per_run_that_stays(stream, gaps):
+    balloon = [(queue, pfns) for queue, pfns in stream if queue != Queue.REPORTING]
+    requests, where = requests_of(balloon, gaps), context()
+    plan = STRATEGIES["oracle"].plan(requests, where)
+    host, _ = replayed(requests, plan, where)
+    assert len(plan) == len([page for page in host if page - 1 not in host])
+
+
+@unhurried
+@given(streams, pauses)
+def test_every_discard_is_needed_at_least_as_often_by_qemu(stream, gaps):
+    requests, where = requests_of(stream, gaps), context()
+    counts = [len(STRATEGIES[n].plan(requests, where)) for n in ("qemu", "adjacent", "request")]
+    assert counts == sorted(counts, reverse=True)
+
+
+@unhurried
+@given(st.lists(st.tuples(st.sampled_from([0, 1]), st.integers(0, 12)), max_size=40))
+def test_adjacent_grows_as_it_would_page_by_page(named):
+    named.sort(key=lambda item: item[0])
+    pfns = {index: [pfn for by, pfn in named if by == index] for index in (0, 1)}
+    requests = from_pfns([(Queue.INFLATE, pfns[0]), (Queue.INFLATE, pfns[1])])
+    expected = []
+    for index, flat in pfns.items():
+        low = high = None
+        for pfn in flat:
+            if low is not None and pfn in (high + 1, low - 1):
+                low, high = min(low, pfn), max(high, pfn)
+                expected[-1] = (low, high - low + 1, index)
+            else:
+                low = high = pfn
+                expected.append((pfn, 1, index))
+    grown = grow(*requests.runs_of(Queue.INFLATE))
+    assert list(zip(*(column.tolist() for column in grown), strict=True)) == expected
+
+
+@unhurried
+@given(st.sets(st.integers(0, LOW_PAGES - 1)), st.booleans())
+def test_range_counts_the_bytes_that_its_encoder_writes(pages, deflate):
+    queue = Queue.DEFLATE if deflate else Queue.INFLATE
+    requests = from_pfns([(queue, [page]) for page in pages])
+    plan = STRATEGIES["range"].plan(requests, context())
+    low = sorted(page for page in pages if page - 1 not in pages)
+    length = [next(n for n in range(1, 99) if page + n not in pages) for page in low]
+    parts = encode_range_words(low, length)
+    assert plan.sent_bytes.tolist() == [len(part) for part in parts]
