@@ -1,0 +1,139 @@
+"""Discards of one thread, recorded by the real BPF program on this kernel."""
+
+import ctypes
+import mmap
+import os
+
+import numpy as np
+import pytest
+
+from tracer.probes import Kind
+
+PAGE = mmap.PAGESIZE
+DONTNEED = mmap.MADV_DONTNEED
+MERGED, SINGLE = True, False
+TRACEPOINT, RAW = (Kind.TRACEPOINT,), (Kind.RAW_TRACEPOINT,)
+BREAK = 2000
+
+
+def discard(memory: mmap.mmap, page: int, pages: int = 1) -> None:
+    memory.madvise(DONTNEED, page * PAGE, pages * PAGE)
+
+
+def close_run(memory: mmap.mmap) -> None:
+    """A far page with another length: ends the run before it, so that the ring holds all of it."""
+    discard(memory, BREAK, 3)
+
+
+@pytest.mark.parametrize("recorder", [(MERGED, TRACEPOINT), (MERGED, RAW)], indirect=True)
+def test_falling_pages_become_one_run(recorder, pages):
+    memory, address = pages
+    with recorder.in_request(seq=7):
+        for page in range(100, 100 - 23, -1):
+            discard(memory, page)
+        close_run(memory)
+    (run,) = recorder.ring.read()
+    assert run["seq"] == 7
+    assert run["count"] == 23
+    assert run["step"] == -1
+    assert run["address"] == address + 100 * PAGE
+    assert run["length_bytes"] == PAGE
+    assert run["advice"] == DONTNEED
+    assert run["error"] == 0
+    assert 0 < run["worst_ns"] <= run["total_ns"] <= run["last_ns"] - run["first_ns"]
+    assert recorder.lost() == 0
+
+
+@pytest.mark.parametrize("recorder", [(SINGLE, TRACEPOINT)], indirect=True)
+def test_every_call_is_a_record_without_merging(recorder, pages):
+    memory, address = pages
+    with recorder.in_request(seq=0):
+        for page in range(23):
+            discard(memory, page)
+        close_run(memory)
+    calls = recorder.ring.read()
+    assert calls["count"].tolist() == [1] * 23
+    assert calls["step"].tolist() == [0] * 23
+    assert calls["address"].tolist() == [address + page * PAGE for page in range(23)]
+
+
+def test_runs_break_where_direction_length_or_advice_change(recorder, pages):
+    memory, _ = pages
+    with recorder.in_request(seq=0):
+        for page in (10, 11, 12, 11, 10):
+            discard(memory, page)
+        discard(memory, 20, 2)
+        memory.madvise(mmap.MADV_WILLNEED, 22 * PAGE, 2 * PAGE)
+        close_run(memory)
+    runs = recorder.ring.read()
+    seen = list(zip(runs["count"], runs["step"], runs["length_bytes"] // PAGE, strict=True))
+    assert seen == [(3, 1, 1), (2, -1, 1), (1, 0, 2), (1, 0, 2)]
+    assert runs["advice"].tolist() == [DONTNEED, DONTNEED, DONTNEED, mmap.MADV_WILLNEED]
+
+
+def test_a_failed_call_is_kept_apart_with_its_errno(recorder, pages):
+    memory, _ = pages
+    with recorder.in_request(seq=0):
+        discard(memory, 1)
+        with pytest.raises(OSError):
+            memory.madvise(12345, 2 * PAGE, PAGE)
+        close_run(memory)
+    good, bad = recorder.ring.read()
+    assert (good["error"], bad["error"]) == (0, 22)
+    assert bad["advice"] == 12345
+
+
+def test_hole_punches_are_recorded_with_their_file_offset(recorder, pages):
+    memory, _ = pages
+    descriptor = os.memfd_create("aerostat-test")
+    os.ftruncate(descriptor, 64 * PAGE)
+    keep_size_punch_hole = 3
+    fallocate = ctypes.CDLL(None).fallocate64
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    with recorder.in_request(seq=0):
+        for page in range(5):
+            assert fallocate(descriptor, keep_size_punch_hole, page * PAGE, PAGE) == 0
+        close_run(memory)
+    os.close(descriptor)
+    (run,) = recorder.ring.read()
+    assert (run["call"], run["count"], run["step"]) == (1, 5, 1)
+    assert (run["address"], run["advice"]) == (0, keep_size_punch_hole)
+
+
+def test_a_thread_outside_a_request_leaves_no_trace(recorder, pages):
+    memory, _ = pages
+    for page in range(23):
+        discard(memory, page)
+    assert len(recorder.ring.read()) == 0
+
+
+@pytest.mark.parametrize("recorder", [(SINGLE, TRACEPOINT)], indirect=True)
+def test_a_full_ring_loses_records_and_counts_every_one(recorder, pages):
+    memory, _ = pages
+    calls = 60_013
+    with recorder.in_request(seq=0):
+        for index in range(calls):
+            discard(memory, index % 1000)
+        close_run(memory)
+    kept = recorder.ring.read()
+    assert 0 < len(kept) < calls
+    assert len(kept) + recorder.lost() == calls
+    assert np.all(kept["count"] == 1)
+
+
+@pytest.mark.parametrize("recorder", [(SINGLE, TRACEPOINT)], indirect=True)
+def test_the_ring_wraps_without_losing_or_repeating(recorder, pages):
+    memory, address = pages
+    seen = []
+    with recorder.in_request(seq=0):
+        for index in range(100_003):
+            discard(memory, index % 4001 + 7)
+            if index % 20_000 == 19_999:
+                seen.append(recorder.ring.read())
+        close_run(memory)
+    seen.append(recorder.ring.read())
+    calls = np.concatenate(seen)
+    assert recorder.lost() == 0
+    assert len(calls) == 100_003
+    expected = address + (np.arange(100_003) % 4001 + 7) * PAGE
+    assert np.array_equal(calls["address"], expected.astype(np.uint64))
