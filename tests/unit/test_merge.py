@@ -70,7 +70,7 @@ def test_second_merge_is_refused_and_changes_nothing(bundles):
     host, guest = bundles
     merge_sides(host, guest)
     before = content(host)
-    with pytest.raises(TraceError, match="has a guest side already"):
+    with pytest.raises(TraceError, match="already has a guest side"):
         merge_sides(host, guest)
     assert content(host) == before
 
@@ -78,7 +78,7 @@ def test_second_merge_is_refused_and_changes_nothing(bundles):
 def test_sides_in_the_wrong_order_are_refused(bundles):
     host, guest = bundles
     before = content(guest)
-    with pytest.raises(TraceError, match="has a guest side already"):
+    with pytest.raises(TraceError, match="has no host side"):
         merge_sides(guest, host)
     with pytest.raises(TraceError, match="has no guest side"):
         merge_sides(host, host)
@@ -115,7 +115,7 @@ def test_incomplete_guest_makes_the_merged_trace_incomplete(bundles):
     write_manifest(guest, replace(read_manifest(guest), complete=False, end_reason="salvaged"))
     merged = merge_sides(host, guest)
     assert not merged.complete
-    assert merged.end_reason == "guest: salvaged"
+    assert "salvaged" in merged.end_reason
 
 
 def test_losses_of_both_sides_are_kept(tmp_path):

@@ -191,3 +191,11 @@ def test_empty_trace_has_no_directions(tmp_path):
     table = stage_table(open_trace(write_host(tmp_path / "e.balloon", rows=[], calls=[])))
     assert table.directions == ()
     assert table.clock is None
+
+
+def test_overlapping_requests_leave_no_time_between_them(tmp_path):
+    times = ((1_000, 9_000, 0), (2_000, 3_000, 0), (10_000, 11_000, 0))
+    rows = [received(seq, Queue.INFLATE, FIRST, ends, calls=1) for seq, ends in enumerate(times)]
+    trace = open_trace(write_host(tmp_path / "o.balloon", rows=rows, calls=[]))
+    inflate = stage_table(trace).direction(Queue.INFLATE)
+    assert (inflate.wall_ns, inflate.other_ns) == (10_000, 1_000)
