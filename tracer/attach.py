@@ -1,4 +1,4 @@
-"""Attaches the points of the catalogue: each by its first way that works, never the same way twice."""
+"""Attaches the points of the catalogue: each by its first way that works, no way twice."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def attach_all(
 def _attach(
     program: Program, point: Point, mechanisms: Mapping[Kind, Attach], done: set[Way]
 ) -> Attachment:
-    reasons = []
+    reasons: list[str] = []
     for way in point.ways:
         mechanism = mechanisms.get(way.kind)
         if mechanism is None:

@@ -1,4 +1,4 @@
-"""What both sides' recorders share: options, the timed loop, samples, loss rows, the end of a trace."""
+"""What both sides' recorders share: options, batches, the timed loop, loss rows."""
 
 from __future__ import annotations
 
@@ -161,6 +161,6 @@ def require_root(what: str) -> None:
     if os.geteuid() != 0:
         raise MissingPrivilegeError(
             f"cannot record {what} without root",
-            reason=f"effective user id is {os.geteuid()}; loading BPF needs CAP_BPF and CAP_PERFMON",
+            reason=f"effective user id is {os.geteuid()}; BPF needs CAP_BPF, CAP_PERFMON",
             remedy="run with sudo; `aerostat replay` and `aerostat show` need no privilege",
         )

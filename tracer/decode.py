@@ -1,4 +1,4 @@
-"""Turns the raw records of the rings into Arrow batches of the trace's tables, whole arrays at a time.
+"""Turns raw records of the rings into Arrow batches of the trace's tables, whole arrays at a time.
 
 The layouts are those of bpf/records.h (tests/unit/test_wire_layout.py compares them). A time of 0
 means "not observed" in a record and becomes null in the table.
@@ -99,8 +99,9 @@ GUEST_REQUEST = np.dtype(
 def host_queues(records: Records) -> npt.NDArray[np.uint16]:
     """Name the queue of each host request by its handler and, for the first handler, its index.
 
-    QEMU always adds the inflate queue first and the deflate queue second (hw/virtio/virtio-balloon.c
-    virtio_balloon_device_realize); the report handler serves one queue alone.
+    QEMU always adds the inflate queue first and the deflate queue second
+    (virtio_balloon_device_realize of hw/virtio/virtio-balloon.c); the report handler serves one
+    queue alone.
     """
     queue = np.where(records["handler"] == 0, records["queue_index"], np.uint16(Queue.REPORTING))
     known = (queue == Queue.INFLATE) | (queue == Queue.DEFLATE) | (queue == Queue.REPORTING)
@@ -111,7 +112,8 @@ def is_last_chunk(records: Records) -> npt.NDArray[np.bool_]:
     """Say of each host record whether no further record of its request can follow."""
     stored = records["chunk"].astype(np.int64) * PFNS + records["filled"]
     is_list = records["wire"] == Wire.SCATTERLIST
-    return is_list | (stored >= records["total"]) | (records["chunk"] == CHUNKS - 1)
+    is_last = is_list | (stored >= records["total"]) | (records["chunk"] == CHUNKS - 1)
+    return np.asarray(is_last, np.bool_)
 
 
 def host_requests(records: Records, *, calls_observed: bool) -> pa.RecordBatch:

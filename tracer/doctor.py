@@ -183,8 +183,7 @@ def _guest_driver() -> list[Check]:
                 if point in guest_probes.readable_points(layout):
                     checks.append(_tried(group, point, way, program, mechanisms))
                 else:
-                    error = ProbeError(layout.reason)
-                    checks.append(_untried(group, point, way, error))
+                    checks.append(_untried(group, point, way, ProbeError(layout.reason)))
     return checks
 
 

@@ -71,6 +71,7 @@ class Binary:
     @cached_property
     def build_id(self) -> str | None:
         """The GNU build id in hexadecimal, or None where the file has none."""
+        section: Any
         for section in self._elf.iter_sections():
             if section["sh_type"] == "SHT_NOTE":
                 for note in section.iter_notes():
@@ -132,8 +133,8 @@ class Binary:
         """Starts of all functions known to .eh_frame_hdr, and their FDE addresses.
 
         Returns:
-            int64[n, 2], sorted by start. The table is part of the Linux Standard Base (5.0, 10.6.2):
-            every distribution keeps it in stripped files, since C++ and backtraces need it.
+            int64[n, 2], sorted by start. The table is part of the Linux Standard Base (5.0, 10.6.2);
+            stripping keeps it, since C++ exceptions and backtraces need it.
         """
         found = self.section_bytes(".eh_frame_hdr")
         if found is None:
@@ -145,7 +146,9 @@ class Binary:
             raise SymbolError(f"the .eh_frame_hdr of {self.path} has an encoding not known here")
         (count,) = struct.unpack_from("<I", data, 8)
         count = min(count, (len(data) - 12) // 8)
-        return np.frombuffer(data, dtype="<i4", offset=12, count=2 * count).reshape(-1, 2) + np.int64(base)
+        return np.frombuffer(data, dtype="<i4", offset=12, count=2 * count).reshape(
+            -1, 2
+        ) + np.int64(base)
 
     def function_at(self, address: int) -> Function | None:
         """Return the function whose code holds `address`, by its frame description entry."""
@@ -171,9 +174,9 @@ class Binary:
             target: Address of a variable or function.
 
         Returns:
-            int64[n]: addresses of the 4-byte displacement inside each instruction. The instruction
-            ends 0, 1, 2 or 4 bytes of immediate later; all four readings are tried, so a hit is a
-            candidate that the caller confirms by where it lies.
+            int64[n]: addresses of the 4-byte displacement inside each instruction. An immediate of
+            0, 1, 2 or 4 bytes may follow; all four readings are tried, so a hit is a candidate that
+            the caller confirms by where it lies.
         """
         base, text = self._text
         hits = [self._relative(text, base, target, immediate) for immediate in (0, 1, 2, 4)]

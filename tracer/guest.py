@@ -67,9 +67,11 @@ def record_guest(
             remedy="run inside a guest, or record a VM from its host with --pid",
         )
     layout = guest_probes.driver_layout(Btf(guest_probes.MODULE))
-    with TraceWriter(options.output, Side.GUEST, force=options.force) as writer:
-        with _GuestCapture(layout, options, writer, progress) as capture:
-            return capture.run(stop or threading.Event(), progress)
+    with (
+        TraceWriter(options.output, Side.GUEST, force=options.force) as writer,
+        _GuestCapture(layout, options, writer, progress) as capture,
+    ):
+        return capture.run(stop or threading.Event(), progress)
 
 
 def attach_driver(

@@ -128,7 +128,7 @@ def attach_guest(program: Program, layout: DriverLayout, *, fentry: bool) -> lis
 
 
 def guest_mechanisms(*, fentry: bool) -> Mapping[Kind, Attach]:
-    """How each kind of guest probe is attached; a program is compiled for one of the two families."""
+    """How each kind of guest probe is attached; a program is compiled for one family of them."""
 
     def trampoline(program: Program, way: Way) -> None:
         described = [btf for btf in map(Btf, MODULES) if btf.function_id(way.target) is not None]

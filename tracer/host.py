@@ -27,7 +27,6 @@ from tracer.capture import (
     run_loop,
 )
 from tracer.host_probes import QemuSites
-from tracer.loader import Program
 from tracer.machine import clock_anchor, probe_record, read_text, side_info
 from tracer.memory_map import MemoryMap, find_regions
 from tracer.residency import residency_batch
@@ -91,9 +90,11 @@ def record_host(
     require_root(f"process {options.pid}")
     progress("find probe sites")
     sites = host_probes.find_sites(options.pid)
-    with TraceWriter(options.output, Side.HOST, force=options.force) as writer:
-        with _HostCapture(vmm, sites, options, writer, progress) as capture:
-            return capture.run(stop or threading.Event(), progress)
+    with (
+        TraceWriter(options.output, Side.HOST, force=options.force) as writer,
+        _HostCapture(vmm, sites, options, writer, progress) as capture,
+    ):
+        return capture.run(stop or threading.Event(), progress)
 
 
 class _HostCapture:

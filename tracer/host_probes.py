@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,7 @@ def find_sites(pid: int) -> QemuSites:
         if "virtqueue_pop" not in binary.symbols:
             raise SymbolError(
                 f"process {pid} has no virtqueue functions to probe",
-                reason=f"{os.readlink(exe)} does not export virtqueue_pop",
+                reason=f"{exe.readlink()} does not export virtqueue_pop",
             )
         handlers = find_handlers(binary)
         return QemuSites(

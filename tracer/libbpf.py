@@ -32,7 +32,7 @@ class _BtfMember(ctypes.Structure):
 
 
 class _LoadOptions(ctypes.Structure):
-    """struct bpf_prog_load_opts of libbpf 1.0 (bpf/bpf.h); the tail may grow, `sz` says how much."""
+    """struct bpf_prog_load_opts of libbpf 1.0 (bpf/bpf.h); later ones only add at the end."""
 
     _fields_ = (
         ("sz", c_size_t),

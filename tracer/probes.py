@@ -1,7 +1,7 @@
-"""The catalogue of probe points, as data: what each one tells, and each way to reach it by rising cost.
+"""The catalogue of probe points, as data: what each tells, and the ways to it by rising cost.
 
-A point that no way reaches leaves nulls in the trace and a reason in its manifest. Costs are those of
-docs/measuring.md; a capture stores what it measured itself.
+A point that no way reaches leaves nulls in the trace and a reason in its manifest. Costs are those
+of docs/measuring.md; a capture stores what it measured itself.
 """
 
 from __future__ import annotations
@@ -54,33 +54,24 @@ class Point:
     ways: tuple[Way, ...]
 
 
-def _driver_function(
-    name: str, tells: str, function: str, program: str, *, at_return: bool, required: bool = False
-) -> Point:
-    entry = (Way(Kind.FENTRY, function, program), Way(Kind.KPROBE, function, program))
-    leave = (Way(Kind.FEXIT, function, program), Way(Kind.KRETPROBE, function, program))
-    return Point(name, tells, required, leave if at_return else entry)
+def _entry(function: str, program: str) -> tuple[Way, ...]:
+    return (Way(Kind.FENTRY, function, program), Way(Kind.KPROBE, function, program))
+
+
+def _return(function: str, program: str) -> tuple[Way, ...]:
+    return (Way(Kind.FEXIT, function, program), Way(Kind.KRETPROBE, function, program))
 
 
 def _driver_call(name: str, tells: str, function: str, program: str) -> tuple[Point, Point]:
     return (
-        _driver_function(f"{name}-enter", tells, function, f"on_{program}_enter", at_return=False),
-        _driver_function(f"{name}-exit", tells, function, f"on_{program}_exit", at_return=True),
+        Point(f"{name}-enter", tells, False, _entry(function, f"on_{program}_enter")),
+        Point(f"{name}-exit", tells, False, _return(function, f"on_{program}_exit")),
     )
 
 
 GUEST_POINTS: tuple[Point, ...] = (
-    _driver_function(
-        "send-enter",
-        "requests: PFNs, send time",
-        "tell_host",
-        "on_tell_enter",
-        at_return=False,
-        required=True,
-    ),
-    _driver_function(
-        "send-exit", "wake time", "tell_host", "on_tell_exit", at_return=True, required=True
-    ),
+    Point("send-enter", "requests: PFNs, send time", True, _entry("tell_host", "on_tell_enter")),
+    Point("send-exit", "wake time", True, _return("tell_host", "on_tell_exit")),
     *_driver_call("work", "caller, allocation, config write", "update_balloon_size_func", "work"),
     *_driver_call("leak", "dequeue and free of a deflate", "leak_balloon", "leak"),
     *_driver_call("report", "free page reports", "virtballoon_free_page_report", "report"),
@@ -88,12 +79,8 @@ GUEST_POINTS: tuple[Point, ...] = (
     *_driver_call("migrate", "page migrations", "virtballoon_migratepage", "migrate"),
     *_driver_call("remove", "the driver's removal", "remove_common", "remove"),
     *_driver_call("puff", "waits after a failed allocation", "msleep", "msleep"),
-    _driver_function(
-        "kick-exit", "time of the notification", "virtqueue_kick", "on_kick_exit", at_return=True
-    ),
-    _driver_function(
-        "ack", "time of the device's interrupt", "balloon_ack", "on_ack", at_return=False
-    ),
+    Point("kick-exit", "notification's end", False, _return("virtqueue_kick", "on_kick_exit")),
+    Point("ack", "time of the device's interrupt", False, _entry("balloon_ack", "on_ack")),
 )
 """Probe points in the guest's kernel; tell_host is out of line from 5.10 to 7.2 at least."""
 

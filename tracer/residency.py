@@ -1,4 +1,4 @@
-"""Which guest pages have a host page behind them, and which of those are huge: what a discard costs.
+"""Which guest pages have a host page behind them, and which are huge: what a discard costs.
 
 An untouched page costs 340 ns to discard, a touched one 1319 ns and a 2 MiB one 12 ns a page
 (docs/measuring.md), so a trace says which it was.
@@ -40,8 +40,8 @@ def residency_batch(pid: int, regions: tuple[Region, ...], ts_ns: int) -> pa.Rec
         ts_ns: Time to write into every row, CLOCK_MONOTONIC.
 
     Returns:
-        Rows of the residency table: resident and absent runs alternate and cover each region. `huge`
-        is null where this kernel cannot tell (no PAGEMAP_SCAN).
+        Rows of the residency table: resident and absent runs cover each region. `huge` is null
+        where this kernel cannot tell (no PAGEMAP_SCAN).
 
     Raises:
         ProcessError: The process is gone or its pagemap may not be read.
@@ -88,7 +88,9 @@ def _region_rows(fd: int, region: Region) -> tuple[Int64s, Int64s, Int64s, Int64
     )
     begins, lengths = edges[:-1], np.diff(edges)
     row = np.searchsorted(present[:, 0], begins, side="right") - 1
-    inside = (row >= 0) & (begins < present[row, 1]) if len(present) else np.zeros(len(begins), bool)
+    inside = (
+        (row >= 0) & (begins < present[row, 1]) if len(present) else np.zeros(len(begins), bool)
+    )
     huge = np.where(inside, present[row, 2] if len(present) else 0, 0)
     if len(present) and (present[:, 2] < 0).any():
         huge[:] = -1

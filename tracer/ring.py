@@ -72,7 +72,8 @@ class Ring:
         taken = slots[:whole, _HEADER_BYTES : _HEADER_BYTES + self._record.itemsize].copy()
         self._consumer[0] = begin + whole * self._stride_bytes
         kept = (headers[:whole] & _DISCARDED) == 0
-        return taken.reshape(-1).view(self._record)[kept]
+        records: npt.NDArray[np.void] = taken.reshape(-1).view(self._record)[kept]
+        return records
 
     def _whole(self, headers: npt.NDArray[np.uint32]) -> int:
         """Count the records before the first one that its producer has not finished."""

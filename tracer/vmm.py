@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,7 @@ def inspect(pid: int) -> Vmm:
             part.decode(errors="replace")
             for part in (root / "cmdline").read_bytes().split(b"\0")[:-1]
         )
-        exe = Path(os.readlink(root / "exe"))
+        exe = (root / "exe").readlink()
     except FileNotFoundError as error:
         raise ProcessError(
             f"there is no process {pid}",

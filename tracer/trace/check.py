@@ -14,7 +14,7 @@ from tracer.trace.findings import Finding, Severity, error, warning
 from tracer.trace.layout import sha256_of
 from tracer.trace.manifest import Loss, Region
 from tracer.trace.reader import Trace
-from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT, Call, Caller, Mark, Queue, Side, Wire
+from tracer.trace.schema import PFN_SHIFT, Call, Caller, Mark, Queue, Side, Wire
 
 __all__ = ["Finding", "Severity", "check_trace"]
 
@@ -149,18 +149,22 @@ def _bounds(trace: Trace) -> list[Finding]:
         return []
     found = []
     runs = flat_runs(trace.table("requests")["runs"])
-    length = np.abs(runs.pages.astype(np.int64)).astype(np.uint64)
-    back = np.where(runs.pages < 0, length - np.minimum(length, 1), 0).astype(np.uint64)
-    outside = ~_within(runs.pfn - back, length, spans) | (back > runs.pfn)
+    pages = np.abs(runs.pages.astype(np.int64)).astype(np.uint64)
+    falling = runs.pages < 0
+    outside = ~_within(runs.pfn, pages, np.ones_like(pages), falling, spans)
     if outside.any():
         text = f"{int(outside.sum())} runs leave the guest's memory"
         found.append(error("pfn-bounds", text))
     calls = trace.table("calls", Side.HOST)
     calls = calls.filter(pc.and_(calls["gpa"].is_valid(), pc.equal(calls["errno"], 0)))
-    pages = calls["length_bytes"].to_numpy() // np.uint64(PAGE_BYTES)
-    outside = ~_within(calls["gpa"].to_numpy() >> np.uint64(PFN_SHIFT), pages, spans)
+    first, count = calls["gpa"].to_numpy() >> np.uint64(PFN_SHIFT), calls["count"].to_numpy()
+    # Bounded, so that count times pages stays within 64 bits: 2**31 pages are 8 TiB in one call.
+    pages = np.minimum(calls["length_bytes"].to_numpy() >> np.uint64(PFN_SHIFT), np.uint64(1 << 31))
+    outside = ~_within(
+        first, pages * count.astype(np.uint64), pages, calls["step"].to_numpy() < 0, spans
+    )
     if outside.any():
-        text = f"{int(outside.sum())} calls begin or end outside the guest's memory"
+        text = f"{int(outside.sum())} rows of calls leave the guest's memory"
         found.append(error("gpa-bounds", text))
     return found
 
@@ -177,13 +181,25 @@ def _spans(regions: tuple[Region, ...]) -> list[tuple[int, int]]:
     return spans
 
 
-def _within(first: UInt64s, pages: UInt64s, spans: list[tuple[int, int]]) -> Bools:
-    """Say which ranges lie in one span; written so that no sum can leave 64 bits."""
+def _within(
+    first: UInt64s, pages: UInt64s, step: UInt64s, falling: Bools, spans: list[tuple[int, int]]
+) -> Bools:
+    """Say which ranges lie in one span; written so that no sum can leave 64 bits.
+
+    Args:
+        first: PFN at which each range begins.
+        pages: Its length.
+        step: Pages that its first part takes, upwards from `first` even where the range falls.
+        falling: Where the further parts follow downwards.
+        spans: First and end PFN of memory.
+    """
     starts = np.array([span[0] for span in spans], np.uint64)
     ends = np.array([span[1] for span in spans], np.uint64)
-    place = np.searchsorted(starts, first, side="right") - 1
-    inside = (place >= 0) & (first < ends[place])
-    room = np.where(inside, ends[place] - np.minimum(first, ends[place]), np.uint64(0))
+    back = np.where(falling, pages - np.minimum(pages, step), np.uint64(0))
+    low = first - np.minimum(first, back)
+    place = np.searchsorted(starts, low, side="right") - 1
+    inside = (place >= 0) & (low < ends[place]) & (back <= first)
+    room = ends[place] - np.minimum(low, ends[place])
     return np.asarray(inside & (pages <= room))
 
 

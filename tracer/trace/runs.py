@@ -1,7 +1,8 @@
 """The runs that a trace stores for a request's pages: PFN arrays <-> (pfn, signed pages), in order.
 
 A run whose PFNs rise by one has positive pages, one whose PFNs fall by one has negative pages and
-begins at its highest PFN. Nothing is sorted or merged beyond that, so the PFN array comes back exact.
+begins at its highest PFN. Nothing is sorted or merged beyond that, so the PFN array comes back
+exactly.
 """
 
 from __future__ import annotations
@@ -53,4 +54,5 @@ def decode_runs(run_pfn: Int64s, run_pages: Int64s) -> Int64s:
     lengths = np.abs(run_pages)
     begin = np.repeat(np.cumsum(lengths) - lengths, lengths)
     within = np.arange(len(begin), dtype=np.int64) - begin
-    return np.repeat(run_pfn, lengths) + within * np.repeat(np.sign(run_pages), lengths)
+    pfns: Int64s = np.repeat(run_pfn, lengths) + within * np.repeat(np.sign(run_pages), lengths)
+    return pfns

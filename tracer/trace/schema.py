@@ -4,12 +4,15 @@ Times are CLOCK_MONOTONIC nanoseconds of the side that saw the event. Null means
 Enumerations are small integers (Arrow's file format refuses a changing dictionary).
 """
 
+import hashlib
 from enum import IntEnum
 
 import pyarrow as pa
 
 FORMAT_NAME = "aerostat-trace"
 FORMAT_VERSION = "1.0"
+FINGERPRINT = "df672f9aa2445eaa"
+"""`fingerprint()` of this version. A change of columns or codes needs both lines changed."""
 PFN_SHIFT = 12
 """A balloon page is 4 KiB whatever the guest's page size (VIRTIO_BALLOON_PFN_SHIFT)."""
 PAGE_BYTES = 1 << PFN_SHIFT
@@ -187,3 +190,20 @@ TABLES: dict[str, pa.Schema] = {
     "marks": MARKS,
     "residency": RESIDENCY,
 }
+
+CODES: tuple[type[IntEnum], ...] = (Side, Queue, Caller, Wire, Call, Mark)
+
+
+def fingerprint() -> str:
+    """Digest of every column, type, unit and code: what a version number stands for.
+
+    Returns:
+        The first 16 hex digits of a SHA-256.
+    """
+    lines = [
+        f"{table}.{column.name} {column.type} {column.nullable} {column.metadata[b'unit'].decode()}"
+        for table, schema in TABLES.items()
+        for column in schema
+    ]
+    lines += [f"{kind.__name__}.{code.name} {code.value}" for kind in CODES for code in kind]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
