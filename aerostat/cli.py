@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="aerostat")
 def cli() -> None:
-    r"""Record what a VM's memory balloon really does, replay it, find a better way.
+    """Record what a VM's memory balloon really does, replay it, find a better way.
 
     Results go to stdout, all talk to stderr.
 
@@ -88,21 +88,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Outside standalone mode click returns what the verb returned, or the code of ctx.exit().
         result = cli.main(args=argv, prog_name="aerostat", standalone_mode=False)
         sys.stdout.flush()
+        code = result if isinstance(result, int) else ExitCode.OK
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        code = error.exit_code
     except AerostatError as error:
         _say(error)
-        return int(error.exit_code)
+        code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("aerostat: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
+    except SystemExit:
+        # No verb exits; click and rich do so where stdout is a pipe that nobody reads any more.
+        _let_go_of_stdout()
+        code = BROKEN_PIPE
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_gone():
-            return BROKEN_PIPE
-        _say(AerostatError(_failed_object(error), reason=error.strerror or str(error)))
-        return int(ExitCode.FAILURE)
-    return int(result) if isinstance(result, int) else int(ExitCode.OK)
+            code = BROKEN_PIPE
+        else:
+            _say(AerostatError(_failed_object(error), reason=error.strerror or str(error)))
+            code = ExitCode.FAILURE
+    return int(code)
 
 
 def _say(error: AerostatError) -> None:
@@ -114,13 +120,18 @@ def _failed_object(error: OSError) -> str:
 
 
 def _stdout_is_gone() -> bool:
-    """Tell whether it was our stdout that closed, and keep Python from complaining at exit."""
+    """Tell whether it was our stdout that closed."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         return True
     return False
+
+
+def _let_go_of_stdout() -> None:
+    """Keep Python from complaining, when it flushes at exit, about a pipe that is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def command(
     unlike_work: bool,
     as_json: bool,
 ) -> ExitCode:
-    r"""Judge CANDIDATE against BASELINE: two files of replay results.
+    """Judge CANDIDATE against BASELINE: two files of replay results.
 
     Exit code 0: better or the same. 3: worse. 4: inconclusive, more runs are needed. Any other code
     means that nothing was compared.

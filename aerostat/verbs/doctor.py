@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @json_option
 @talk_options
 def command(pid: int | None, as_json: bool, quiet: bool, verbose: bool) -> ExitCode:
-    r"""Predict every probe from this machine's files, then prove it by attaching it.
+    """Predict every probe from this machine's files, then prove it by attaching it.
 
     Whatever is attached is taken away again. Exit code 6 means that neither side of a VM can be
     recorded here.

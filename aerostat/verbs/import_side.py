@@ -13,7 +13,7 @@ from aerostat.options import TRACE
     "--into", metavar="HOST", type=TRACE, required=True, help="The host's trace, which is added to."
 )
 def command(guest: Path, into: Path) -> None:
-    r"""Copy the guest's trace GUEST into the host's trace of the same session.
+    """Copy the guest's trace GUEST into the host's trace of the same session.
 
     GUEST is only read. The host's trace then holds both sides, and `aerostat show` can split the
     time of a request into stages.

@@ -56,7 +56,7 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    r"""Boot a guest, record both sides of a scenario, join them and close the ledger.
+    """Boot a guest, record both sides of a scenario, join them and close the ledger.
 
     Needs root, BCC and QEMU, but no KVM: without it the guest is emulated. Its disk is built
     once, and kept in the cache directory.

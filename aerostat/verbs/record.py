@@ -43,7 +43,7 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    r"""Record what the balloon of a running VM does, from the host or in the guest.
+    """Record what the balloon of a running VM does, from the host or in the guest.
 
     Runs until Ctrl-C, until --duration has passed, or until the VM ends, and then closes the trace.
     Exit code 5 means that the trace is there but events are missing.

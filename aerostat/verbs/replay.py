@@ -79,7 +79,7 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    r"""Carry out the work of TRACE on mapped memory under several strategies, side by side.
+    """Carry out the work of TRACE on mapped memory under several strategies, side by side.
 
     Each run is a fresh process; runs are interleaved in seeded random order; every page is checked
     afterwards. Needs no root and no VM.

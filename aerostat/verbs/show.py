@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("trace", type=TRACE)
 @json_option
 def command(trace: Path, as_json: bool) -> int:
-    r"""Show where the time of TRACE went, beside the seed's own table, and whether it adds up.
+    """Show where the time of TRACE went, beside the seed's own table, and whether it adds up.
 
     Works on a trace of one side. What was not observed is printed as `-`. Exit code 5 means the
     trace is not complete, has losses or does not balance.

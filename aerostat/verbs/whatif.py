@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(trace: Path, strategies: tuple[str, ...], as_json: bool) -> None:
-    r"""Count the operations, bytes and requests that strategies would need for TRACE.
+    """Count the operations, bytes and requests that strategies would need for TRACE.
 
     Executes nothing, and measures no time. A strategy of your own is given as path.py:Name.
 

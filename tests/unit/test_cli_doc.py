@@ -35,8 +35,10 @@ def help_text(verb: str) -> str:
 def examples(text: str) -> list[list[str]]:
     """Every line of a text that calls aerostat, as argument lists without the program's name."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
-    calls = [re.match(r"\s*(?:\$ |# )?(aerostat .*)", line) for line in lines]
-    return [shlex.split(call[1], comments=True)[1:] for call in calls if call]
+    calls = [re.match(r" {2,}(?:sudo )?(aerostat .*)", line) for line in lines]
+    # A line with brackets is a synopsis.
+    found = [call[1] for call in calls if call and "[" not in call[1]]
+    return [shlex.split(call, comments=True)[1:] for call in found]
 
 
 def parse(arguments: list[str]) -> None:
@@ -63,9 +65,10 @@ def test_every_option_is_documented(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_documented_option_exists(verb: str) -> None:
-    known = {name for parameter in command(verb).params for name in parameter.opts}
+    known: set[str] = set()
     for other in VERBS:
-        known |= {name for parameter in command(other).params for name in parameter.opts}
+        for parameter in command(other).params:
+            known |= {*parameter.opts, *parameter.secondary_opts}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section(verb))) <= known
 
 
