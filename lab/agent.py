@@ -24,12 +24,18 @@ class GuestAgent:
 
     Args:
         channel: The host's end; owned by the caller.
+
+    Attributes:
+        timeout_s: Seconds an answer may take, on top of the time-out of what was asked.
+        release: The guest's kernel release, once ready.
+        python: The interpreter in the guest, once ready.
     """
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._pending = b""
         self._next_id = 0
+        self.timeout_s = DEFAULT_TIMEOUT_S
         self.release = ""
         self.python = ""
 
@@ -123,7 +129,7 @@ class GuestAgent:
     def _ask(self, op: str, **arguments: Any) -> Any:
         self._next_id += 1
         # The guest keeps its own time-out; the host allows for a busy machine on top.
-        timeout_s = float(arguments.get("timeout_s", 0)) + DEFAULT_TIMEOUT_S
+        timeout_s = float(arguments.get("timeout_s", 0)) + self.timeout_s
         deadline = time.monotonic() + timeout_s
         request = {"id": self._next_id, "op": op, **arguments}
         self._channel.settimeout(timeout_s)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PAGE_BYTES = mmap.PAGESIZE
 MADV_POPULATE_WRITE = 23
-"""One call in place of a fault per page, which emulation makes slow (kernel: 4ca9b3859dac, v5.14)."""
+"""One call in place of a fault per page, which emulation makes slow (4ca9b3859dac, v5.14)."""
 
 
 def touched(size_bytes: int, *, huge: bool) -> mmap.mmap:
