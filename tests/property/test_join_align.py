@@ -64,6 +64,16 @@ def test_repeated_contents_are_told_apart_by_their_times(period, cycles, offset,
     assert np.array_equal(right[in_right][told], expected)
 
 
+def test_gaps_are_searched_for_what_ranks_do_not_propose():
+    # Four rounds of ten contents; content 3 is lost in the first and in the last, so that its ranks
+    # point one round off from either end.
+    left = np.tile(np.arange(10, dtype=np.uint64), 4)
+    kept = np.delete(np.arange(40), [3, 33])
+    in_left, in_right = align(left, left[kept])
+    assert in_left.tolist() == kept.tolist()
+    assert in_right.tolist() == list(range(38))
+
+
 def test_a_hundred_thousand_equal_contents_do_not_explode():
     same = np.zeros(100_000, np.uint64)
     in_left, in_right = align(same, same[:-1000])
