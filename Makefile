@@ -56,8 +56,12 @@ test: setup ## lint, types, and every tier of tests this machine can run
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-bench: setup ## measure what the probes and the replay harness themselves cost
-	$(BIN)/python -m pytest -c pyproject.toml tests/bench --override-ini testpaths=
+bench: setup ## measure what a probe hit costs here, and replay a reference trace with many runs
+	@$(BIN)/aerostat doctor || true
+	@mkdir -p out
+	@for trace in traces/*.balloon; do \
+	    $(BIN)/aerostat replay "$$trace" --runs 15 --force -o "out/$$(basename "$$trace" .balloon).json"; \
+	done
 
 clean: ## remove build products and outputs; keeps the lab's image cache
 	rm -rf build out *.egg-info replay/native/*.so replay/native/*.o .mypy_cache .ruff_cache \
