@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -48,13 +48,13 @@ class Strategy(ABC):
     `settled` must be overridden where operations wait for later requests.
     """
 
-    name: str
-    source: str
+    name: ClassVar[str]
+    source: ClassVar[str]
     """The VMM, patch or paper that the rule is taken from."""
-    protocol: Protocol = "pfns"
-    causal: bool = True
+    protocol: ClassVar[Protocol] = "pfns"
+    causal: ClassVar[bool] = True
     """False for a bound that looks ahead: no device can do it."""
-    discards: bool = True
+    discards: ClassVar[bool] = True
 
     @abstractmethod
     def operations(self, requests: Requests, context: Context) -> list[Operations]:

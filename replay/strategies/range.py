@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Range(Strategy):
 
     name = "range"
     source = "[PATCH v4 qemu 2/6] virtio-balloon: speed up inflating & deflating process, 2016"
-    protocol: Protocol = "range_words"
+    protocol: ClassVar[Protocol] = "range_words"
 
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """One advice per range of an episode, one discard per reported block."""
