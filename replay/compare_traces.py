@@ -1,0 +1,120 @@
+"""Is one recording better or worse than another? Times of requests, and exact counts, by queue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from replay.compare import Comparison, Line, Policy, overall
+from replay.stats import Samples, Verdict, compare_counts, compare_samples
+from tracer.trace.errors import CaptureIncompleteError
+from tracer.trace.schema import Queue, Side
+
+if TYPE_CHECKING:
+    from tracer.trace.reader import Trace
+
+BLOCKS = 30
+"""Neighbouring requests resemble each other, so single requests are no independent samples: the
+samples are medians of this many stretches of consecutive requests."""
+QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
+DECISIVE = ("discard_ns_per_page", "device_ns_per_page", "send_ns_per_page", "discard_calls")
+
+TIMES: dict[str, tuple[Side, str, str]] = {
+    "allocate_ns_per_page": (Side.GUEST, "begin_ns", "send_ns"),
+    "send_ns_per_page": (Side.GUEST, "send_ns", "wake_ns"),
+    "device_ns_per_page": (Side.HOST, "pop_ns", "push_ns"),
+}
+"""Metric -> side and the two of its times that it lies between. The guest's send time holds the
+device's own."""
+
+
+def compare_traces(base: Trace, candidate: Trace, policy: Policy | None = None) -> Comparison:
+    """Compare two recordings, queue by queue.
+
+    Times are per page, so that requests of unlike sizes can be set side by side. Metrics that one
+    of the traces did not observe are left out and named in the warnings.
+
+    Args:
+        base: The baseline.
+        candidate: What is judged against it.
+        policy: What counts; unlike_work allows traces that miss events. Its decisive metrics are
+            those of results; here these are `DECISIVE`.
+
+    Raises:
+        CaptureIncompleteError: A trace misses events and the policy does not allow it.
+    """
+    policy = policy or Policy()
+    notes = [note for trace in (base, candidate) for note in _losses(trace, policy)]
+    lines: list[Line] = []
+    for queue in QUEUES:
+        old, new = (_of_queue(trace.table("requests"), queue) for trace in (base, candidate))
+        if not old.num_rows and not new.num_rows:
+            continue
+        for metric in (*TIMES, "discard_ns_per_page"):
+            one, other = _samples(old, metric), _samples(new, metric)
+            if len(one) and len(other):
+                found = compare_samples(one.tolist(), other.tolist(), policy.gates, policy.seed)
+                lines.append(Line(queue.name.lower(), metric, metric in DECISIVE, found))
+            elif len(one) or len(other):
+                notes.append(f"{queue.name.lower()} {metric}: observed in one trace only")
+        lines += _counts(queue, old, new)
+    return Comparison(overall(lines), tuple(lines), tuple(notes))
+
+
+def _losses(trace: Trace, policy: Policy) -> list[str]:
+    lost = sum(loss.count for loss in trace.losses)
+    if not lost and trace.is_complete:
+        return []
+    what = f"{trace.path.name} is not complete: {lost} events are known to be missing"
+    if not policy.unlike_work:
+        raise CaptureIncompleteError(
+            what, remedy="record again, or --unlike-work to compare what there is"
+        )
+    return [what]
+
+
+def _of_queue(table: pa.Table, queue: Queue) -> pa.Table:
+    return table.filter(pc.equal(table["queue"], int(queue)))
+
+
+def _samples(table: pa.Table, metric: str) -> Samples:
+    """Medians of stretches of consecutive requests, in ns per page; empty if never observed."""
+    if metric == "discard_ns_per_page":
+        rows = table.filter(pc.equal(table["side"], int(Side.HOST)))
+        spent = rows["discard_ns"]
+    else:
+        side, begin, end = TIMES[metric]
+        rows = table.filter(pc.equal(table["side"], int(side)))
+        spent = pc.subtract(rows[end], rows[begin])
+    seen = pc.and_(pc.is_valid(spent), pc.greater(rows["pages"], 0))
+    times: Samples = spent.filter(seen).to_numpy().astype(np.float64)
+    times /= rows["pages"].filter(seen).to_numpy()
+    times = times[times >= 0]  # a trace from elsewhere may hold times that run backwards
+    if len(times) <= BLOCKS:
+        return times
+    return np.array([np.median(block) for block in np.array_split(times, BLOCKS)])
+
+
+def _counts(queue: Queue, old: pa.Table, new: pa.Table) -> list[Line]:
+    """Requests and pages say whether the work was the same; calls for the same work are a cost."""
+    lines = []
+    pages = [_sum(table, "pages") for table in (old, new)]
+    for metric, values in (("requests", [old.num_rows, new.num_rows]), ("pages", pages)):
+        found = compare_counts(*values)
+        verdict = Verdict.SAME if found.verdict is Verdict.SAME else Verdict.INCONCLUSIVE
+        told = replace(found, verdict=verdict, reason="the guest's work: no cost by itself")
+        lines.append(Line(queue.name.lower(), metric, False, told))
+    calls = [_sum(table, "discard_calls") for table in (old, new)]
+    if all(calls):
+        decisive = pages[0] == pages[1]
+        found = compare_counts(calls[0], calls[1])
+        lines.append(Line(queue.name.lower(), "discard_calls", decisive, found))
+    return lines
+
+
+def _sum(table: pa.Table, column: str) -> int:
+    return int(pc.sum(table[column]).as_py() or 0)

@@ -1,0 +1,256 @@
+"""Whole replays of small traces in real worker processes."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from replay.native.types import Operations
+from replay.plan import Advice
+from replay.ranges import Runs, empty
+from replay.residency import Residency
+from replay.results import ResultsError, load_results
+from replay.schedule import ReplayOptions, replay_trace
+from replay.sending import Sending
+from replay.worker import Job, WorkerError, process_context, run_in_fresh_process
+from tracer.trace.errors import AerostatError, CaptureIncompleteError
+
+INFLATED, DEFLATED = 2048, 512
+FAST = {"runs": 1, "warmup": 0, "strategies": ("qemu", "range")}
+
+
+def by_name(results):
+    return {strategy.name: strategy for strategy in results.strategies}
+
+
+def test_replay_measures_every_stage_and_finds_the_recorded_operations(make_trace, tmp_path):
+    phases = []
+    results = replay_trace(
+        ReplayOptions(make_trace(), output=tmp_path / "r.json", runs=2, warmup=1),
+        lambda phase, done=0, total=None: phases.append((phase, done, total)),
+    )
+    found = by_name(results)
+    assert set(found) == {"nop", "qemu", "adjacent", "request", "range", "oracle"}
+    assert found["qemu"].operations == INFLATED + DEFLATED
+    assert results.fidelity.exact is True
+    assert results.fidelity.captured_operations == INFLATED + DEFLATED
+    assert results.fidelity.captured_discard_ns == (INFLATED + DEFLATED) * 1000
+    assert results.fidelity.ratio == pytest.approx(
+        results.fidelity.replayed_discard_ns / results.fidelity.captured_discard_ns
+    )
+    for name, strategy in found.items():
+        assert len(strategy.runs) == 2
+        assert len(strategy.warmups) == 1
+        assert strategy.rejected_entries == 0
+        assert all(run.send_ns > 0 and run.translate_ns > 0 for run in strategy.runs)
+        gone = {"nop": 0, "oracle": INFLATED - DEFLATED}.get(name, INFLATED)
+        assert {run.gone_pages for run in strategy.runs} == {gone}
+        assert {run.freed_pages for run in strategy.runs} == {gone}
+        assert all(run.calls == strategy.operations for run in strategy.runs)
+    assert sorted(run.order for s in found.values() for run in (*s.warmups, *s.runs)) == list(
+        range(18)
+    )
+    assert phases[-1] == ("replay", 18, 18)
+    assert load_results(tmp_path / "r.json") == results
+
+
+def test_wire_content_agrees_with_the_plan(make_trace):
+    found = by_name(replay_trace(ReplayOptions(make_trace(), **FAST)))
+    assert found["qemu"].translated_entries == INFLATED + DEFLATED
+    assert found["qemu"].wire_requests == (INFLATED + DEFLATED) // 256
+    assert found["range"].translated_entries == found["range"].operations
+    assert found["range"].wire_requests == 2
+
+
+def test_memfd_is_holed(make_trace):
+    results = replay_trace(ReplayOptions(make_trace(), backing="memfd", **FAST))
+    range_runs = by_name(results)["range"].runs
+    assert [run.freed_pages for run in range_runs] == [INFLATED]
+    assert results.fidelity.ratio is None
+    assert "memfd" in results.fidelity.note
+
+
+def test_extra_calls_in_the_trace_are_seen(make_trace):
+    fidelity = replay_trace(ReplayOptions(make_trace(extra_calls=1), **FAST)).fidelity
+    assert fidelity.exact is False
+    assert fidelity.captured_operations == fidelity.planned_operations + 1
+
+
+def test_too_little_memory_replays_a_prefix_and_says_so(make_trace):
+    limit_bytes = 4 << 20
+    results = replay_trace(ReplayOptions(make_trace(), memory_limit_bytes=limit_bytes, **FAST))
+    qemu = by_name(results)["qemu"]
+    assert 0 < results.settings.requests_replayed < results.trace.requests
+    assert qemu.operations == results.settings.requests_replayed * 256
+    assert results.settings.resident_bytes <= limit_bytes
+    assert qemu.runs[0].resident_before_pages << 12 == results.settings.resident_bytes
+    assert results.warnings[0] == results.settings.cut_reason != ""
+    assert results.fidelity.exact is True, "counted over the whole trace"
+    assert results.fidelity.ratio is None
+
+
+def test_no_memory_at_all(make_trace):
+    with pytest.raises(AerostatError, match="not enough memory"):
+        replay_trace(ReplayOptions(make_trace(), memory_limit_bytes=4096, **FAST))
+
+
+@pytest.mark.parametrize(("residency", "pages"), [("all", 16384), ("none", 0), ("trace", 8192)])
+def test_residency_is_restored(make_trace, residency, pages):
+    results = replay_trace(ReplayOptions(make_trace(), residency=residency, **FAST))
+    for strategy in results.strategies:
+        assert strategy.runs[0].resident_before_pages == pages
+
+
+def test_a_trace_with_loss_needs_a_word(make_trace):
+    path = make_trace(lost=3)
+    with pytest.raises(CaptureIncompleteError, match="not complete"):
+        replay_trace(ReplayOptions(path, **FAST))
+    results = replay_trace(ReplayOptions(path, allow_loss=True, **FAST))
+    assert results.trace.lost_events == 3
+
+
+def test_operations_are_timed_on_request(make_trace):
+    results = replay_trace(ReplayOptions(make_trace(), per_operation=True, siblings=1, **FAST))
+    times = by_name(results)["qemu"].runs[0].per_operation
+    assert 0 < times.p50_ns <= times.p90_ns <= times.p99_ns <= times.max_ns
+
+
+def test_output_is_never_replaced_unasked(make_trace, tmp_path):
+    output = tmp_path / "r.json"
+    output.write_text("mine")
+    with pytest.raises(ResultsError, match="exists already"):
+        replay_trace(ReplayOptions(make_trace(), output=output, **FAST))
+    assert output.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": 0}, "cannot replay 0 times"),
+        ({"siblings": -1}, "sibling"),
+        ({"backing": "hugetlb"}, "cannot be replayed"),
+        ({"cpu": 4000}, "CPU 4000"),
+        ({"strategies": ("fast",)}, "no strategy 'fast'"),
+    ],
+)
+def test_impossible_options(make_trace, change, message):
+    with pytest.raises(AerostatError, match=message):
+        replay_trace(ReplayOptions(make_trace(), **(FAST | change)))
+
+
+def job(**changes) -> Job:
+    nothing = np.zeros(0, np.uint8)
+    made = Job(
+        title="run 1 of qemu on small.balloon",
+        order=0,
+        seed=1,
+        size_bytes=1 << 22,
+        backing="anon",
+        residency=Residency(empty(), empty(), ""),
+        operations=Operations(nothing, np.zeros(0, np.uint64), np.zeros(0, np.uint64)),
+        sending=Sending(nothing, np.zeros(1, np.uint64), nothing),
+        regions=((0, 1 << 22, 0),),
+        cpu=None,
+        sibling_cpus=(),
+        per_operation=False,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+class Bomb:
+    """Kills the process that unpickles it."""
+
+    def __init__(self, action: str) -> None:
+        self.action = action
+
+    def __reduce__(self):
+        return exec, (f"import os, time; {self.action}",)
+
+
+def workers() -> set[int]:
+    """Processes below the fork server, which is a child of this process."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            below = Path(f"/proc/{child}/task/{child}/children")
+            found |= set(map(int, below.read_text().split())) if below.exists() else set()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("os.abort()", "killed by SIGABRT"),
+        ("os._exit(7)", "code 7"),
+    ],
+)
+def test_a_worker_that_dies_is_named(action, message):
+    with pytest.raises(WorkerError, match=message) as caught:
+        run_in_fresh_process(process_context(), job(title=Named(action)), 10**11)
+    assert "qemu on small.balloon" in str(caught.value)
+
+
+class Named(str):
+    """A title that is also a bomb when it reaches the worker."""
+
+    def __new__(cls, action: str):
+        made = super().__new__(cls, "run 1 of qemu on small.balloon")
+        made.action = action
+        return made
+
+    def __reduce__(self):
+        return Bomb(self.action).__reduce__()
+
+
+def test_a_worker_that_hangs_is_ended():
+    context = process_context()
+    before = workers()
+    with pytest.raises(WorkerError, match="did not end within"):
+        run_in_fresh_process(context, job(title=Named("time.sleep(1000)")), 5 * 10**8)
+    assert workers() == before
+
+
+def test_an_error_in_the_worker_comes_back_whole():
+    bad = Operations(
+        np.array([Advice.DONTNEED], np.uint8),
+        np.array([1 << 22], np.uint64),
+        np.array([4096], np.uint64),
+    )
+    with pytest.raises(AerostatError) as caught:
+        run_in_fresh_process(process_context(), job(operations=bad), 10**11)
+    assert "operation 0 of 1 was refused" in caught.value.what
+    assert caught.value.remedy
+
+
+def test_every_run_is_a_process_of_its_own():
+    context = process_context()
+    pages = Runs(np.array([0]), np.array([1024]))
+    resident = Residency(pages, empty(), "")
+    first = run_in_fresh_process(context, job(residency=resident), 10**11)
+    second = run_in_fresh_process(context, job(), 10**11)
+    assert first.run.resident_before_pages == 1024
+    assert second.run.resident_before_pages == 0
+
+
+def test_the_callers_script_is_not_run_again(make_trace, tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from replay.schedule import ReplayOptions, replay_trace\n"
+        "import pathlib, sys\n"
+        "print('started')\n"
+        "o = ReplayOptions(pathlib.Path(sys.argv[1]), ('range',), runs=1, warmup=0)\n"
+        "print(len(replay_trace(o).strategies))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), str(make_trace())],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.stdout.split() == ["started", "2"]
