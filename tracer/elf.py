@@ -133,7 +133,7 @@ class Binary:
         """Starts of all functions known to .eh_frame_hdr, and their FDE addresses.
 
         Returns:
-            int64[n, 2], sorted by start. The table is part of the Linux Standard Base (5.0, 10.6.2);
+            int64[n, 2], sorted by start. The table is in the Linux Standard Base (5.0, 10.6.2);
             stripping keeps it, since C++ exceptions and backtraces need it.
         """
         found = self.section_bytes(".eh_frame_hdr")

@@ -136,14 +136,16 @@ class _GuestCapture:
         source = Source(self._drain, self._sample, self._lost, lambda: True)
         self._options.ready()
         reason = run_loop(source, losses, self._options, stop, progress)
-        counters = self._counters(counted, balloon_counters())
+        end, counters = clock_anchor(), self._counters(counted, balloon_counters())
         self._program.detach()
         self._drain()
         self._batch.flush()
         losses.check()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())
         counters["lost_requests"] = self._lost()["requests"]
-        side = side_info(begin=begin, detail="requests", probes=self._probes(), counters=counters)
+        side = side_info(
+            begin=begin, end=end, detail="requests", probes=self._probes(), counters=counters
+        )
         self._writer.close(Manifest(sides={"guest": side}, complete=True, end_reason=reason))
         return self._options.output
 

@@ -152,7 +152,7 @@ class _HostCapture:
         """Record, then close the trace."""
         begin = clock_anchor()
         actual_begin = self._actual()
-        self._writer.describe(self._manifest(begin, {}, ""))
+        self._writer.describe(self._manifest(begin, None, {}, ""))
         self._writer.append(
             "residency", residency_batch(self._vmm.pid, self._map.regions, begin[0])
         )
@@ -164,13 +164,14 @@ class _HostCapture:
         actual_end = self._actual()
         if reason == "vm-exited":
             self._writer.mark(Mark.VM_EXIT, time.monotonic_ns(), text=f"pid {self._vmm.pid} ended")
+        end = clock_anchor()
         self._program.detach()
         self._drain()
         self._flush()
         losses.check()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())
         counters = self._counters(actual_begin, actual_end)
-        self._writer.close(self._manifest(begin, counters, reason))
+        self._writer.close(self._manifest(begin, end, counters, reason))
         return self._options.output
 
     def _drain(self) -> int:
@@ -263,12 +264,19 @@ class _HostCapture:
             return probe_record(attachment, half, hits["call"])
         return probe_record(attachment, None, hits[name.rpartition("-")[2]])
 
-    def _manifest(self, begin: tuple[int, int], counters: dict[str, int], reason: str) -> Manifest:
+    def _manifest(
+        self,
+        begin: tuple[int, int],
+        end: tuple[int, int] | None,
+        counters: dict[str, int],
+        reason: str,
+    ) -> Manifest:
         vmm = self._vmm
         return Manifest(
             sides={
                 "host": side_info(
                     begin=begin,
+                    end=end,
                     detail=self._options.detail,
                     probes=self._probes(),
                     counters=counters,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tracer.join import join
 from tracer.trace.manifest import LedgerLine, SideInfo
 from tracer.trace.reader import Trace
 from tracer.trace.schema import PAGE_BYTES, Call, Caller, Queue, Side
@@ -121,6 +122,7 @@ class _Book:
         self._held = 0
         self._wrong = 0
         self._moved: dict[Queue, int | None] = {}
+        self._apart = _host_only_pages(trace, self._host, self._guest)
 
     def balanced(self) -> bool | None:
         """Say whether all that was held against something agreed."""
@@ -139,7 +141,12 @@ class _Book:
         self._line(f"{name}: guest driver", guest, "guest requests", None)
         if queue is not Queue.REPORTING:
             self._counted(queue, name)
-        self._line(f"{name}: host requests", host, "host requests", guest)
+        apart = self._apart.get(queue, 0)
+        within = None if host is None else host - apart
+        self._line(f"{name}: host requests", within, "host requests", guest)
+        if apart:
+            source = "host requests while the guest was not recorded"
+            self._line(f"{name}: host only", apart, source, None)
         self._discarded(queue, name)
 
     def device(self) -> None:
@@ -266,6 +273,37 @@ class _Book:
             kinds, punch = [], (call != Call.FALLOCATE) & (advice == _WILLNEED)
         sums = [covered[linked & kind].sum() for kind in [punch, *kinds] if np.any(linked & kind)]
         return [int(value) for value in sums]
+
+
+def _host_only_pages(
+    trace: Trace, host: SideInfo | None, guest: SideInfo | None
+) -> dict[Queue, int]:
+    """Count, by queue, the pages the host saw before the guest's recorder began or after it ended.
+
+    The two recorders never start at the same instant, and the guest reports pages when it likes.
+    """
+    if host is None or guest is None or guest.end_ns is None:
+        return {}
+    joined = join(trace)
+    if joined.clock is None:
+        return {}
+    table = trace.table("requests")
+    pop_ns, push_ns = (table.column(name) for name in ("pop_ns", "push_ns"))
+    begin_ns, end_ns = joined.clock.to_host_ns(np.array([guest.begin_ns, guest.end_ns]))
+    found = {}
+    for pairs in joined.queues:
+        rows = pairs.host_only
+        # A request under way at either end is on both sides of it: neither kernel saw it whole.
+        outside = [
+            int(row)
+            for row in rows
+            if (pop_ns[int(row)].as_py() or 0) < begin_ns
+            or (push_ns[int(row)].as_py() or 0) > end_ns
+        ]
+        pages = sum(table.column("pages")[row].as_py() for row in outside)
+        if pages:
+            found[pairs.queue] = pages
+    return found
 
 
 def _side(trace: Trace, name: str) -> SideInfo | None:

@@ -49,29 +49,30 @@ def balloon_counters() -> dict[str, int]:
 def side_info(
     *,
     begin: tuple[int, int],
+    end: tuple[int, int] | None,
     detail: str,
     probes: Iterable[ProbeRecord],
     counters: dict[str, int],
 ) -> SideInfo:
-    """Describe this kernel's side of a capture that ends now.
+    """Describe this kernel's side of a capture.
 
     Args:
         begin: Clock anchor taken when every probe was attached.
+        end: Clock anchor taken when the first probe was detached; None while recording.
         detail: requests, discards or calls.
         probes: What became of each probe point.
         counters: Counts of the kernel and the device, before and after.
     """
-    end = clock_anchor()
     return SideInfo(
         page_size_bytes=mmap.PAGESIZE,
         begin_ns=begin[0],
-        end_ns=end[0],
+        end_ns=None if end is None else end[0],
         kernel_release=platform.release(),
         arch=platform.machine(),
         cpus=os.cpu_count(),
         boot_id=read_text("/proc/sys/kernel/random/boot_id"),
         thp=thp_setting(),
-        realtime_anchors=(begin, end),
+        realtime_anchors=(begin,) if end is None else (begin, end),
         detail=detail,
         probes=tuple(probes),
         counters=counters,
