@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from replay.compare import compare
+    from replay.compare_traces import compare_traces
     from replay.results import load_results
     from replay.schedule import ReplayOptions
     from replay.schedule import replay_trace as replay
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ReplayOptions",
     "compare",
+    "compare_traces",
     "join",
     "ledger",
     "load_results",
@@ -33,6 +35,7 @@ __all__ = [
 _HOME = {
     "ReplayOptions": ("replay.schedule", "ReplayOptions"),
     "compare": ("replay.compare", "compare"),
+    "compare_traces": ("replay.compare_traces", "compare_traces"),
     "join": ("tracer.join", "join"),
     "ledger": ("tracer.ledger", "ledger"),
     "load_results": ("replay.results", "load_results"),

@@ -10,7 +10,7 @@ from aerostat.output import emit_json, plain
 from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
-    from replay.compare import Comparison, Line
+    from replay.compare import Comparison, Line, Policy
 
 
 @click.command("compare")
@@ -44,7 +44,7 @@ def command(
     unlike_work: bool,
     as_json: bool,
 ) -> ExitCode:
-    """Judge CANDIDATE against BASELINE: two files of replay results.
+    """Judge CANDIDATE against BASELINE: two files of replay results, or two traces.
 
     Exit code 0: better or the same. 3: worse. 4: inconclusive, more runs are needed. Any other code
     means that nothing was compared.
@@ -53,22 +53,37 @@ def command(
     Examples:
       aerostat compare before.json after.json
       aerostat compare before.json after.json --effect 5 --json
+      aerostat compare old-kernel.balloon new-kernel.balloon
     """
-    from replay.compare import Policy, compare
-    from replay.results import load_results
+    from replay.compare import Policy
     from replay.stats import Gates
 
+    if baseline.is_dir() != candidate.is_dir():
+        raise click.UsageError("give two results files or two traces, not one of each")
     policy = Policy(
         gates=Gates(effect=effect / 100, alpha=alpha),
         unlike_environments=unlike_environments,
         unlike_work=unlike_work,
     )
-    comparison = compare(load_results(baseline), load_results(candidate), policy)
+    comparison = _compare(baseline, candidate, policy)
     if as_json:
         emit_json(plain(comparison))
     else:
         draw(comparison)
     return comparison.exit_code
+
+
+def _compare(baseline: Path, candidate: Path, policy: "Policy") -> "Comparison":
+    """Compare two bundles, which are directories, or two results files."""
+    if baseline.is_dir():
+        from replay.compare_traces import compare_traces
+        from tracer.trace.reader import open_trace
+
+        return compare_traces(open_trace(baseline), open_trace(candidate), policy)
+    from replay.compare import compare
+    from replay.results import load_results
+
+    return compare(load_results(baseline), load_results(candidate), policy)
 
 
 def draw(comparison: "Comparison") -> None:
@@ -87,7 +102,7 @@ def _row(line: "Line") -> tuple[str, ...]:
     from aerostat import render
 
     difference = line.difference
-    form = render.ns if line.metric.endswith("_ns") else lambda value: f"{value:,.0f}"
+    form = render.ns if "_ns" in line.metric else lambda value: f"{value:,.0f}"
     interval = render.NOT_OBSERVED
     if difference.low is not None and difference.high is not None:
         interval = f"{difference.low:.3f} to {difference.high:.3f}"

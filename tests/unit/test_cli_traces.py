@@ -138,6 +138,20 @@ def test_import_of_a_side_that_is_there_is_refused(host: Path, guest: Path, caps
     assert "aerostat: error:" in capsys.readouterr().err
 
 
+def test_two_traces_are_compared(host: Path, tmp_path: Path, capsys) -> None:
+    other = write_host(tmp_path / "other.balloon")
+    code, document = run_json(capsys, "compare", str(host), str(other), "--json")
+    # Two requests a queue are too few for a verdict, and that is what must be said.
+    assert (code, document["verdict"]) == (ExitCode.INCONCLUSIVE, "inconclusive")
+    assert {line["subject"] for line in document["lines"]} == {"inflate", "deflate", "reporting"}
+    assert keys_of(document) <= documented_keys("compare")
+
+
+def test_a_trace_is_not_compared_with_results(host: Path, tmp_path: Path, capsys) -> None:
+    assert main(["compare", str(host), str(tmp_path / "results.json")]) == ExitCode.USAGE
+    assert "not one of each" in capsys.readouterr().err
+
+
 def test_record_needs_one_side(capsys) -> None:
     assert main(["record", "-o", "x.balloon"]) == ExitCode.USAGE
     assert main(["record", "--guest", "--pid", "1", "-o", "x.balloon"]) == ExitCode.USAGE
