@@ -30,20 +30,18 @@ def completed(page: Int64s, request: Int64s, unit_pages: int) -> Bools:
     begin = np.concatenate(([0], first))
     length = np.diff(np.concatenate((begin, [len(page)])))
     fills = np.zeros(len(page), bool)
-    enough = length >= unit_pages
-    rises = np.concatenate(([False], page[1:] == page[:-1] + 1))
-    falls = np.concatenate(([False], page[1:] == page[:-1] - 1))
-    for start, count in zip(begin[enough].tolist(), length[enough].tolist(), strict=True):
-        stop = start + count
-        if count == unit_pages and (rises[start + 1 : stop].all() or falls[start + 1 : stop].all()):
-            fills[stop - 1] = True
-        else:
-            _fill_one_by_one(page[start:stop], unit_pages, fills[start:stop])
+    # As many PFNs as the host page has pages: they fill it with the last one, if none repeats.
+    exact = begin[length == unit_pages]
+    members = np.sort(page[exact[:, np.newaxis] + np.arange(unit_pages)], axis=1)
+    fills[exact + unit_pages - 1] = (np.diff(members, axis=1) > 0).all(axis=1)
+    longer = length > unit_pages
+    for start, count in zip(begin[longer].tolist(), length[longer].tolist(), strict=True):
+        _fill_one_by_one(page[start : start + count], unit_pages, fills[start : start + count])
     return fills
 
 
 def _fill_one_by_one(page: Int64s, unit_pages: int, fills: Bools) -> None:
-    """Mark completions within one host page, where pages repeat or come in any order."""
+    """Mark completions within one host page, where pages repeat."""
     seen: set[int] = set()
     for index, value in enumerate(page.tolist()):
         seen.add(value)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from replay.check import check_plan
 from replay.plan import Advice, Context, Plan
 from replay.ranges import pfns_from_runs, rising
 from replay.requests import Requests
@@ -80,9 +81,15 @@ def what_if(
         context: The memory.
         strategies: Those to plan; all that ship when left out. qemu and the oracle are planned in
             any case, because the ratios need them.
+
+    Raises:
+        PlanError: A strategy that does not ship with aerostat makes a plan that must not run.
     """
     chosen = list(STRATEGIES.values() if strategies is None else strategies)
     plans = {strategy.name: strategy.plan(requests, context) for strategy in chosen}
+    for strategy in chosen:
+        if STRATEGIES.get(strategy.name) is not strategy:
+            check_plan(requests, plans[strategy.name], context)
     qemu = plans.get("qemu") or STRATEGIES["qemu"].plan(requests, context)
     oracle = plans.get("oracle") or STRATEGIES["oracle"].plan(requests, context)
     summaries = (summarise(plan, len(qemu), len(oracle)) for plan in plans.values())

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replay.check import check_plan
+from replay.check import PlanError, check_plan
 from replay.plan import Advice, Context, Plan
 from replay.requests import Requests, from_pfns
 from replay.strategies import STRATEGIES, load_strategy
-from replay.strategies.base import Strategy
+from replay.strategies.base import Operations, Strategy, pieces
+from replay.strategies.qemu import Qemu
 from replay.strategies.range import Range
 from replay.whatif import mergeability, what_if
 from tracer.trace.errors import AerostatError
@@ -251,6 +252,20 @@ def test_mergeability_counts_steps_within_requests_only():
 def test_what_if_of_a_trace_without_discards_has_no_ratios():
     (only,) = what_if(from_pfns([]), context(), [STRATEGIES["request"]]).strategies
     assert (only.operations, only.to_qemu, only.to_oracle) == (0, None, None)
+
+
+class Greedy(Qemu):
+    """A user's mistake: it discards what the guest gets back."""
+
+    name = "greedy"
+
+    def operations(self, requests: Requests, context: Context) -> list[Operations]:
+        return [Operations((Advice.DONTNEED,), pieces(requests, context, OUT))]
+
+
+def test_what_if_refuses_a_wrong_plan_of_a_users_strategy():
+    with pytest.raises(PlanError, match="strategy 'greedy' must not run"):
+        what_if(EXAMPLE, context(), [Greedy()])
 
 
 def example_file(path: Path) -> Path:
