@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -141,17 +142,30 @@ class HostRecorder:
         raise LabError(f"the host's recorder {what}", reason=repr(self._error)) from self._error
 
 
-def host_recorder(
-    vm: LabVm, output: Path, progress: Progress, *, detail: str, force: bool
-) -> HostRecorder:
+@dataclass(frozen=True)
+class HostCapture:
+    """What the host side of a session is to record.
+
+    Attributes:
+        output: The bundle to write.
+        detail: How much of the discards to keep (`requests`, `discards`, `calls`).
+        force: Replace an existing bundle.
+        scenario: Name for the manifest.
+    """
+
+    output: Path
+    detail: str
+    force: bool
+    scenario: str
+
+
+def host_recorder(vm: LabVm, capture: HostCapture, progress: Progress) -> HostRecorder:
     """Return a recorder of the host side of a booted VM, not yet started.
 
     Args:
         vm: The VM; its pid is traced and its monitor asked for `actual`.
-        output: The bundle to write.
+        capture: What to record.
         progress: Told what the recorder does.
-        detail: How much of the discards to keep (`requests`, `discards`, `calls`).
-        force: Replace an existing bundle.
     """
 
     def record(stop: threading.Event, ready: Callable[[], None]) -> Path:
@@ -159,12 +173,13 @@ def host_recorder(
 
         options = HostOptions(
             pid=vm.pid,
-            output=output,
-            detail=detail,
-            force=force,
+            output=capture.output,
+            detail=capture.detail,
+            force=capture.force,
             ready=ready,
             actual_bytes=vm.qmp.query_balloon,
             vm_name=vm.options.name,
+            scenario=capture.scenario,
         )
         return record_host(options, progress, stop)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from lab.accelerator import proven_accelerator
 from lab.errors import LabError
 from lab.pairs import DEFAULT_PAIR, Kernel, Qemu, ensure_pair, find_kernel
-from lab.recorders import GuestRecorder, host_recorder
+from lab.recorders import GuestRecorder, HostCapture, host_recorder
 from lab.scenarios import ScenarioOutcome, check_scenario, run_scenario
 from lab.vm import MIB, LabVm, VmOptions
 from tracer.trace.progress import Progress, silent
@@ -151,8 +151,8 @@ def record_scenario(vm: LabVm, options: LabOptions, progress: Progress = silent)
     guest = GuestRecorder(vm)
     progress("attach probes")
     guest.start()
-    host = host_recorder(vm, output, progress, detail=options.detail, force=options.force)
-    with host:
+    capture = HostCapture(output, options.detail, options.force, options.scenario)
+    with host_recorder(vm, capture, progress) as host:
         host.wait_ready()
         guest.wait_ready()
         outcome = run_scenario(options.scenario, vm, progress)
