@@ -70,12 +70,13 @@ class _Bars:
 
 
 class _Lines:
-    """One plain line when a phase begins; counts would flood a log file."""
+    """One plain line when a phase first begins; counts would flood a log file."""
 
     def __init__(self) -> None:
-        self._phase = ""
+        self._seen: set[str] = set()
 
     def __call__(self, phase: str, done: int = 0, total: int | None = None) -> None:
-        if phase != self._phase:
-            self._phase = phase
+        # Recorders report from their own threads, so phases take turns: each is named once.
+        if phase not in self._seen:
+            self._seen.add(phase)
             print(f"aerostat: {phase}", file=sys.stderr, flush=True)
