@@ -50,11 +50,15 @@ $(VENV)/.stamp-python: $(VENV)/.stamp-venv pyproject.toml setup.py $(NATIVE)
 demo: setup ## boot the lab's VM, record both sides, join, replay, compare strategies
 	@$(BIN)/aerostat lab --demo --force -o out/demo.balloon
 
+# Everything runs, whatever failed before it; pytest comes last, so its closing line is the last.
 test: setup ## lint, types, and every tier of tests this machine can run
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	@status=0; \
+	$(BIN)/ruff check . || status=1; \
+	$(BIN)/ruff format --check . || status=1; \
+	$(BIN)/mypy || status=1; \
+	[ $$status = 0 ] || echo "make test: lint or types FAILED, see above"; \
+	$(BIN)/python -m pytest || status=1; \
+	exit $$status
 
 bench: setup ## measure what a probe hit costs here, and replay a reference trace with many runs
 	@$(BIN)/aerostat doctor || true
