@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replay.assemble import Replay, assemble
-from replay.budget import available_bytes, fit
+from replay.budget import MARGIN_BYTES, available_bytes, fit
 from replay.check import check_plan
 from replay.environment import fingerprint
 from replay.layout import Layout
@@ -105,7 +105,8 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     context = Context(memory_map(trace), backing=options.backing, thp=options.thp)
     requests = load_requests(trace)
     residency = load_residency(trace, context.layout, options.residency, options.thp)
-    allowed = min(available_bytes(), options.memory_limit_bytes or (1 << 62))
+    spare_bytes = available_bytes() - MARGIN_BYTES
+    allowed = min(spare_bytes, options.memory_limit_bytes or spare_bytes)
     fitted = fit(requests, residency, context.layout, allowed)
     planned = _plan_all(options, fitted.requests, context, progress)
     environment = fingerprint()

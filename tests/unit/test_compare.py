@@ -1,0 +1,129 @@
+"""Comparisons of results: verdict per metric, overall verdict, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from replay.compare import Comparison, Policy, UnlikeError, compare
+from replay.stats import Gates, Verdict
+from tracer.trace.errors import ExitCode
+
+from .replay_results import make_results, make_strategy
+
+
+def times(factor: float = 1.0, seed: int = 0, sigma: float = 0.005) -> list[int]:
+    return (1e6 * factor * np.random.default_rng(seed).lognormal(0, sigma, 9)).astype(int).tolist()
+
+
+def verdicts(comparison: Comparison) -> dict[tuple[str, str], Verdict]:
+    return {(line.subject, line.metric): line.difference.verdict for line in comparison.lines}
+
+
+def test_same_against_itself_is_the_same() -> None:
+    results = make_results(make_strategy("nop", [3] * 9), make_strategy("qemu", times()))
+    comparison = compare(results, results)
+    assert comparison.verdict is Verdict.SAME
+    assert comparison.exit_code is ExitCode.OK
+    assert set(verdicts(comparison).values()) == {Verdict.SAME}
+
+
+def test_slower_is_a_regression_and_names_the_metric() -> None:
+    base = make_results(make_strategy("qemu", times()), make_strategy("range", times(seed=1)))
+    slow = make_results(
+        make_strategy("qemu", times(seed=2)), make_strategy("range", times(1.1, seed=3))
+    )
+    comparison = compare(base, slow)
+    assert comparison.verdict is Verdict.WORSE
+    assert comparison.exit_code is ExitCode.REGRESSION
+    found = verdicts(comparison)
+    assert found["range", "discard_ns"] is Verdict.WORSE
+    assert found["qemu", "discard_ns"] is Verdict.SAME
+    assert compare(slow, base).verdict is Verdict.BETTER
+
+
+def test_noise_is_inconclusive() -> None:
+    base = make_results(make_strategy("qemu", times(sigma=0.4)))
+    other = make_results(make_strategy("qemu", times(1.1, seed=1, sigma=0.4)))
+    comparison = compare(base, other)
+    assert comparison.verdict is Verdict.INCONCLUSIVE
+    assert comparison.exit_code is ExitCode.INCONCLUSIVE
+
+
+def test_one_operation_more_is_worse() -> None:
+    base = make_results(make_strategy("qemu", times(), operations=1000))
+    more = make_results(make_strategy("qemu", times(), operations=1001))
+    assert verdicts(compare(base, more))["qemu", "operations"] is Verdict.WORSE
+    assert compare(base, more).verdict is Verdict.WORSE
+
+
+def test_the_floor_decides_nothing() -> None:
+    base = make_results(make_strategy("nop", [3] * 9), make_strategy("qemu", times()))
+    other = make_results(make_strategy("nop", [900] * 9), make_strategy("qemu", times()))
+    comparison = compare(base, other)
+    assert verdicts(comparison)["nop", "discard_ns"] is Verdict.WORSE
+    assert comparison.verdict is Verdict.SAME
+
+
+def test_only_decisive_metrics_weigh() -> None:
+    base = make_results(make_strategy("qemu", times()))
+    slow = make_results(make_strategy("qemu", times(1.2)))
+    assert compare(base, slow, Policy(decisive=("operations",))).verdict is Verdict.SAME
+    assert compare(base, slow, Policy(gates=Gates(effect=0.5))).verdict is Verdict.SAME
+
+
+def test_unlike_machines_are_refused_and_named() -> None:
+    base = make_results(make_strategy("qemu", times()))
+    other = make_results(make_strategy("qemu", times()), kernel="6.18.0", load_1min=3.0)
+    with pytest.raises(UnlikeError, match=r"kernel is '6\.1\.0' .* '6\.18\.0'") as caught:
+        compare(base, other)
+    assert "load" not in str(caught.value)
+    comparison = compare(base, other, Policy(unlike_environments=True))
+    assert comparison.verdict is Verdict.SAME
+    assert "6.18.0" in comparison.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("trace", {"session_id": "another"}),
+        ("settings", {"siblings": 1}),
+        ("settings", {"backing": "memfd"}),
+        ("settings", {"requests_replayed": 0}),
+    ],
+)
+def test_unlike_work_is_refused(part: str, change: dict[str, object]) -> None:
+    base = make_results(make_strategy("qemu", times()))
+    other = dataclasses.replace(base, **{part: dataclasses.replace(getattr(base, part), **change)})
+    with pytest.raises(UnlikeError, match="not of the same work"):
+        compare(base, other)
+    assert compare(base, other, Policy(unlike_work=True)).warnings
+
+
+def test_strategies_of_one_side_are_told() -> None:
+    base = make_results(make_strategy("qemu", times()), make_strategy("range", times()))
+    other = make_results(make_strategy("qemu", times()), make_strategy("request", times()))
+    comparison = compare(base, other)
+    assert comparison.warnings == ("only on one side, not compared: range, request",)
+    assert {line.subject for line in comparison.lines} == {"qemu"}
+
+
+def test_nothing_in_common() -> None:
+    base = make_results(make_strategy("nop", [1]), make_strategy("qemu", times()))
+    other = make_results(make_strategy("nop", [1]), make_strategy("range", times()))
+    with pytest.raises(UnlikeError, match="no strategy in common"):
+        compare(base, other)
+
+
+def test_runs_may_be_missing() -> None:
+    base = make_results(make_strategy("qemu", times()))
+    empty = dataclasses.replace(base.strategies[0], runs=())
+    comparison = compare(base, dataclasses.replace(base, strategies=(empty,)))
+    assert comparison.verdict is Verdict.WORSE or comparison.verdict is Verdict.INCONCLUSIVE
+    assert verdicts(comparison)["qemu", "discard_ns"] is Verdict.INCONCLUSIVE
+
+
+def test_a_comparison_is_json() -> None:
+    results = make_results(make_strategy("qemu", times()))
+    assert json.loads(json.dumps(compare(results, results).to_json()))["verdict"] == "same"

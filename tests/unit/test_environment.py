@@ -1,0 +1,83 @@
+"""The machine's fingerprint, from made-up /proc and /sys and from the real ones."""
+
+from pathlib import Path
+
+import pytest
+
+from replay.environment import CHECKED, differences, fingerprint, stability_warnings
+
+from .replay_results import MACHINE, make_results, make_strategy
+
+FILES = {
+    "proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 800 kB\nSwapTotal: 4 kB\n",
+    "proc/cpuinfo": "model name\t: Fast CPU\nflags\t: fpu hypervisor\n\nmodel name\t: Other\n",
+    "proc/loadavg": "1.50 0.1 0.1 1/2 3\n",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
+    "sys/devices/system/cpu/smt/control": "on\n",
+    "sys/devices/system/cpu/vulnerabilities/meltdown": "Not affected\n",
+    "sys/devices/system/cpu/vulnerabilities/spectre_v2": "Mitigation: Retpolines\n",
+    "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",
+    "sys/class/dmi/id/sys_vendor": "Some Cloud\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_fingerprint(root: Path) -> None:
+    found = fingerprint(root)
+    assert found.memory_bytes == 1000 << 10
+    assert found.available_bytes == 800 << 10
+    assert found.swap_bytes == 4 << 10
+    assert found.cpu_model == "Fast CPU"
+    assert found.load_1min == 1.5
+    assert found.governor == "powersave"
+    assert found.smt == "on"
+    assert found.mitigations == "spectre_v2: Mitigation: Retpolines"
+    assert found.thp == "madvise"
+    assert found.shmem_thp == ""
+    assert found.virtualisation == "Some Cloud"
+
+
+def test_a_machine_that_says_nothing(tmp_path: Path) -> None:
+    found = fingerprint(tmp_path)
+    assert found.memory_bytes == 0
+    assert found.cpu_model == found.governor == found.virtualisation == ""
+
+
+def test_this_machine() -> None:
+    found = fingerprint()
+    assert found.memory_bytes > 0
+    assert found.cpus >= found.cpus_allowed >= 1
+    assert differences(found, fingerprint()) == ()
+
+
+@pytest.mark.parametrize("key", CHECKED)
+def test_every_checked_key_counts(key: str) -> None:
+    changed = 99 if isinstance(getattr(MACHINE, key), int) else "changed"
+    other = make_results(make_strategy("qemu", [1]), **{key: changed}).environment
+    assert len(differences(MACHINE, other)) == 1
+    assert key in differences(MACHINE, other)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "siblings", "said"),
+    [
+        ({"load_1min": 3.0}, 0, "load is 3.00"),
+        ({"governor": "powersave"}, 0, "cpupower"),
+        ({"virtualisation": "Some Cloud"}, 0, "virtual"),
+        ({"turbo": "0", "cpu_model": "Intel"}, 0, "no_turbo"),
+        ({"swap_bytes": 1}, 0, "swapoff"),
+        ({}, 4, "--siblings 3"),
+    ],
+)
+def test_warnings_say_what_to_do(change: dict[str, object], siblings: int, said: str) -> None:
+    machine = make_results(make_strategy("qemu", [1]), **change).environment
+    assert stability_warnings(MACHINE, 0) == ()
+    (warning,) = stability_warnings(machine, siblings)
+    assert said in warning

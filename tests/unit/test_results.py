@@ -1,0 +1,167 @@
+"""Results files: written whole, read with suspicion, described in docs/results-format.md."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from replay import results as results_module
+from replay.environment import CHECKED, Environment
+from replay.results import RESULTS_FORMAT, RESULTS_VERSION, Results, ResultsError, load_results
+
+from .replay_results import make_results, make_strategy
+
+FORMAT_PAGE = Path(__file__).parents[2] / "docs/results-format.md"
+DESCRIBED = {
+    "Document": Results,
+    "Environment": Environment,
+    **{
+        name: getattr(results_module, name)
+        for name in (
+            "TraceFacts",
+            "Settings",
+            "Fidelity",
+            "StrategyResult",
+            "Run",
+            "OperationTimes",
+        )
+    },
+}
+
+
+@pytest.fixture
+def results() -> Results:
+    return make_results(make_strategy("nop", [1, 2]), make_strategy("qemu", [1000, 1010]))
+
+
+def test_what_is_saved_is_loaded(results: Results, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    results.save(path)
+    assert load_results(path) == results
+    assert [each.name for each in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_file_is_replaced_only_by_force(results: Results, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text("mine")
+    with pytest.raises(ResultsError, match="exists already"):
+        results.save(path)
+    assert path.read_text() == "mine"
+    results.save(path, force=True)
+    assert load_results(path) == results
+
+
+def test_saving_where_it_cannot_be(results: Results, tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="cannot write"):
+        results.save(tmp_path / "missing/r.json")
+
+
+def test_unknown_keys_of_a_newer_minor_version_are_ignored(
+    results: Results, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.json"
+    document = results.to_json() | {"version": "1.7", "novelty": 1}
+    path.write_text(json.dumps(document))
+    assert load_results(path) == results
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["format"], "aerostat-trace", "format is not"),
+        (["version"], "2.0", "version is '2.0'"),
+        (["version"], None, "version is None"),
+        (["trace"], [], "results.trace is not an object"),
+        (["trace", "requests"], "1", r"results\.trace\.requests is not of type int"),
+        (["trace", "requests"], True, r"results\.trace\.requests is not of type int"),
+        (["trace", "requests"], -1, r"results\.trace\.requests is negative or too large"),
+        (["trace", "requests"], 1 << 63, "too large"),
+        (["trace", "complete"], 1, "not of type bool"),
+        (["trace", "name"], None, "not of type str"),
+        (["fidelity", "ratio"], float("nan"), "not a finite number"),
+        (["fidelity", "ratio"], float("inf"), "not a finite number"),
+        (["strategies"], {}, "results.strategies is not a list"),
+        (["strategies", 1, "runs", 0, "send_ns"], 1.5, r"strategies\[1\]\.runs\[0\]\.send_ns"),
+        (["strategies", 0, "runs", 0, "per_operation"], 3, "per_operation is not an object"),
+    ],
+)
+def test_hostile_values_are_named(results, tmp_path, keys, value, message) -> None:
+    document = json.loads(json.dumps(results.to_json()))
+    place = document
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ResultsError, match=message):
+        load_results(path)
+
+
+def test_a_missing_key_is_named(results: Results, tmp_path: Path) -> None:
+    document = json.loads(json.dumps(results.to_json()))
+    del document["settings"]["seed"]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ResultsError, match=r"results\.settings\.seed is missing"):
+        load_results(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}']
+)
+def test_what_is_no_results_file(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_bytes(content)
+    with pytest.raises(ResultsError):
+        load_results(path)
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    with path.open("wb") as file:
+        file.truncate(results_module.MAX_RESULTS_BYTES + 1)
+    with pytest.raises(ResultsError, match="too large"):
+        load_results(path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None)
+@given(
+    key=st.sampled_from([field.name for field in dataclasses.fields(Results)]), value=json_values
+)
+def test_any_value_anywhere_is_loaded_or_refused(tmp_path_factory, key, value) -> None:
+    path = tmp_path_factory.mktemp("hostile") / "r.json"
+    path.write_text(json.dumps(make_results(make_strategy("qemu", [1])).to_json() | {key: value}))
+    try:
+        assert isinstance(load_results(path), Results)
+    except ResultsError as error:
+        assert f"results.{key}" in error.reason
+
+
+def sections() -> dict[str, str]:
+    parts = re.split(r"^## (.+)$", FORMAT_PAGE.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_the_page_describes_every_key(name: str) -> None:
+    keys = re.findall(r"^\| `(\w+)` \|", sections()[name], flags=re.MULTILINE)
+    assert keys == [field.name for field in dataclasses.fields(DESCRIBED[name])]
+
+
+def test_the_page_names_format_version_and_checked_keys() -> None:
+    text = FORMAT_PAGE.read_text()
+    assert f"`{RESULTS_FORMAT}`" in text
+    assert f"`{RESULTS_VERSION}`" in text
+    checked = re.findall(r"^\| `(\w+)` \|.*Checked\. \|$", sections()["Environment"], re.MULTILINE)
+    assert tuple(checked) == CHECKED
