@@ -15,7 +15,8 @@ from tracer.trace.progress import Progress
 from tracer.trace.reader import open_trace
 
 STRATEGIES = ("qemu", "adjacent", "request", "range", "oracle")
-RUNS = 5
+RUNS = 3
+"""Enough to see factors; a verdict on a few percent needs more, and a machine at rest."""
 
 
 def run_demo(path: Path, progress: Progress) -> None:
