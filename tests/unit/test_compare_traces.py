@@ -1,0 +1,96 @@
+"""Two recordings side by side."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from replay.compare import Comparison, Policy
+from replay.compare_traces import compare_traces
+from replay.stats import Verdict
+from tracer.trace.errors import CaptureIncompleteError
+from tracer.trace.manifest import Manifest, SideInfo
+from tracer.trace.reader import Trace, open_trace
+from tracer.trace.schema import REQUESTS, Queue, Side, Wire
+from tracer.trace.writer import TraceWriter
+
+PAGES = 256
+
+
+def record(path: Path, *, discard_ns: float, seed: int, calls: int = PAGES, lost: int = 0) -> Trace:
+    generator = np.random.default_rng(seed)
+    rows = []
+    for seq in range(200):
+        spent = int(PAGES * discard_ns * generator.lognormal(0, 0.01))
+        rows.append(
+            {
+                "side": int(Side.HOST),
+                "seq": seq,
+                "queue": int(Queue.INFLATE),
+                "wire": int(Wire.PFNS),
+                "pages": PAGES,
+                "runs": [{"pfn": seq * PAGES, "pages": PAGES}],
+                "pop_ns": seq * 10**9,
+                "push_ns": seq * 10**9 + 2 * spent,
+                "discard_ns": spent,
+                "discard_calls": calls,
+            }
+        )
+    with TraceWriter(path, Side.HOST) as writer:
+        writer.append("requests", pa.RecordBatch.from_pylist(rows, REQUESTS))
+        writer.loss("requests", lost, 0, 10)
+        writer.close(Manifest(sides={"host": SideInfo(page_size_bytes=4096, begin_ns=0)}))
+    return open_trace(path)
+
+
+def verdicts(comparison: Comparison) -> dict[str, Verdict]:
+    assert {line.subject for line in comparison.lines} == {"inflate"}
+    return {line.metric: line.difference.verdict for line in comparison.lines}
+
+
+def test_two_recordings_of_the_same_are_the_same(tmp_path: Path) -> None:
+    base = record(tmp_path / "a.balloon", discard_ns=1000, seed=1)
+    other = record(tmp_path / "b.balloon", discard_ns=1000, seed=2)
+    comparison = compare_traces(base, other)
+    assert comparison.verdict is Verdict.SAME
+    assert verdicts(comparison) == {
+        "device_ns_per_page": Verdict.SAME,
+        "discard_ns_per_page": Verdict.SAME,
+        "requests": Verdict.SAME,
+        "pages": Verdict.SAME,
+        "discard_calls": Verdict.SAME,
+    }
+    (line,) = [one for one in comparison.lines if one.metric == "discard_ns_per_page"]
+    assert line.difference.base == pytest.approx(1000, rel=0.02)
+
+
+def test_a_slower_recording_is_worse(tmp_path: Path) -> None:
+    base = record(tmp_path / "a.balloon", discard_ns=1000, seed=1)
+    slow = record(tmp_path / "b.balloon", discard_ns=1100, seed=2)
+    assert compare_traces(base, slow).verdict is Verdict.WORSE
+    assert compare_traces(slow, base).verdict is Verdict.BETTER
+
+
+def test_fewer_calls_are_better(tmp_path: Path) -> None:
+    base = record(tmp_path / "a.balloon", discard_ns=1000, seed=1)
+    bulk = record(tmp_path / "b.balloon", discard_ns=1000, seed=2, calls=3)
+    comparison = compare_traces(base, bulk)
+    assert verdicts(comparison)["discard_calls"] is Verdict.BETTER
+    assert comparison.verdict is Verdict.BETTER
+
+
+def test_a_trace_that_misses_events_needs_a_word(tmp_path: Path) -> None:
+    base = record(tmp_path / "a.balloon", discard_ns=1000, seed=1)
+    lossy = record(tmp_path / "b.balloon", discard_ns=1000, seed=2, lost=4)
+    with pytest.raises(CaptureIncompleteError, match=r"b\.balloon is not complete: 4 events"):
+        compare_traces(base, lossy)
+    comparison = compare_traces(base, lossy, Policy(unlike_work=True))
+    assert "4 events" in comparison.warnings[0]
+
+
+def test_nothing_to_compare_is_inconclusive(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "e.balloon", Side.HOST) as writer:
+        writer.close(Manifest(sides={"host": SideInfo(page_size_bytes=4096, begin_ns=0)}))
+    empty = open_trace(tmp_path / "e.balloon")
+    assert compare_traces(empty, empty).verdict is Verdict.INCONCLUSIVE
