@@ -65,7 +65,7 @@ def test_overlapping_and_outside_runs_count_once_and_not(tmp_path: Path) -> None
 @pytest.mark.parametrize(("pfn", "pages"), [(1 << 52, 1), (0, 1 << 63), ((1 << 64) - 1, 1)])
 def test_impossible_runs_are_refused(tmp_path: Path, pfn: int, pages: int) -> None:
     trace = record(tmp_path, (5, pfn, pages, True, None))
-    with pytest.raises(TraceError, match="residency of .* cannot be replayed"):
+    with pytest.raises(TraceError, match=r"residency of .* cannot be replayed"):
         load_residency(trace, LAYOUT, "trace", thp=True)
 
 

@@ -95,7 +95,7 @@ def test_many_words_are_split_as_the_plan_says() -> None:
     requests = inflates(list(range(0, 16384, 2)))
     plan = STRATEGIES["range"].plan(requests, CONTEXT)
     sent = sending(requests, plan, CONTEXT)
-    assert len(sent.form) == plan.wire_requests == 2
+    assert len(sent.form) == plan.wire_requests == 3
     assert named(parts(sent, Wire.RANGE_WORDS)) == list(range(0, 16384, 2))
 
 
