@@ -10,13 +10,14 @@ import json
 import socket
 import time
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from lab.errors import AgentError, ChannelClosedError, GuestTimeoutError
 from lab.guest_agent import READ_LIMIT_BYTES
 
 LINE_LIMIT_BYTES = 16 << 20
 DEFAULT_TIMEOUT_S = 30.0
+T = TypeVar("T")
 
 
 class GuestAgent:
@@ -56,15 +57,16 @@ class GuestAgent:
         Raises:
             AgentError: It cannot be run, ended with a status other than 0, or took too long.
         """
-        done = self._ask("run", argv=argv, timeout_s=timeout_s)
-        if done["status"] != 0:
-            what = f"the guest command {argv[0]} ended with status {done['status']}"
-            raise AgentError(what, reason=str(done["output"])[-2000:].strip())
-        return str(done["output"])
+        done = _typed(self._ask("run", argv=argv, timeout_s=timeout_s), dict)
+        status, output = done.get("status"), str(done.get("output"))
+        if status != 0:
+            what = f"the guest command {argv[0]} ended with status {status}"
+            raise AgentError(what, reason=output[-2000:].strip())
+        return output
 
     def spawn(self, argv: list[str], log: str) -> int:
         """Start a command in the guest, its output in the guest file `log`; returns its pid."""
-        return int(self._ask("spawn", argv=argv, log=log))
+        return _typed(self._ask("spawn", argv=argv, log=log), int)
 
     def signal(self, pid: int, name: str) -> bool:
         """Send a signal by name (`SIGINT`) to a spawned command; False if it had ended."""
@@ -73,7 +75,7 @@ class GuestAgent:
     def wait(self, pid: int, timeout_s: float) -> int | None:
         """Wait for a spawned command; None if it still runs when the time is over."""
         status = self._ask("wait", pid=pid, timeout_s=timeout_s)
-        return None if status is None else int(status)
+        return None if status is None else _typed(status, int)
 
     def exists(self, path: str) -> bool:
         """Say whether a guest path exists."""
@@ -81,8 +83,7 @@ class GuestAgent:
 
     def counters(self) -> dict[str, int]:
         """Return the guest's `balloon_*_pages` and `Mem*_bytes` counters."""
-        values = self._ask("counters")
-        return {str(name): int(value) for name, value in values.items()}
+        return _whole_numbers(self._ask("counters"))
 
     def read_file(self, path: str, limit_bytes: int = 64 << 20) -> bytes:
         """Return a guest file's content.
@@ -111,8 +112,8 @@ class GuestAgent:
         Raises:
             AgentError: It cannot be read, is too large, or names a path outside itself.
         """
-        sizes = self._ask("list", path=source)
-        if sum(int(size) for size in sizes.values()) > limit_bytes:
+        sizes = _whole_numbers(self._ask("list", path=source))
+        if sum(sizes.values()) > limit_bytes:
             raise AgentError(f"the guest directory {source} holds more than {limit_bytes} bytes")
         target.mkdir(parents=True)
         left_bytes = limit_bytes
@@ -148,7 +149,7 @@ class GuestAgent:
         line = self._read_line(deadline, awaited)
         try:
             message = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise AgentError(
                 "the guest sent something that is not JSON", reason=str(error)
             ) from error
@@ -178,6 +179,16 @@ class GuestAgent:
                 raise AgentError(f"the guest sent a line longer than {LINE_LIMIT_BYTES} bytes")
         line, _, self._pending = b"".join(parts).partition(b"\n")
         return line
+
+
+def _typed(value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise AgentError("the guest's answer has the wrong form", reason=f"{value!r:.200}")
+    return value
+
+
+def _whole_numbers(value: Any) -> dict[str, int]:
+    return {name: _typed(number, int) for name, number in _typed(value, dict).items()}
 
 
 def _decode(text: Any) -> bytes:
