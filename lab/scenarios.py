@@ -13,6 +13,9 @@ from tracer.trace.progress import Progress, silent
 
 PAGE_BYTES = 4096
 SETTLE_S = 5.0
+NEEDED_BYTES = 448 << 20
+"""What an inflate leaves in any case: with 256 MiB the kernel kills the guest's recorder, whose BPF
+compiler has grown it."""
 WORKLOAD = "/opt/aerostat/lab/workload.py"
 WORKLOAD_LOG = "/tmp/workload.log"
 FRAGMENT_TIMEOUT_S = 180.0
@@ -51,16 +54,16 @@ class ScenarioOutcome:
 
 
 def inflate_deflate(vm: LabVm, progress: Progress) -> list[Move]:
-    """Take three quarters of the guest's memory, and give it back."""
+    """Take three quarters of the guest's memory (all but 448 MiB if less), and give it back."""
     full = vm.options.memory_bytes
-    return _through(vm, [_share(full, 0.25), full], progress)
+    return _through(vm, [_leaving(full, 0.25), full], progress)
 
 
 def stepwise(vm: LabVm, progress: Progress) -> list[Move]:
     """Take memory in three steps of unlike size, give back one, take again, and give all back."""
     full = vm.options.memory_bytes
     shares = (0.75, 0.6, 0.3, 0.5, 0.4)
-    return _through(vm, [*(_share(full, share) for share in shares), full], progress)
+    return _through(vm, [*(_leaving(full, share) for share in shares), full], progress)
 
 
 def reporting(vm: LabVm, progress: Progress) -> list[Move]:
@@ -150,6 +153,10 @@ def _through(vm: LabVm, targets: list[int], progress: Progress) -> list[Move]:
         moves.append(move(vm.qmp, target))
         progress(phase, size, size)
     return moves
+
+
+def _leaving(full_bytes: int, share: float) -> int:
+    return max(_share(full_bytes, share), NEEDED_BYTES)
 
 
 def _share(size_bytes: int, share: float) -> int:

@@ -23,6 +23,7 @@ from lab.vm import MIB, LabVm, VmOptions
 from tracer.trace.progress import Progress, silent
 
 SMALLEST_MEMORY_BYTES = 512 * MIB
+"""Below it the guest has no room for a recorder and a balloon."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lab.session import LabOptions, open_vm, run_lab
 
 MIB = 1 << 20
 PAGE_BYTES = 4096
-MEMORY_BYTES = 1024 * MIB
+MEMORY_BYTES = 2048 * MIB
 # A prime number of pages: a lost or doubled request cannot hide in a round number.
 ODD_PAGES = 10_007
 

@@ -11,7 +11,7 @@ from tracer.trace.schema import Queue, Side
 
 MIB = 1 << 20
 PAGE_BYTES = 4096
-MEMORY_BYTES = 1024 * MIB
+MEMORY_BYTES = 2048 * MIB
 
 
 def pages(table, side, queue):
