@@ -27,13 +27,13 @@ def captured_discards(trace: Trace) -> tuple[int | None, int | None]:
         Operations and their time in ns, None where the trace has neither calls nor their sums.
     """
     calls = trace.table("calls")
-    calls = calls.filter(
-        pc.and_(pc.equal(calls["side"], Side.HOST), calls["request_seq"].is_valid())
-    )
+    # A VMM's thread also advises on memory of its own; only guest memory has an address here.
+    ours = pc.and_(pc.is_valid(calls["request_seq"]), pc.is_valid(calls["gpa"]))
+    calls = calls.filter(pc.and_(pc.equal(calls["side"], int(Side.HOST)), ours))
     if calls.num_rows:
         return _total(calls["count"]), _total(calls["total_ns"])
     requests = trace.table("requests")
-    requests = requests.filter(pc.equal(requests["side"], Side.HOST))
+    requests = requests.filter(pc.equal(requests["side"], int(Side.HOST)))
     return _total(requests["discard_calls"]), _total(requests["discard_ns"])
 
 
@@ -53,8 +53,8 @@ def send_time_ns(trace: Trace) -> float | None:
     table = trace.table("requests")
     balloon = pc.is_in(table["queue"], pa.array([Queue.INFLATE, Queue.DEFLATE], pa.uint8()))
     table = table.filter(balloon)
-    guest = table.filter(pc.equal(table["side"], Side.GUEST))
-    host = table.filter(pc.equal(table["side"], Side.HOST))
+    guest = table.filter(pc.equal(table["side"], int(Side.GUEST)))
+    host = table.filter(pc.equal(table["side"], int(Side.HOST)))
     away = pc.mean(pc.subtract(guest["wake_ns"], guest["send_ns"])).as_py()
     device = pc.mean(pc.subtract(host["push_ns"], host["pop_ns"])).as_py()
     if away is None or device is None or away < device:

@@ -46,6 +46,7 @@ def request_rows(queue: Queue, pfns: np.ndarray, first_seq: int) -> list[dict]:
 
 
 def call_rows(requests: list[dict], extra_calls: int) -> list[dict]:
+    """One row a request, and one of the VMM's calls on memory that is not the guest's."""
     rows = [
         {
             "side": int(Side.HOST),
@@ -53,6 +54,7 @@ def call_rows(requests: list[dict], extra_calls: int) -> list[dict]:
             "tid": 1,
             "call": 0,
             "advice": 4 if row["queue"] == Queue.INFLATE else 3,
+            "gpa": row["runs"][0]["pfn"] << 12,
             "length_bytes": 4096,
             "step": 0,
             "count": row["pages"],
@@ -65,7 +67,7 @@ def call_rows(requests: list[dict], extra_calls: int) -> list[dict]:
         for row in requests
     ]
     rows[0]["count"] += extra_calls
-    return rows
+    return [*rows, rows[0] | {"gpa": None, "advice": 0, "count": 77}]
 
 
 def residency_rows(huge: bool) -> list[dict]:
