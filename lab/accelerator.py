@@ -11,7 +11,8 @@ from pathlib import Path
 
 from lab.cache import cache_lock
 from lab.errors import LabError
-from lab.vm import LabVm, VmOptions
+from lab.qemu_command import VmOptions
+from lab.vm import LabVm
 from tracer.trace.progress import Progress, silent
 
 KVM_BOOT_TIMEOUT_S = 15.0

@@ -17,9 +17,10 @@ from pathlib import Path
 from lab.accelerator import proven_accelerator
 from lab.errors import LabError
 from lab.pairs import DEFAULT_PAIR, Kernel, Qemu, ensure_pair, find_kernel
+from lab.qemu_command import MIB, VmOptions
 from lab.recorders import GuestRecorder, HostCapture, host_recorder
 from lab.scenarios import ScenarioOutcome, check_scenario, run_scenario
-from lab.vm import MIB, LabVm, VmOptions
+from lab.vm import LabVm
 from tracer.trace.progress import Progress, silent
 
 SMALLEST_MEMORY_BYTES = 512 * MIB
