@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.trace_samples import torn_trace, write_trace
-from tracer.trace.ipc_bounds import footer_offsets
+from tracer.trace.ipc_bounds import footer_blocks
 from tracer.trace.reader import open_trace
 from tracer.trace.salvage import salvage
 from tracer.trace.schema import TABLES
@@ -25,7 +25,8 @@ def torn(tmp_path_factory):
     place = tmp_path_factory.mktemp("torn")
     raw = torn_trace(place / "a.balloon", BATCHES, ROWS).read_bytes()
     closed = write_trace(place / "b.balloon", batches=BATCHES, rows=ROWS) / FILE
-    return place / "a.balloon", raw, footer_offsets(memoryview(closed.read_bytes()))
+    blocks = footer_blocks(memoryview(closed.read_bytes()))
+    return place / "a.balloon", raw, [block.offset for block in blocks]
 
 
 def cut_copy(bundle, raw):

@@ -15,7 +15,7 @@ from tests.unit.trace_samples import described, request, requests, torn_trace, w
 from tracer.trace.adopt import adopt_segments
 from tracer.trace.columns import flat_runs
 from tracer.trace.errors import ForeignTraceError, TornTraceError, TraceError
-from tracer.trace.ipc_bounds import footer_offsets
+from tracer.trace.ipc_bounds import footer_blocks
 from tracer.trace.layout import sha256_of, write_manifest
 from tracer.trace.manifest import Manifest, Segment
 from tracer.trace.reader import open_trace
@@ -230,7 +230,7 @@ def test_the_footer_may_not_tell_another_story(tmp_path):
     """Other tools read by the footer: it has to list just the batches that were checked."""
     path = write_trace(tmp_path / "a.balloon", batches=2)
     raw = bytearray((path / FILE).read_bytes())
-    first, second = footer_offsets(memoryview(raw))
+    first, second = (block.offset for block in footer_blocks(memoryview(raw)))
     place, other = (raw.rindex(start.to_bytes(8, "little")) for start in (first, second))
     raw[place : place + 24] = raw[other : other + 24]
     with pa.ipc.open_file(pa.py_buffer(bytes(raw))) as file:
@@ -238,6 +238,17 @@ def test_the_footer_may_not_tell_another_story(tmp_path):
     (path / FILE).write_bytes(raw)
     with pytest.raises(TraceError, match="damaged"):
         open_trace(path).table("requests")
+
+
+def test_the_footer_may_not_have_other_columns(tmp_path):
+    path = write_trace(tmp_path / "a.balloon", batches=2)
+    raw = bytearray((path / FILE).read_bytes())
+    place = raw.rindex(b"push_ns")
+    raw[place : place + 7] = b"pusH_ns"
+    (path / FILE).write_bytes(raw)
+    with pytest.raises(TraceError, match="damaged") as caught:
+        open_trace(path).dataset("requests")
+    assert "other columns" in caught.value.reason
 
 
 def test_flat_runs_of_many_batches(tmp_path):

@@ -7,6 +7,7 @@ from the message's metadata (format/Message.fbs and format/File.fbs of Apache Ar
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _RECORD_BATCH = 3
 """Value of the union MessageHeader in format/Message.fbs."""
@@ -21,6 +22,14 @@ class Claim:
 
     rows: int
     decoded_bytes: int
+
+
+class Block(NamedTuple):
+    """One record batch in the file; the 8 bytes before its metadata count as metadata."""
+
+    offset: int
+    metadata_bytes: int
+    body_bytes: int
 
 
 class _Table:
@@ -108,14 +117,14 @@ def _decoded(body: memoryview, offset: int, length: int) -> int:
     return length - 8 if claimed == -1 else claimed
 
 
-def footer_offsets(raw: memoryview) -> list[int]:
-    """Where the footer of an IPC file says its record batches begin.
+def footer_blocks(raw: memoryview) -> list[Block]:
+    """Where the footer of an IPC file says its record batches are.
 
     Args:
         raw: The whole file.
 
     Returns:
-        Offsets from the file's begin; dictionaries are refused, for the format has none.
+        One block per batch; dictionaries are refused, for the format has none.
 
     Raises:
         ValueError: There is no whole footer.
@@ -129,4 +138,4 @@ def footer_offsets(raw: memoryview) -> list[int]:
     footer = _Table(text, _unpack("<I", text, 0))
     if footer.structs(2, "<qi4xq", _BLOCK_BYTES):
         raise ValueError("the file has dictionaries")
-    return [block[0] for block in footer.structs(3, "<qi4xq", _BLOCK_BYTES)]
+    return [Block(*block) for block in footer.structs(3, "<qi4xq", _BLOCK_BYTES)]

@@ -8,10 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from tracer.trace.errors import TornTraceError, TraceError
-from tracer.trace.ipc_bounds import claim, footer_offsets
+from tracer.trace.ipc_bounds import Block, claim, footer_blocks
 from tracer.trace.layout import MAX_SEGMENT_BYTES, read_regular
 from tracer.trace.schema import TABLES
 
+_PREFIX_BYTES = 8
+"""Continuation mark and length before each message's metadata."""
 _MAGIC_BYTES = 8
 """An IPC file is this magic, a stream, and a footer; skip it and a torn file reads as a stream."""
 MAX_EXPANSION = 64
@@ -53,14 +55,13 @@ def closed_batches(
         TraceError: Anything in the file is not as it should be.
     """
     raw = memoryview(read_regular(path, MAX_SEGMENT_BYTES))
-    starts: list[int] = []
+    blocks: list[Block] = []
     stream = _Stream(raw, path, table, newer_minor)
     try:
-        for start, batch in stream.batches():
-            starts.append(start)
+        for block, batch in stream.batches():
+            blocks.append(block)
             yield batch
-        if footer_offsets(raw) != starts:
-            raise ValueError("the footer lists other batches than the file holds")
+        stream.check_footer(blocks)
     except _DAMAGE as problem:
         raise _damaged(path, problem) from problem
 
@@ -95,19 +96,6 @@ def torn_batches(
         tail.whole_bytes, tail.dropped_bytes = len(raw), 0
 
 
-def read_schema(path: Path, table: str, *, newer_minor: bool = False) -> None:
-    """Check only that a segment has the columns of its table.
-
-    Raises:
-        TraceError: It has others, or cannot be read.
-    """
-    raw = memoryview(read_regular(path, MAX_SEGMENT_BYTES))
-    try:
-        _Stream(raw, path, table, newer_minor).open()
-    except _DAMAGE as problem:
-        raise _damaged(path, problem) from problem
-
-
 def _damaged(path: Path, problem: BaseException) -> TraceError:
     return TornTraceError(
         f"{path} is damaged",
@@ -132,8 +120,8 @@ class _Stream:
         """Bytes of the file up to the end of the message read last."""
         return _MAGIC_BYTES + int(self._source.tell())
 
-    def open(self) -> tuple[Any, pa.Schema]:
-        """Read the schema and check it; return the message reader and the schema as stored."""
+    def open(self) -> Any:
+        """Read the schema and check it; return the reader of the messages behind it."""
         if bytes(self._raw[:_MAGIC_BYTES]) != b"ARROW1\0\0":
             raise ValueError("not an Arrow IPC file")
         reader = pa.ipc.MessageReader.open_stream(self._source)
@@ -141,13 +129,25 @@ class _Stream:
             message = reader.read_next_message()
         except StopIteration as end:
             raise ValueError("the file ends before its schema") from end
-        stored = pa.ipc.read_schema(message)
-        check_columns(stored, self._table, self._path, newer_minor=self._newer_minor)
-        return reader, stored
+        self._stored = pa.ipc.read_schema(message)
+        check_columns(self._stored, self._table, self._path, newer_minor=self._newer_minor)
+        return reader
 
-    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Read one batch after the other, with the place where each begins."""
-        reader, stored = self.open()
+    def check_footer(self, blocks: list[Block]) -> None:
+        """Refuse a footer by which other tools would read something else than was checked.
+
+        Raises:
+            ValueError: It lists other batches, or other columns.
+        """
+        if footer_blocks(self._raw) != blocks:
+            raise ValueError("the footer lists other batches than the file holds")
+        with pa.ipc.open_file(pa.py_buffer(self._raw)) as file:
+            if not file.schema.equals(self._stored, check_metadata=True):
+                raise ValueError("the footer has other columns than the file")
+
+    def batches(self) -> Iterator[tuple[Block, pa.RecordBatch]]:
+        """Read one batch after the other, with the place where it lies."""
+        reader = self.open()
         while True:
             start = self.position
             try:
@@ -161,8 +161,10 @@ class _Stream:
             self._allowed -= claimed.decoded_bytes
             if self._allowed < 0:
                 raise ValueError(f"a batch of {claimed.rows} rows would decode to too many bytes")
-            batch = pa.ipc.read_record_batch(message, stored)
-            yield start, conform(batch, self._table)
+            batch = pa.ipc.read_record_batch(message, self._stored)
+            metadata_bytes = _PREFIX_BYTES + message.metadata.size
+            body_bytes = self.position - start - metadata_bytes
+            yield Block(start, metadata_bytes, body_bytes), conform(batch, self._table)
 
 
 def check_columns(stored: pa.Schema, table: str, path: Path, *, newer_minor: bool) -> None:
