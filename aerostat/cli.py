@@ -132,7 +132,3 @@ def _stdout_is_gone() -> bool:
 def _let_go_of_stdout() -> None:
     """Keep Python from complaining, when it flushes at exit, about a pipe that is gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

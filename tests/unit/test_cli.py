@@ -102,7 +102,7 @@ def test_a_closed_pipe_is_not_a_traceback() -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "aerostat.cli", "--help"],
+        [sys.executable, "-m", "aerostat", "--help"],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
