@@ -145,6 +145,16 @@ def test_adjacent_merges_up_down_and_at_both_ends():
     ]
 
 
+@pytest.mark.parametrize(
+    ("pfns", "ranges"),
+    [([5, 6, 4, 5, 6], [(4, 3), (5, 2)]), ([6, 5, 7, 6, 5], [(5, 3), (5, 2)])],
+)
+def test_adjacent_begins_anew_where_a_run_turns_back(pfns, ranges):
+    """The first page of the second run still touches the range; the next lies inside it."""
+    found = planned("adjacent", from_pfns([(IN, pfns)]))
+    assert [(page, pages) for _, page, pages, _ in found] == ranges
+
+
 def test_request_never_merges_across_requests_or_regions():
     where = context((0, 8), (8, 8))
     requests = from_pfns([(IN, [9, 7, 8, 6, 7]), (IN, [5])])
