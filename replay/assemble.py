@@ -15,6 +15,7 @@ import numpy as np
 
 from replay.environment import Environment, stability_warnings
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
+from replay.plan import Advice
 from replay.results import Fidelity, Results, Settings, StrategyResult, TraceFacts
 from tracer.trace.schema import PFN_SHIFT
 
@@ -56,7 +57,7 @@ def assemble(replay: Replay) -> Results:
         trace=_trace_facts(replay),
         settings=_settings(replay),
         environment=replay.environment,
-        warnings=(*cut, *shaky, *_run_warnings(strategies)),
+        warnings=(*cut, *shaky, *_run_warnings(replay.planned, strategies)),
         fidelity=_fidelity(replay, strategies),
         strategies=strategies,
     )
@@ -142,11 +143,14 @@ def _why_no_ratio(replay: Replay) -> str:
     return ""
 
 
-def _run_warnings(strategies: Sequence[StrategyResult]) -> tuple[str, ...]:
+def _run_warnings(
+    planned: Sequence[Planned], strategies: Sequence[StrategyResult]
+) -> tuple[str, ...]:
     """What a reader must know before trusting a strategy's times."""
     found = []
-    for strategy in strategies:
+    for each, strategy in zip(planned, strategies, strict=True):
         runs = strategy.runs
+        discards = bool((each.plan.advice != Advice.WILLNEED).any())
         failures = max(run.failures for run in runs)
         if failures:
             name = errno.errorcode.get(runs[0].first_errno, str(runs[0].first_errno))
@@ -157,8 +161,8 @@ def _run_warnings(strategies: Sequence[StrategyResult]) -> tuple[str, ...]:
         still = max(run.still_resident_pages for run in runs)
         if still:
             found.append(f"{strategy.name}: {still} discarded pages still have memory behind them")
-        if strategy.pages and not any(run.freed_pages or run.lazy_pages for run in runs):
-            found.append(f"{strategy.name}: its operations gave no memory back on this backing")
+        if discards and not any(run.gone_pages or run.lazy_pages for run in runs):
+            found.append(f"{strategy.name}: its discards gave no memory back")
         floor = median(np.array([run.floor_ns for run in runs]))
         if strategy.operations and floor > 0.05 * median(run.discard_ns for run in runs):
             found.append(f"{strategy.name}: the harness's floor is over 5 % of its discard time")

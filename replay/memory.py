@@ -176,7 +176,11 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         return native.execute(self.mapping, operations, floor_rules())
 
     def verify(self) -> Check:
-        """Compare residency and content of every page with what they must be."""
+        """Compare residency and content of every page with what they must be.
+
+        Once a run: reading a discarded page of anonymous memory maps the kernel's zero page, which
+        a second look would take for a resident one.
+        """
         resident = native.residency(self.mapping).astype(bool)
         findings = native.verify(self.mapping, self.state, self.seed)
         gone, never = self.state == Page.GONE, self.state == Page.NEVER

@@ -74,6 +74,31 @@ def test_memfd_is_holed(make_trace):
     assert "memfd" in results.fidelity.note
 
 
+UNMAP = """
+from replay.plan import Advice
+from replay.strategies.base import Operations
+from replay.strategies.qemu import Qemu
+
+class Unmap(Qemu):
+    name = "unmap"
+    discards = False
+
+    def operations(self, requests, context):
+        inflate = super().operations(requests, context)[0]
+        return [Operations((Advice.DONTNEED,), inflate.pieces)]
+"""
+
+
+def test_advice_that_frees_nothing_is_told(make_trace, tmp_path):
+    (tmp_path / "own.py").write_text(UNMAP)
+    own = f"{tmp_path}/own.py:Unmap"
+    options = ReplayOptions(make_trace(), (own, "qemu"), runs=1, warmup=0, backing="memfd")
+    results = replay_trace(options)
+    assert by_name(results)["unmap"].runs[0].freed_pages == 0
+    told = [warning for warning in results.warnings if "gave no memory back" in warning]
+    assert told == ["unmap: its discards gave no memory back"]
+
+
 def test_extra_calls_in_the_trace_are_seen(make_trace):
     fidelity = replay_trace(ReplayOptions(make_trace(extra_calls=1), **FAST)).fidelity
     assert fidelity.exact is False
