@@ -26,7 +26,7 @@ class Move:
         target_bytes: Guest memory asked for.
         start_bytes: Guest memory (`actual`) before.
         end_bytes: Guest memory (`actual`) when the wait ended.
-        wall_ns: From just before the target was set to when `actual` last changed, as seen by
+        wall_ns: From just before the target was set to when `actual` last came nearer, as seen by
             polling (half a percent late at most, 1 ms at least); CLOCK_MONOTONIC.
     """
 
@@ -53,18 +53,19 @@ def try_move(
     stall_s: float = STALL_S,
     timeout_s: float = MOVE_TIMEOUT_S,
 ) -> Move:
-    """Set the target and wait until it is reached, or `actual` stands still, or time is over.
+    """Set the target and wait until it is reached, or `actual` comes no nearer, or time is over.
 
     Args:
         qmp: QEMU's monitor.
         target_bytes: Guest memory to ask for, a multiple of 4 KiB.
-        stall_s: Seconds without any change after which to give up.
+        stall_s: Seconds without coming nearer after which to give up.
         timeout_s: Seconds after which to give up in any case.
 
     Raises:
         LabError: QEMU's monitor failed.
     """
     start_bytes = last_bytes = qmp.query_balloon()
+    nearest_bytes = abs(start_bytes - target_bytes)
     start_ns = last_ns = time.monotonic_ns()
     qmp.balloon(target_bytes)
     while last_bytes != target_bytes:
@@ -72,8 +73,10 @@ def try_move(
         time.sleep(min(max(waited_s * POLL_SHARE, POLL_SHORTEST_S), POLL_LONGEST_S))
         actual_bytes = qmp.query_balloon()
         now_ns = time.monotonic_ns()
-        if actual_bytes != last_bytes:
-            last_bytes, last_ns = actual_bytes, now_ns
+        last_bytes = actual_bytes
+        # A guest that deflates on OOM swings to and fro; only coming nearer counts.
+        if abs(actual_bytes - target_bytes) < nearest_bytes:
+            nearest_bytes, last_ns = abs(actual_bytes - target_bytes), now_ns
         elif now_ns - last_ns > stall_s * 1e9:
             break
         if now_ns - start_ns > timeout_s * 1e9:

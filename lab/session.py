@@ -43,7 +43,7 @@ class LabOptions:
         qemu: Emulator to use in place of the pair's.
         kernel: Root of an unpacked kernel package to use in place of the pair's.
         accelerator: `kvm` or `tcg`; None takes KVM where it is proven to boot.
-        deflate_on_oom: Let the guest take memory back when it runs out.
+        deflate_on_oom: Let the guest take memory back when it runs out; always so for out-of-puff.
     """
 
     output: Path
@@ -133,7 +133,8 @@ def open_vm(options: LabOptions, progress: Progress = silent) -> LabVm:
         memory_bytes=options.memory_bytes,
         vcpus=options.vcpus,
         accelerator=options.accelerator or "tcg",
-        deflate_on_oom=options.deflate_on_oom,
+        # A starved kernel would kill the recorder and then panic; this gives it some back.
+        deflate_on_oom=options.deflate_on_oom or options.scenario == "out-of-puff",
     )
     if options.accelerator is None:
         wanted = replace(wanted, accelerator=proven_accelerator(wanted, progress))
