@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from tracer.trace.errors import AerostatError
 
 BACKINGS = ("anon", "memfd")
 """What a replay can map memory from."""
+AREA = re.compile(r"([0-9a-f]+)-[0-9a-f]+ ")
+"""First line of a mapping in /proc/self/smaps."""
 FALLOC_PUNCH = 0x03
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (include/uapi/linux/falloc.h)."""
 
@@ -150,7 +153,7 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         else:
             self._populate(residency.huge)
         native.stamp(self.mapping, self.state, self.seed)
-        return anonymous_huge_bytes() >> 12 if anonymous else 0
+        return huge_bytes(self.mapping.base, self.size_bytes) >> 12 if anonymous else 0
 
     def _populate(self, runs: Runs) -> None:
         first = np.ascontiguousarray(runs.start, np.uint64)
@@ -198,13 +201,23 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         return int(native.residency(self.mapping).sum())
 
 
-def anonymous_huge_bytes() -> int:
-    """Bytes of this process that are in anonymous huge pages; 0 where the kernel does not say."""
+def huge_bytes(base: int, size_bytes: int) -> int:
+    """Bytes of anonymous huge pages in a part of this process; 0 where the kernel does not say.
+
+    The interpreter's own large arrays may lie in huge pages too, so a sum over the process is no use.
+
+    Args:
+        base: Host virtual address of the part's first byte.
+        size_bytes: Its length.
+    """
     try:
-        text = Path("/proc/self/smaps_rollup").read_text()
+        lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
         return 0
-    for line in text.splitlines():
-        if line.startswith("AnonHugePages:"):
-            return int(line.split()[1]) << 10
-    return 0
+    inside, total_bytes = False, 0
+    for line in lines:
+        if (area := AREA.match(line)) is not None:
+            inside = base <= int(area[1], 16) < base + size_bytes
+        elif inside and line.startswith("AnonHugePages:"):
+            total_bytes += int(line.split()[1]) << 10
+    return total_bytes
