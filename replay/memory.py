@@ -204,7 +204,7 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
 def huge_bytes(base: int, size_bytes: int) -> int:
     """Bytes of anonymous huge pages in a part of this process; 0 where the kernel does not say.
 
-    The interpreter's own large arrays may lie in huge pages too, so a sum over the process is no use.
+    The interpreter's own large arrays may lie in huge pages too, so the process's sum is no use.
 
     Args:
         base: Host virtual address of the part's first byte.
