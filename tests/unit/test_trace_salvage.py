@@ -143,14 +143,12 @@ def test_a_damaged_closed_segment_keeps_its_whole_batches(tmp_path):
     assert not trace.manifest.complete
 
 
-def test_a_changed_byte_is_not_laundered(tmp_path):
+def test_a_changed_segment_is_not_laundered(tmp_path):
     """Damage that Arrow cannot see stays a finding; the trace is never again complete."""
     path = write_trace(tmp_path / "a.balloon")
-    raw = bytearray((path / FILE).read_bytes())
-    raw[-200] ^= 1
-    (path / FILE).write_bytes(raw)
-    codes = {finding.code for finding in salvage(path).findings}
-    assert codes & {"segment-hash", "segment-damaged"}
+    other = write_trace(tmp_path / "b.balloon", batches=2)
+    (path / FILE).write_bytes((other / FILE).read_bytes())
+    assert [finding.code for finding in salvage(path).findings] == ["segment-hash"]
     assert not open_trace(path).manifest.complete
 
 
