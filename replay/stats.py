@@ -173,7 +173,8 @@ def _judge(found: Difference, gates: Gates) -> tuple[Verdict, str]:
     if size < gates.effect:
         reason = f"the interval reaches beyond {gates.effect:.1%}, the median does not"
     elif not significant:
-        reason = f"{ratio - 1:+.1%} may be chance (p = {p_value:.2g}): use more runs"
+        span = f"p = {p_value:.2g}, interval {low - 1:+.1%} to {high - 1:+.1%}"
+        reason = f"{ratio - 1:+.1%} may be chance ({span}): use more runs"
     else:
         reason = f"{ratio - 1:+.1%} is within the scatter of {noise:.1%}: quieten the machine"
     return Verdict.INCONCLUSIVE, reason
