@@ -58,7 +58,7 @@ def compare_traces(base: Trace, candidate: Trace, policy: Policy | None = None) 
             one, other = _samples(old, metric), _samples(new, metric)
             if len(one) and len(other):
                 found = compare_samples(one.tolist(), other.tolist(), policy.gates, policy.seed)
-                # Reports are sent in the background, when the guest has time: nobody waits for them.
+                # Reports go out in the background: nobody waits for them.
                 decisive = metric in DECISIVE and queue is not Queue.REPORTING
                 lines.append(Line(queue.name.lower(), metric, decisive, found))
             elif len(one) or len(other):
