@@ -15,7 +15,6 @@ from tracer import guest_probes, host_probes
 from tracer.attach import Attach
 from tracer.call_cost import CallCost
 from tracer.errors import ProbeError
-from tracer.host_probes import QemuSites
 from tracer.libbpf import Btf
 from tracer.loader import Program, import_bcc, mount_tracefs
 from tracer.probes import GUEST_POINTS, HOST_CALL_POINTS, Kind, Point, Way, host_request_points
@@ -25,8 +24,6 @@ from tracer.vmm import inspect
 
 _EVENT_SOURCES = Path("/sys/bus/event_source/devices")
 _TRACEFS_EVENTS = Path("/sys/kernel/tracing/events")
-_UNPLACED = QemuSites(Path("/proc/self/exe"), None, None, (), 0, ())
-"""Stands for a QEMU where only the system-call probes are tried: none of its sites is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +108,10 @@ def _host_calls() -> list[Check]:
     cost_ns: float | None = None
     try:
         cost = CallCost()
-        program = host_probes.compile_host(_UNPLACED, calls=True, merge=True)
+        program = host_probes.compile_host(None, calls=True, merge=True)
     except AerostatError as error:
         return [_untried(group, point, way, error) for point, way in _ways(HOST_CALL_POINTS)]
-    mechanisms = host_probes.host_mechanisms(_UNPLACED, os.getpid())
+    mechanisms = host_probes.host_mechanisms(None, 0)
     with program:
         checks = [
             _tried(group, point, way, program, mechanisms) for point, way in _ways(HOST_CALL_POINTS)

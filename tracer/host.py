@@ -112,6 +112,8 @@ class _HostCapture:
         self._map = MemoryMap(find_regions(vmm))
         self._calls = options.detail != "requests"
         self._resources = contextlib.ExitStack()
+        self._attached: list[Attachment] = []
+        self._call_cost_ns: float | None = None
         self._held = np.empty(0, decode.HOST_REQUEST)
         self._request_batch = Gather(self._write_requests)
         self._call_batch = Gather(self._write_calls)
@@ -126,14 +128,16 @@ class _HostCapture:
                     sites, calls=self._calls, merge=options.detail == "discards"
                 )
             )
-            cost = CallCost()
-            self._attached = host_probes.attach_host(
-                self._program, sites, vmm.pid, calls=self._calls
-            )
-            self._call_cost_ns = cost.traced_ns(self._program) if self._calls else None
             self._requests = self._ring("requests", decode.HOST_REQUEST)
             self._call_runs = self._ring("calls", decode.HOST_CALLS)
+            cost = CallCost()
+            if self._calls:
+                self._attached = host_probes.attach_calls(self._program)
+                self._call_cost_ns = cost.traced_ns(self._program)
+                # What this thread did to measure the cost is not the VM's: drop it.
+                self._call_runs.read()
             self._own_calls = self._program.counter(host_probes.HIT_CALL)
+            self._attached += host_probes.attach_requests(self._program, sites, vmm.pid)
             self._resources = self._resources.pop_all()
 
     def __enter__(self) -> _HostCapture:

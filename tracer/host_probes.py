@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tracer.attach import Attach, Attachment, attach_all
 from tracer.elf import Binary
-from tracer.errors import SymbolError
+from tracer.errors import ProbeError, SymbolError
 from tracer.loader import Program
 from tracer.probes import HOST_CALL_POINTS, Kind, Way, host_request_points
 from tracer.recover import Handler, find_handlers, queue_index_offset
@@ -83,11 +83,11 @@ def _qemu_version(binary: Binary) -> str | None:
     return rest[:200].split(b"\n")[0].split(b"\0")[0].decode(errors="replace") if prefix else None
 
 
-def compile_host(sites: QemuSites, *, calls: bool, merge: bool) -> Program:
+def compile_host(sites: QemuSites | None, *, calls: bool, merge: bool) -> Program:
     """Compile bpf/host.bpf.c for one QEMU.
 
     Args:
-        sites: Its probe sites and layouts.
+        sites: Its probe sites and layouts; None where only system calls are to be probed.
         calls: Whether system calls are recorded.
         merge: Whether adjacent calls are merged in the kernel.
 
@@ -97,7 +97,7 @@ def compile_host(sites: QemuSites, *, calls: bool, merge: bool) -> Program:
     defines = {
         "REQUESTS_PAGES": REQUEST_RING_BYTES // _PAGE_BYTES,
         "CALLS_PAGES": CALL_RING_BYTES // _PAGE_BYTES,
-        "VQ_QUEUE_INDEX": sites.queue_index_offset_bytes,
+        "VQ_QUEUE_INDEX": sites.queue_index_offset_bytes if sites else 0,
         "NR_MADVISE": _NR_MADVISE,
         "NR_FALLOCATE": _NR_FALLOCATE,
         "MERGE_CALLS": int(merge),
@@ -108,23 +108,35 @@ def compile_host(sites: QemuSites, *, calls: bool, merge: bool) -> Program:
     return Program("host.bpf.c", defines)
 
 
-def attach_host(program: Program, sites: QemuSites, pid: int, *, calls: bool) -> list[Attachment]:
-    """Attach the probes of one QEMU.
+def attach_calls(program: Program) -> list[Attachment]:
+    """Attach the system-call probes; no call is recorded before a request probe names its thread.
+
+    Nothing raises: what does not attach is told in the attachment.
+    """
+    return attach_all(program, HOST_CALL_POINTS, host_mechanisms(None, 0))
+
+
+def attach_requests(program: Program, sites: QemuSites, pid: int) -> list[Attachment]:
+    """Attach the probes of one QEMU's balloon handlers.
 
     Raises:
         ProbeError: The in- and deflate handler cannot be probed.
     """
     points = host_request_points(len(sites.handlers))
-    if calls:
-        # First the calls: a request that begins now must not lose its discards.
-        points = HOST_CALL_POINTS + points
     return attach_all(program, points, host_mechanisms(sites, pid))
 
 
-def host_mechanisms(sites: QemuSites, pid: int) -> Mapping[Kind, Attach]:
-    """How each kind of host probe is attached to one process."""
+def host_mechanisms(sites: QemuSites | None, pid: int) -> Mapping[Kind, Attach]:
+    """How each kind of host probe is attached, those in a program to one process.
+
+    Args:
+        sites: Probe sites of that process, or None to attach system-call probes alone.
+        pid: That process; not used without sites.
+    """
 
     def uprobe(program: Program, way: Way) -> None:
+        if sites is None:
+            raise ProbeError(f"cannot attach {way.target}", reason="no QEMU was named")
         handler, site = way.target.split(":")
         offset = sites.file_offsets[int(handler)][0 if site == "pop" else 1]
         program.attach_uprobe(way.program, sites.exe, offset, pid)

@@ -290,9 +290,11 @@ def _host_only_pages(
     table = trace.table("requests")
     pop_ns, push_ns = (table.column(name) for name in ("pop_ns", "push_ns"))
     begin_ns, end_ns = joined.clock.to_host_ns(np.array([guest.begin_ns, guest.end_ns]))
+    unpaired = {pairs.queue: pairs.host_only for pairs in joined.queues}
+    columns = _Columns(trace)
     found = {}
-    for pairs in joined.queues:
-        rows = pairs.host_only
+    for queue in _QUEUES:
+        rows = unpaired.get(queue, np.flatnonzero(columns.rows(Side.HOST, queue)))
         # A request under way at either end is on both sides of it: neither kernel saw it whole.
         outside = [
             int(row)
@@ -302,7 +304,7 @@ def _host_only_pages(
         ]
         pages = sum(table.column("pages")[row].as_py() for row in outside)
         if pages:
-            found[pairs.queue] = pages
+            found[queue] = pages
     return found
 
 

@@ -11,20 +11,17 @@ import pytest
 
 from tracer import decode, host_probes
 from tracer.attach import attach_all
-from tracer.host_probes import QemuSites
 from tracer.loader import Program
 from tracer.probes import HOST_CALL_POINTS, Kind
 from tracer.ring import Ring
-
-ANY_QEMU = QemuSites(None, None, None, (), 0, ())
 
 
 class CallRecorder:
     """Records this thread's discards with the real program and drains them with the real ring."""
 
     def __init__(self, merge: bool, kinds: tuple[Kind, ...]) -> None:
-        self.program: Program = host_probes.compile_host(ANY_QEMU, calls=True, merge=merge)
-        every = host_probes.host_mechanisms(ANY_QEMU, os.getpid())
+        self.program: Program = host_probes.compile_host(None, calls=True, merge=merge)
+        every = host_probes.host_mechanisms(None, 0)
         mechanisms = {kind: every[kind] for kind in kinds}
         self.attached = attach_all(self.program, HOST_CALL_POINTS, mechanisms)
         self.ring = Ring(

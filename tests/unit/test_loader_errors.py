@@ -42,7 +42,7 @@ def test_the_unrelated_package_of_that_name_is_told_apart(tmp_path):
 
 
 def test_recording_without_root_says_what_to_do(tmp_path):
-    code = f"""
+    code = """
 import os
 os.setuid(65534)
 from tracer.capture import require_root

@@ -1,0 +1,262 @@
+"""Both sides of a real VM, on two pairs of QEMU and kernel: right functions, every page, no loss."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lab.balloon import move
+from lab.recorders import GuestRecorder, HostCapture, host_recorder
+from lab.session import LabOptions, open_vm
+from tracer import decode, host_probes
+from tracer.join import join
+from tracer.ledger import captured_discards, ledger
+from tracer.merge import merge_sides
+from tracer.ring import Ring
+from tracer.stages import stage_table
+from tracer.trace.check import check_trace
+from tracer.trace.reader import open_trace
+from tracer.trace.salvage import salvage
+from tracer.trace.schema import Caller, Mark, Queue, Side
+from tracer.vmm import guest_ram, inspect, load_bias
+
+MIB = 1 << 20
+PAGE_BYTES = 4096
+MEMORY_BYTES = 1024 * MIB
+ODD_PAGES = 10_007
+"""A prime number: 39 whole requests of 256 pages and one of 23."""
+HANDLE_OUTPUT_OFFSET_BYTES = 0x58
+"""Of VirtQueue.handle_output in QEMU 5.2 to 11.1, found by disassembly."""
+
+
+def nothing(phase: str, done: int = 0, total: int | None = None) -> None:
+    pass
+
+
+@pytest.fixture(scope="module", params=["7.2", "10.0"])
+def vm(request):
+    options = LabOptions(
+        output=Path("unused.balloon"), memory_bytes=MEMORY_BYTES, pair=request.param, record=False
+    )
+    with open_vm(options) as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def trace(vm, tmp_path_factory):
+    """A merged trace of an inflate and a deflate of a prime number of pages."""
+    home = tmp_path_factory.mktemp("capture")
+    bundle = home / "odd.balloon"
+    guest = GuestRecorder(vm)
+    guest.start()
+    capture = HostCapture(bundle, detail="discards", force=False, scenario="odd pages")
+    with host_recorder(vm, capture, nothing) as host:
+        host.wait_ready()
+        guest.wait_ready()
+        move(vm.qmp, MEMORY_BYTES - ODD_PAGES * PAGE_BYTES)
+        move(vm.qmp, MEMORY_BYTES)
+        guest.stop()
+        host.stop()
+    guest.copy_out(home / "guest.balloon")
+    merge_sides(bundle, home / "guest.balloon")
+    return open_trace(bundle)
+
+
+def test_recovered_functions_are_the_handlers_of_the_live_queues(vm):
+    """QEMU's own memory says which function serves each queue: it must be the recovered one."""
+    sites = host_probes.find_sites(vm.pid)
+    with host_probes.compile_host(sites, calls=False, merge=False) as program:
+        ring = Ring(program.map_fd("requests"), host_probes.REQUEST_RING_BYTES, decode.HOST_REQUEST)
+        host_probes.attach_requests(program, sites, vm.pid)
+        move(vm.qmp, MEMORY_BYTES - 300 * PAGE_BYTES)
+        move(vm.qmp, MEMORY_BYTES)
+        records = ring.read()
+        ring.close()
+    assert {Queue.INFLATE, Queue.DEFLATE} <= set(decode.host_queues(records).tolist())
+    bias = load_bias(vm.pid, inspect(vm.pid).exe)
+    with Path(f"/proc/{vm.pid}/mem").open("rb", buffering=0) as memory:
+        for record in records:
+            memory.seek(int(record["vq"]) + HANDLE_OUTPUT_OFFSET_BYTES)
+            serves = int.from_bytes(memory.read(8), "little")
+            assert serves == bias + sites.handlers[record["handler"]].function.start
+
+
+def test_stripped_qemu_gives_both_handlers_at_emulated_instructions(vm):
+    handlers = host_probes.find_sites(vm.pid).handlers
+    assert [handler.way for handler in handlers] == ["recovered", "recovered"]
+    assert all(handler.pop_is_emulated for handler in handlers)
+    assert handlers[0].function.start != handlers[1].function.start
+
+
+def test_every_page_is_recorded_on_both_sides(trace):
+    for side in Side:
+        table = trace.table("requests", side=side)
+        queues = table["queue"].to_numpy()
+        pages = table["pages"].to_numpy()
+        for queue in (Queue.INFLATE, Queue.DEFLATE):
+            assert pages[queues == queue].sum() == ODD_PAGES
+            assert np.count_nonzero(queues == queue) == 40
+    assert not trace.losses
+    assert trace.is_complete
+
+
+def test_both_sides_recorded_the_same_pages_in_the_same_order(trace):
+    table = trace.table("requests")
+    runs = table["runs"].to_pylist()
+    for pairs in join(trace).queues:
+        assert len(pairs.guest_row) > 0
+        for guest, host in zip(pairs.guest_row, pairs.host_row, strict=True):
+            assert runs[guest] == runs[host]
+        if pairs.queue != Queue.REPORTING:
+            assert len(pairs.guest_only) == len(pairs.host_only) == 0
+
+
+def test_the_ledger_balances(trace):
+    book = ledger(trace)
+    assert book.balanced is True, [line for line in book.lines if line.status != "equal"]
+    assert trace.manifest.ledger == book.lines
+
+
+def test_discards_are_one_call_a_page(trace):
+    found = captured_discards(trace)
+    assert found[Queue.INFLATE].calls == ODD_PAGES
+    assert found[Queue.DEFLATE].calls == ODD_PAGES
+    calls = trace.table("calls")
+    assert set(calls["errno"].to_pylist()) == {0}
+    assert calls["count"].to_numpy().sum() >= 2 * ODD_PAGES
+    assert calls.num_rows < ODD_PAGES  # merged in the kernel
+    assert calls["gpa"].null_count == 0
+
+
+def test_calls_lie_where_the_requests_pages_lie(trace):
+    """HVA to GPA: the first discard of each inflate is of the first PFN the guest sent."""
+    requests = trace.table("requests", side=Side.HOST).to_pylist()
+    inflates = {row["seq"]: row for row in requests if row["queue"] == Queue.INFLATE}
+    first: dict[int, int] = {}
+    for call in trace.table("calls").to_pylist():
+        if call["request_seq"] in inflates:
+            first.setdefault(call["request_seq"], call["gpa"])
+    assert len(first) == 40
+    for seq, gpa in first.items():
+        assert gpa == inflates[seq]["runs"][0]["pfn"] * PAGE_BYTES
+
+
+def test_times_are_in_order_and_callers_are_known(trace):
+    guest = trace.table("requests", side=Side.GUEST)
+    balloon = [row for row in guest.to_pylist() if row["queue"] != Queue.REPORTING]
+    assert {row["caller"] for row in balloon} == {Caller.TARGET}
+    for row in balloon:
+        assert row["begin_ns"] < row["send_ns"] < row["kick_ns"] <= row["wake_ns"] < row["end_ns"]
+        assert row["send_ns"] < row["ack_ns"] < row["wake_ns"]
+        freed = row["free_ns"]
+        assert (freed is not None) == (row["queue"] == Queue.DEFLATE)
+    host = trace.table("requests", side=Side.HOST).to_pylist()
+    assert all(row["pop_ns"] < row["push_ns"] for row in host)
+    assert all(row["discard_ns"] < row["push_ns"] - row["pop_ns"] for row in host)
+
+
+def test_clocks_fit_and_every_stage_is_observed(trace):
+    assert trace.manifest.alignment.consistent
+    assert trace.manifest.alignment.bound_ns < 10_000_000
+    table = stage_table(trace)
+    inflate = next(d for d in table.directions if d.queue == Queue.INFLATE)
+    named = {stage.name: stage for stage in inflate.stages}
+    for name in ("allocate", "send", "translate", "discard", "config write"):
+        assert named[name].total_ns > 0
+
+
+def test_probes_used_are_the_cheaper_kinds(trace):
+    sides = trace.manifest.sides
+    guest = {probe.point: probe for probe in sides["guest"].probes}
+    assert {probe.status for probe in guest.values()} == {"attached"}
+    assert (guest["send-enter"].way, guest["send-exit"].way) == ("fentry", "fexit")
+    host = {probe.point: probe for probe in sides["host"].probes}
+    assert host["queues-pop"].way == "uprobe"
+    assert host["madvise-enter"].cost_ns > 0
+
+
+def test_memory_map_and_residency_cover_the_guest(trace, vm):
+    (region,) = trace.manifest.regions
+    assert (region.gpa, region.length_bytes) == (0, MEMORY_BYTES)
+    assert region.hva == guest_ram(inspect(vm.pid)).start
+    assert trace.manifest.sides["host"].counters["misplaced_requests"] == 0
+    residency = trace.table("residency")
+    pages = residency["pages"].to_numpy()
+    assert pages.sum() == MEMORY_BYTES // PAGE_BYTES
+    resident = residency["resident"].to_numpy(zero_copy_only=False)
+    assert 0 < pages[resident].sum() < MEMORY_BYTES // PAGE_BYTES
+    assert residency["pfn"].to_numpy().tolist() == (np.cumsum(pages) - pages).tolist()
+
+
+def test_the_trace_keeps_its_own_rules(trace):
+    assert [finding for finding in check_trace(trace) if finding.severity == "error"] == []
+    marks = set(trace.table("marks")["mark"].to_pylist())
+    assert {Mark.ATTACH, Mark.DETACH, Mark.END} <= marks
+
+
+def start_recorder(vm, bundle: Path, *more: str) -> subprocess.Popen:
+    ready = bundle.with_suffix(".ready")
+    argv = [sys.executable, "-m", "aerostat", "record", "--pid", str(vm.pid), "-o", str(bundle)]
+    recorder = subprocess.Popen([*argv, "--ready-file", str(ready), *more])
+    deadline = time.monotonic() + 120
+    while not ready.exists():
+        assert recorder.poll() is None, f"the recorder ended with {recorder.returncode}"
+        assert time.monotonic() < deadline, "the recorder was not ready in time"
+        time.sleep(0.05)
+    return recorder
+
+
+def test_a_killed_recorder_leaves_a_trace_that_can_be_salvaged(vm, tmp_path):
+    bundle = tmp_path / "killed.balloon"
+    recorder = start_recorder(vm, bundle)
+    move(vm.qmp, MEMORY_BYTES - ODD_PAGES * PAGE_BYTES)
+    time.sleep(2.5)  # longer than a batch waits
+    recorder.send_signal(signal.SIGKILL)
+    recorder.wait()
+    move(vm.qmp, MEMORY_BYTES)
+    torn = open_trace(bundle)
+    assert not torn.is_complete
+    salvage(bundle)
+    kept = open_trace(bundle)
+    assert not kept.is_complete
+    assert kept.manifest.vm.pid == vm.pid
+    requests = kept.table("requests")
+    inflate = requests["queue"].to_numpy() == Queue.INFLATE
+    assert requests["pages"].to_numpy()[inflate].sum() == ODD_PAGES
+
+
+def test_an_interrupt_ends_a_capture_cleanly(vm, tmp_path):
+    bundle = tmp_path / "interrupted.balloon"
+    recorder = start_recorder(vm, bundle, "--detail", "requests")
+    move(vm.qmp, MEMORY_BYTES - ODD_PAGES * PAGE_BYTES)
+    move(vm.qmp, MEMORY_BYTES)
+    recorder.send_signal(signal.SIGINT)
+    assert recorder.wait(60) == 0
+    trace = open_trace(bundle)
+    assert trace.is_complete
+    requests = trace.table("requests")
+    assert requests["discard_ns"].null_count == requests.num_rows  # not observed is not zero
+    assert trace.table("calls").num_rows == 0
+    assert ledger(trace).balanced is not False
+
+
+def test_a_vm_that_exits_ends_the_capture_with_a_mark(tmp_path):
+    options = LabOptions(output=tmp_path / "x", memory_bytes=MEMORY_BYTES, record=False)
+    bundle = tmp_path / "exit.balloon"
+    with open_vm(options) as booted:
+        recorder = start_recorder(booted, bundle)
+        move(booted.qmp, MEMORY_BYTES - ODD_PAGES * PAGE_BYTES)
+        os.kill(booted.pid, signal.SIGKILL)
+        status = recorder.wait(60)
+    trace = open_trace(bundle)
+    assert status == 0
+    assert trace.manifest.end_reason == "vm-exited"
+    assert Mark.VM_EXIT in trace.table("marks")["mark"].to_pylist()
+    requests = trace.table("requests")
+    inflate = requests["queue"].to_numpy() == Queue.INFLATE
+    assert requests["pages"].to_numpy()[inflate].sum() == ODD_PAGES
