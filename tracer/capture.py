@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tracer.trace.errors import MissingPrivilegeError
 from tracer.trace.progress import Progress
 from tracer.trace.writer import TraceWriter
 
@@ -150,17 +148,3 @@ def run_loop(
             return "duration"
         if stop.wait(DRAIN_S):
             return "stopped"
-
-
-def require_root(what: str) -> None:
-    """Refuse early where the user cannot load BPF programs.
-
-    Raises:
-        MissingPrivilegeError: Not root.
-    """
-    if os.geteuid() != 0:
-        raise MissingPrivilegeError(
-            f"cannot record {what} without root",
-            reason=f"effective user id is {os.geteuid()}; BPF needs CAP_BPF, CAP_PERFMON",
-            remedy="run with sudo; `aerostat replay` and `aerostat show` need no privilege",
-        )

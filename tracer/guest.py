@@ -12,23 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 from tracer import decode, guest_probes
-from tracer.attach import Attachment
 from tracer.capture import (
     CaptureOptions,
     Gather,
     LossCounter,
     Records,
     Source,
-    require_root,
     run_loop,
 )
-from tracer.errors import ProbeError
-from tracer.guest_probes import DriverLayout
-from tracer.libbpf import Btf
-from tracer.loader import Program
+from tracer.guest_probes import Driver, attach_driver
 from tracer.machine import balloon_counters, clock_anchor, probe_record, read_text, side_info
 from tracer.ring import Ring
-from tracer.trace.errors import AerostatError
 from tracer.trace.manifest import Manifest, ProbeRecord
 from tracer.trace.progress import Progress, silent
 from tracer.trace.schema import SAMPLES, Caller, Mark, Side
@@ -43,7 +37,10 @@ class GuestOptions(CaptureOptions):
 
 
 def record_guest(
-    options: GuestOptions, progress: Progress = silent, stop: threading.Event | None = None
+    options: GuestOptions,
+    progress: Progress = silent,
+    stop: threading.Event | None = None,
+    driver: Driver | None = None,
 ) -> Path:
     """Record this kernel's balloon driver until `stop` is set or the duration has passed.
 
@@ -51,6 +48,7 @@ def record_guest(
         options: Where to record to.
         progress: Told how many requests were recorded.
         stop: Set it to end the capture.
+        driver: The attached probes, where the caller has them already; closed at the end.
 
     Returns:
         The bundle. What was lost is in its manifest, never an error here.
@@ -59,74 +57,27 @@ def record_guest(
         MissingPrivilegeError: Not root, no BCC, no BTF, no balloon driver, or no probe attaches.
         TraceError: The bundle exists or cannot be written.
     """
-    require_root("the balloon driver")
-    if not guest_probes.DRIVER.exists():
-        raise ProbeError(
-            "this machine has no virtio balloon",
-            reason=f"{guest_probes.DRIVER} is absent",
-            remedy="run inside a guest, or record a VM from its host with --pid",
-        )
-    layout = guest_probes.driver_layout(Btf(guest_probes.MODULE))
+    progress("compile and attach")
+    driver = driver or attach_driver(fentry=options.fentry)
     with (
+        contextlib.closing(driver.program),
         TraceWriter(options.output, Side.GUEST, force=options.force) as writer,
-        _GuestCapture(layout, options, writer, progress) as capture,
     ):
-        return capture.run(stop or threading.Event(), progress)
-
-
-def attach_driver(
-    layout: DriverLayout, *, fentry: bool | None = None
-) -> tuple[Program, list[Attachment]]:
-    """Compile and attach the guest's probes, by fentry where the kernel takes it, else by kprobe.
-
-    Args:
-        layout: Offsets of the running kernel.
-        fentry: True or False to insist on one of the two.
-
-    Raises:
-        MissingPrivilegeError: Neither way attaches.
-    """
-    refused: AerostatError | None = None
-    for trampoline in (True, False) if fentry is None else (fentry,):
-        program = guest_probes.compile_guest(layout, fentry=trampoline)
-        try:
-            return program, guest_probes.attach_guest(program, layout, fentry=trampoline)
-        except AerostatError as error:
-            program.close()
-            refused = error
-    raise refused or ProbeError("no way to attach the driver's probes")
+        return _GuestCapture(driver, options, writer).run(stop or threading.Event(), progress)
 
 
 class _GuestCapture:
     """The attached probes of the driver, their ring, and the trace they go to."""
 
-    def __init__(
-        self,
-        layout: DriverLayout,
-        options: GuestOptions,
-        writer: TraceWriter,
-        progress: Progress,
-    ) -> None:
+    def __init__(self, driver: Driver, options: GuestOptions, writer: TraceWriter) -> None:
         self._options, self._writer = options, writer
+        self._program, self._attached = driver.program, driver.attached
         self._next_seq = 0
         self._strangers = 0
         self._batch = Gather(self._write_requests)
-        self._resources = contextlib.ExitStack()
-        with self._resources:
-            progress("compile and attach")
-            self._program, self._attached = attach_driver(layout, fentry=options.fentry)
-            self._resources.callback(self._program.close)
-            self._requests = Ring(
-                self._program.map_fd("requests"), guest_probes.RING_BYTES, decode.GUEST_REQUEST
-            )
-            self._resources.callback(self._requests.close)
-            self._resources = self._resources.pop_all()
-
-    def __enter__(self) -> _GuestCapture:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._resources.close()
+        self._requests = Ring(
+            self._program.map_fd("requests"), guest_probes.RING_BYTES, decode.GUEST_REQUEST
+        )
 
     def run(self, stop: threading.Event, progress: Progress) -> Path:
         """Record, then close the trace."""
@@ -139,6 +90,7 @@ class _GuestCapture:
         end, counters = clock_anchor(), self._counters(counted, balloon_counters())
         self._program.detach()
         self._drain()
+        self._requests.close()
         self._batch.flush()
         losses.check()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())

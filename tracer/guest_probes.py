@@ -10,7 +10,9 @@ from tracer.attach import Attach, Attachment, attach_all
 from tracer.errors import ProbeError
 from tracer.libbpf import Btf
 from tracer.loader import Program
+from tracer.privilege import require_root
 from tracer.probes import GUEST_POINTS, Kind, Point, Way
+from tracer.trace.errors import AerostatError
 
 RING_BYTES = 2 << 20
 LOST_REQUESTS, HIT_TELL, HIT_REPORT, HIT_KICK, HIT_ACK = range(5)
@@ -144,3 +146,44 @@ def guest_mechanisms(*, fentry: bool) -> Mapping[Kind, Attach]:
     if fentry:
         return {Kind.FENTRY: trampoline, Kind.FEXIT: trampoline}
     return {Kind.KPROBE: kprobe, Kind.KRETPROBE: kprobe}
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """The balloon driver of the running kernel, probed.
+
+    Attributes:
+        program: bpf/guest.bpf.c, loaded; closing it detaches.
+        attached: What became of each probe point.
+    """
+
+    program: Program
+    attached: list[Attachment]
+
+
+def attach_driver(*, fentry: bool | None = None) -> Driver:
+    """Compile and attach the guest's probes, by fentry where the kernel takes it, else by kprobe.
+
+    Args:
+        fentry: True or False to insist on one of the two.
+
+    Raises:
+        MissingPrivilegeError: Not root, no BCC, no BTF, no balloon driver, or neither way attaches.
+    """
+    require_root("the balloon driver")
+    if not DRIVER.exists():
+        raise ProbeError(
+            "this machine has no virtio balloon",
+            reason=f"{DRIVER} is absent",
+            remedy="run inside a guest, or record a VM from its host with --pid",
+        )
+    layout = driver_layout(Btf(MODULE))
+    refused: AerostatError | None = None
+    for trampoline in (True, False) if fentry is None else (fentry,):
+        program = compile_guest(layout, fentry=trampoline)
+        try:
+            return Driver(program, attach_guest(program, layout, fentry=trampoline))
+        except AerostatError as error:
+            program.close()
+            refused = error
+    raise refused or ProbeError("no way to attach the driver's probes")

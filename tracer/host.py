@@ -23,12 +23,12 @@ from tracer.capture import (
     LossCounter,
     Records,
     Source,
-    require_root,
     run_loop,
 )
 from tracer.host_probes import QemuSites
 from tracer.machine import clock_anchor, probe_record, read_text, side_info
 from tracer.memory_map import MemoryMap, find_regions
+from tracer.privilege import require_root
 from tracer.residency import residency_batch
 from tracer.ring import Ring
 from tracer.trace.errors import AerostatError

@@ -99,6 +99,23 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+@functools.cache
+def _load_btf(module: str | None) -> int:
+    """Parse the kernel's BTF, or a module's on top of it; 5 MiB each time, so once a process."""
+    library = _library()
+    if module is None:
+        handle = library.btf__load_vmlinux_btf()
+    else:
+        handle = library.btf__load_module_btf(module.encode(), _load_btf(None))
+    if not handle:
+        raise ProbeError(
+            f"cannot read the type information of {module or 'the kernel'}",
+            reason=f"{_BTF_DIRECTORY / (module or 'vmlinux')}: {os.strerror(ctypes.get_errno())}",
+            remedy="use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+        )
+    return int(handle)
+
+
 class Btf:
     """Types of the running kernel and, split on top of them, of one module.
 
@@ -111,23 +128,8 @@ class Btf:
     """
 
     def __init__(self, module: str | None = None) -> None:
-        library = _library()
         self.module = module if module and (_BTF_DIRECTORY / module).exists() else None
-        self._handle = library.btf__load_vmlinux_btf()
-        if not self._handle:
-            raise ProbeError(
-                "cannot read the kernel's type information",
-                reason=f"{_BTF_DIRECTORY / 'vmlinux'}: {os.strerror(ctypes.get_errno())}",
-                remedy="use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
-            )
-        if self.module:
-            split = library.btf__load_module_btf(self.module.encode(), self._handle)
-            if not split:
-                raise ProbeError(
-                    f"cannot read the type information of module {self.module}",
-                    reason=os.strerror(ctypes.get_errno()),
-                )
-            self._handle = split
+        self._handle = _load_btf(self.module)
 
     def _find(self, name: str, kind: int) -> int | None:
         found = int(_library().btf__find_by_name_kind(self._handle, name.encode(), kind))

@@ -3,7 +3,10 @@
 Also runs inside an emulated guest, where every import costs seconds: keep them few and late.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +15,7 @@ from aerostat.options import PATH, duration, force_option, talk_options
 from aerostat.output import refuse_existing
 from aerostat.progress import progress_on_stderr
 from aerostat.stop import stop_on_signal
+from tracer.trace.progress import Progress
 
 NS_PER_S = 1_000_000_000
 DETAILS = ("requests", "discards", "calls")
@@ -28,6 +32,11 @@ DETAILS = ("requests", "discards", "calls")
     show_default=True,
     help="How much of the host's discards to keep.",
 )
+@click.option(
+    "--probes",
+    type=click.Choice(("fentry", "kprobe")),
+    help="Insist on one kind of guest probe; fentry is tried first otherwise.",
+)
 @click.option("--duration", type=duration, help="Stop after this long, such as 30s or 5m.")
 @click.option("--ready-file", type=PATH, help="Make this file once every probe is attached.")
 @force_option
@@ -37,6 +46,7 @@ def command(
     guest: bool,
     output: Path,
     detail: str,
+    probes: str | None,
     duration: int | None,
     ready_file: Path | None,
     force: bool,
@@ -56,33 +66,51 @@ def command(
     """
     if guest == (pid is not None):
         raise click.UsageError("give either --pid PID or --guest")
+    if probes is not None and not guest:
+        raise click.UsageError("--probes is for --guest; the host's probes have one kind each")
     refuse_existing(output, force=force)
     # Only what the recorder loads anyway: the reader would cost an emulated guest seconds.
     from tracer.trace.manifest import Manifest
 
     ready = _Ready(output, ready_file, quiet=quiet)
     duration_s = None if duration is None else duration / NS_PER_S
+    common = {"output": output, "force": force, "duration_s": duration_s, "ready": ready}
     with stop_on_signal() as stop, progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
         if pid is None:
-            from tracer.guest import GuestOptions, record_guest
-
-            inside = GuestOptions(output=output, force=force, duration_s=duration_s, ready=ready)
-            trace = record_guest(inside, progress, stop)
+            fentry = None if probes is None else probes == "fentry"
+            trace = _record_guest(common, fentry, progress, stop)
         else:
-            from tracer.host import HostOptions, record_host
-
-            outside = HostOptions(
-                output=output,
-                force=force,
-                duration_s=duration_s,
-                ready=ready,
-                pid=pid,
-                detail=detail,
-            )
-            trace = record_host(outside, progress, stop)
+            trace = _record_host({**common, "pid": pid, "detail": detail}, progress, stop)
     require_whole(trace, Manifest.from_json((trace / "manifest.json").read_bytes()))
     if not quiet:
         click.echo(f"aerostat: {trace} is complete; see: aerostat show {trace}", err=True)
+
+
+def _record_guest(
+    options: dict[str, Any], fentry: bool | None, progress: Progress, stop: threading.Event
+) -> Path:
+    """Attach the probes while the libraries that write the trace are still being loaded.
+
+    Both take seconds in an emulated guest, and the compiler runs outside the interpreter's lock.
+    """
+    from tracer.guest_probes import attach_driver
+
+    with ThreadPoolExecutor(1) as worker:
+        attaching = worker.submit(attach_driver, fentry=fentry)
+        from tracer.guest import GuestOptions, record_guest
+
+        driver = attaching.result()
+    return record_guest(GuestOptions(**options), progress, stop, driver)
+
+
+def _record_host(options: dict[str, Any], progress: Progress, stop: threading.Event) -> Path:
+    """Record, and close the ledger of the one side there is."""
+    from tracer.host import HostOptions, record_host
+    from tracer.merge import settle
+
+    trace = record_host(HostOptions(**options), progress, stop)
+    settle(trace)
+    return trace
 
 
 class _Ready:

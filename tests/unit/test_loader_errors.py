@@ -45,7 +45,7 @@ def test_recording_without_root_says_what_to_do(tmp_path):
     code = """
 import os
 os.setuid(65534)
-from tracer.capture import require_root
+from tracer.privilege import require_root
 from tracer.trace.errors import AerostatError
 try:
     require_root("process 1")

@@ -21,7 +21,8 @@ def compiled(tmp_path: Path, body: str) -> dict[str, int]:
     """Compile and run a C program that prints `name value` lines."""
     source = tmp_path / "layout.c"
     source.write_text(
-        f'#include <stdio.h>\n#include <stddef.h>\n#include "{HEADER}"\nint main(void) {{\n{body}\n}}\n'
+        f'#include <stdio.h>\n#include <stddef.h>\n#include "{HEADER}"\n'
+        f"int main(void) {{\n{body}\n}}\n"
     )
     program = tmp_path / "layout"
     subprocess.run(["gcc", "-Wall", "-Werror", "-o", program, source], check=True)

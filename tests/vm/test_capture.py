@@ -1,4 +1,4 @@
-"""Both sides of a real VM, on two pairs of QEMU and kernel: right functions, every page, no loss."""
+"""Both sides of a real VM, on two pairs of QEMU and kernel: every page, no loss."""
 
 import os
 import signal
