@@ -29,7 +29,7 @@ def draw_stages(table: StageTable) -> None:
 
 def _draw_direction(direction: Direction) -> None:
     seeded = any(stage.seed_ns is not None for stage in direction.stages)
-    columns = ["<stage", "requests", "total", "per page", "share", "share without probes", "p99"]
+    columns = ["<stage", "requests", "total", "per page", "share", "without probes", "p99"]
     if seeded:
         columns += ["seed's share", "seed's time"]
     rows = []
@@ -43,7 +43,7 @@ def _draw_direction(direction: Direction) -> None:
             render.ns(stage.total_ns),
             render.ns(stage.ns_per_page),
             render.percent(stage.percent),
-            render.percent(stage.corrected_percent),
+            render.ns(stage.corrected_ns),
             render.ns(stage.p99_ns),
         ]
         if seeded:
@@ -73,8 +73,9 @@ def _title(direction: Direction) -> str:
 def _say_seed(direction: Direction) -> None:
     shares = " ".join(f"{letter} {share:g} %" for letter, share in SEED_PERCENT.items())
     here = render.ns(direction.seven_gib_ns)
-    bare = render.ns(direction.corrected_seven_gib_ns)
-    render.say(f"a+b+c+d of 7 GiB at this rate: {here}; without what the probes cost: {bare}.")
+    bare = direction.corrected_seven_gib_ns
+    without = "" if bare is None else f"; without what the probes cost: {render.ns(bare)}"
+    render.say(f"a+b+c+d of 7 GiB at this rate: {here}{without}.")
     render.say(
         f"The seed (2016): {SEED_TOTAL_NS // 10**6} ms: {shares};"
         f" with ranges and bulk advice {SEED_RANGES_NS // 10**6} ms."

@@ -45,9 +45,8 @@ def _points(queue: Queue, stage: str) -> tuple[str, ...]:
     reporting, deflate = queue is Queue.REPORTING, queue is Queue.DEFLATE
     host = "reporting" if reporting else "queues"
     ways = {
-        "send to kick": ("report-enter" if reporting else "send-enter",),
-        "kick to pop": ("kick-exit", f"{host}-pop"),
-        "push to wake": (f"{host}-push", "ack"),
+        "send to pop": ("report-enter" if reporting else "send-enter", f"{host}-pop"),
+        "push to wake": (f"{host}-push", "ack", "kick-exit"),
     }
     if stage == "send":
         return tuple(point for points in ways.values() for point in points)

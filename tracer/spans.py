@@ -86,11 +86,11 @@ def samples_of(
         host: The same as the host saw them.
         clock: The clock fit; without it, b is not split into its two ways.
     """
-    allocate, puff, kick, free, config = _guest_samples(queue, rows, guest)
+    allocate, puff, free, config = _guest_samples(queue, rows, guest)
     return [
         allocate,
         puff,
-        *_pair_samples(queue, rows, clock, kick),
+        *_pair_samples(queue, rows, clock),
         *_host_samples(rows, host),
         free,
         config,
@@ -139,7 +139,7 @@ def _sample(name: str, letter: str, rows: Int64s, lengths: Int64s, seen: Bools) 
 
 
 def _guest_samples(queue: Queue, rows: Rows, guest: Int64s) -> list[Sample]:
-    begin, send, kick = (rows.ns(name, guest) for name in ("begin_ns", "send_ns", "kick_ns"))
+    begin, send = (rows.ns(name, guest) for name in ("begin_ns", "send_ns"))
     wake, free, end = (rows.ns(name, guest) for name in ("wake_ns", "free_ns", "end_ns"))
     puff = rows.ns("puff_ns", guest)
     # The recorder leaves puff_ns null in a request that never slept.
@@ -149,34 +149,28 @@ def _guest_samples(queue: Queue, rows: Rows, guest: Int64s) -> list[Sample]:
     return [
         _sample("allocate", "a", guest, send - begin - waited, _seen(begin, send)),
         _sample("out of puff", "", guest, puff, _seen(puff)),
-        _sample("send to kick", "", guest, kick - send, _seen(send, kick)),
         _sample("free", "", guest, free - wake, _seen(wake, free)),
         _sample("config write", "", guest, end - freed, _seen(freed, end)),
     ]
 
 
-def _pair_samples(
-    queue: Queue, rows: Rows, clock: ClockFit | None, to_kick: Sample
-) -> list[Sample]:
+def _pair_samples(queue: Queue, rows: Rows, clock: ClockFit | None) -> list[Sample]:
     guest, host = rows.pairs(queue)
-    send, kick, wake = (rows.ns(name, guest) for name in ("send_ns", "kick_ns", "wake_ns"))
+    send, wake = (rows.ns(name, guest) for name in ("send_ns", "wake_ns"))
     pop, push = rows.ns("pop_ns", host), rows.ns("push_ns", host)
     seen = _seen(send, wake, pop, push) & (pop <= push)
     # Two lengths, each by one clock: no offset between the clocks enters.
-    samples = [_sample("send", "b", guest, (wake - send) - (push - pop), seen), to_kick]
+    samples = [_sample("send", "b", guest, (wake - send) - (push - pop), seen)]
     if clock is not None:
         samples += [
-            _crossing("kick to pop", guest, pop - clock.to_host_ns(kick), _seen(kick, pop)),
+            _crossing("send to pop", guest, pop - clock.to_host_ns(send), _seen(send, pop)),
             _crossing("push to wake", guest, clock.to_host_ns(wake) - push, _seen(push, wake)),
         ]
     return samples
 
 
 def _crossing(name: str, rows: Int64s, lengths: Int64s, seen: Bools) -> Sample:
-    """Keep a way from clock to clock as it is: it may be negative.
-
-    The device can pop before the kick returns, and the clock fit has an error.
-    """
+    """Keep a way from clock to clock as it is: it may be negative by the error of the clock fit."""
     return Sample(name, "", rows, lengths, seen, 0)
 
 
