@@ -192,3 +192,46 @@ def _undecided(old: Samples, new: Samples, reason: str) -> Difference:
     base = float(np.median(old)) if len(old) else float("nan")
     candidate = float(np.median(new)) if len(new) else float("nan")
     return Difference(Verdict.INCONCLUSIVE, base, candidate, None, None, None, None, None, reason)
+
+
+@dataclass(frozen=True)
+class PairedRatio:
+    """Traced over untraced, or any candidate over its baseline, measured side by side.
+
+    Attributes:
+        ratio: Median of the pairs' ratios.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+
+def paired_ratio(
+    base: Sequence[float], candidate: Sequence[float], confidence: float = 0.95, seed: int = 1
+) -> PairedRatio:
+    """Ratio of samples that were taken in pairs: what drifts over minutes falls on both of a pair.
+
+    Args:
+        base: One sample per pair.
+        candidate: Its partners, in the same order.
+        confidence: Of the bootstrap interval (percentile; the pairs are what is resampled).
+        seed: Of the resampling.
+
+    Raises:
+        ValueError: The lengths differ, or there are fewer than two pairs.
+    """
+    ratios = np.asarray(candidate, np.float64) / np.asarray(base, np.float64)
+    if len(base) != len(candidate) or len(ratios) < 2:
+        raise ValueError("paired samples come in two or more pairs")
+    found = stats.bootstrap(
+        (ratios,),
+        np.median,
+        n_resamples=RESAMPLES,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return PairedRatio(float(np.median(ratios)), float(found.low), float(found.high))

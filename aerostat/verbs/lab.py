@@ -1,7 +1,8 @@
 """`aerostat lab`: boot a VM made for tracing, and record a scenario from both sides."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -41,6 +42,12 @@ PAIRS = ("7.2", "10.0")
 @click.option(
     "--demo", is_flag=True, help="Afterwards show the trace, replay it and compare strategies."
 )
+@click.option(
+    "--overhead",
+    type=click.IntRange(min=2),
+    metavar="PAIRS",
+    help="Instead, time so many pairs of untraced and traced moves, interleaved.",
+)
 @json_option
 @force_option
 @talk_options
@@ -51,6 +58,7 @@ def command(
     output: Path,
     no_record: bool,
     demo: bool,
+    overhead: int | None,
     as_json: bool,
     force: bool,
     quiet: bool,
@@ -66,7 +74,11 @@ def command(
       aerostat lab
       aerostat lab --scenario reporting --memory 1G -o reporting.balloon
       aerostat lab --demo --force -o demo.balloon
+      aerostat lab --overhead 7
     """
+    if overhead is not None:
+        _measure_overhead(memory, pair, overhead, as_json, Talk(quiet=quiet, verbose=verbose))
+        return
     if demo and (no_record or as_json):
         raise click.UsageError("--demo goes with neither --no-record nor --json")
     if not no_record:
@@ -95,6 +107,47 @@ def command(
 
             run_demo(outcome.trace, progress)
         judge(outcome.trace)
+
+
+class Talk(NamedTuple):
+    """How much is said on stderr."""
+
+    quiet: bool
+    verbose: bool
+
+
+def _measure_overhead(memory: int, pair: str, pairs: int, as_json: bool, talk: Talk) -> None:
+    """Time the same moves with and without probes, and say what recording costs."""
+    from lab.overhead import measure_overhead
+    from lab.session import LabOptions
+    from replay.stats import paired_ratio
+
+    options = LabOptions(output=Path("unused.balloon"), memory_bytes=memory, pair=pair)
+    with progress_on_stderr(verbose=talk.verbose, quiet=talk.quiet) as progress:
+        found = measure_overhead(options, pairs, progress=progress)
+    ratios = {
+        move: paired_ratio(
+            getattr(found, f"untraced_{move}_ns"), getattr(found, f"traced_{move}_ns")
+        )
+        for move in ("inflate", "deflate")
+    }
+    if as_json:
+        emit_json({**plain(found), "ratios": plain(ratios)})
+        return
+    from aerostat import render
+
+    rows = [
+        (
+            move,
+            render.ns(median(getattr(found, f"untraced_{move}_ns"))),
+            render.ns(median(getattr(found, f"traced_{move}_ns"))),
+            f"{ratio.ratio:.3f}",
+            f"{ratio.low:.3f} to {ratio.high:.3f}",
+        )
+        for move, ratio in ratios.items()
+    ]
+    columns = ("<move", "untraced", "traced", "ratio", "95 % interval")
+    render.draw(f"cost of recording, {pairs} interleaved pairs, medians", columns, rows)
 
 
 def draw_session(outcome: "LabOutcome") -> None:

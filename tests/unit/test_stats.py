@@ -10,6 +10,7 @@ from replay.stats import (
     Verdict,
     compare_counts,
     compare_samples,
+    paired_ratio,
     ratio_interval,
     scatter,
 )
@@ -126,3 +127,16 @@ def test_any_samples_get_a_verdict(base: list[float], candidate: list[float]) ->
 def test_impossible_gates(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="out of range"):
         Gates(**bad)
+
+
+def test_paired_ratio_is_the_median_of_the_pairs_ratios():
+    base = [100.0, 200.0, 400.0, 800.0, 1600.0]
+    found = paired_ratio(base, [1.1 * value for value in base])
+    assert found.ratio == pytest.approx(1.1)
+    # The pairs drift by a factor of 16, their ratio not at all.
+    assert (found.low, found.high) == (pytest.approx(1.1), pytest.approx(1.1))
+
+
+def test_paired_ratio_refuses_samples_that_are_no_pairs():
+    with pytest.raises(ValueError, match="pairs"):
+        paired_ratio([1.0], [1.0])
