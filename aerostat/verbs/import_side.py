@@ -1,28 +1,65 @@
-"""`aerostat import`: put a guest's recording beside the host's, in one bundle."""
+"""`aerostat import`: put a guest's recording beside the host's, or salvage a torn one."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from aerostat.options import TRACE
+from aerostat.options import PATH, TRACE, force_option
+from aerostat.output import printable
+from tracer.trace.errors import ExitCode
+
+if TYPE_CHECKING:
+    from tracer.trace.salvage import SalvageReport
 
 
 @click.command("import")
-@click.argument("guest", metavar="GUEST", type=TRACE)
+@click.argument("source", metavar="TRACE", type=TRACE)
+@click.option("--into", metavar="HOST", type=TRACE, help="The host's trace, which is added to.")
 @click.option(
-    "--into", metavar="HOST", type=TRACE, required=True, help="The host's trace, which is added to."
+    "-o", "--output", metavar="WHOLE", type=PATH, help="The trace to make of what is whole."
 )
-def command(guest: Path, into: Path) -> None:
-    """Copy the guest's trace GUEST into the host's trace of the same session.
+@force_option
+def command(source: Path, into: Path | None, output: Path | None, force: bool) -> ExitCode:
+    """Copy TRACE, which is only read, into another trace.
 
-    GUEST is only read. The host's trace then holds both sides, and `aerostat show` can split the
-    time of a request into stages.
+    With --into, TRACE was recorded in a guest, and HOST on its host at the same time. HOST then
+    holds both sides, and `aerostat show` can split the time of a request into stages.
+
+    With -o, TRACE is torn: its recorder was killed, or a segment is damaged. All that is whole goes
+    to WHOLE, which other tools can open but which stays marked as incomplete. Exit code 5 means
+    that something could not be kept.
 
     \b
     Examples:
       aerostat import guest.balloon --into host.balloon
+      aerostat import torn.balloon -o whole.balloon
     """
-    from tracer.merge import merge_sides
+    if (into is None) == (output is None):
+        raise click.UsageError("give either --into HOST or -o WHOLE")
+    if into is not None:
+        if force:
+            raise click.UsageError("--force goes with -o; a side is never replaced")
+        from tracer.merge import merge_sides
 
-    merge_sides(into, guest)
-    click.echo(f"{into} now holds both sides; see: aerostat show {into}", err=True)
+        merge_sides(into, source)
+        click.echo(f"{into} now holds both sides; see: aerostat show {into}", err=True)
+        return ExitCode.OK
+    from tracer.trace.salvage import salvage
+
+    report = salvage(source, output, force=force)
+    return _tell(report)
+
+
+def _tell(report: "SalvageReport") -> ExitCode:
+    """Say what was kept and what was lost."""
+    from tracer.trace.findings import Severity
+
+    for finding in report.findings:
+        click.echo(f"{finding.severity}: {printable(finding.text)}", err=True)
+    rows = ", ".join(f"{count:,} {table}" for table, count in report.rows.items())
+    lost = f"{report.dropped_bytes:,} bytes dropped"
+    click.echo(f"{report.path} keeps {rows}; {lost}; see: aerostat show {report.path}", err=True)
+    has_error = any(finding.severity is Severity.ERROR for finding in report.findings)
+    whole = not report.dropped_bytes and not has_error
+    return ExitCode.OK if whole else ExitCode.CAPTURE_INCOMPLETE

@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from tracer.trace.errors import TornTraceError, TraceError
+from tracer.trace.errors import TornTraceError, TraceError, salvage_remedy
 from tracer.trace.layout import (
     MAX_SEGMENT_BYTES,
     files_on_disk,
@@ -76,7 +76,7 @@ def _check(bundle: Path, mine: Manifest, other_bundle: Path, other: Manifest, na
         raise TornTraceError(
             f"{other_bundle} was not closed",
             reason="it has segments that its manifest does not list",
-            remedy="salvage it first",
+            remedy=salvage_remedy(other_bundle),
         )
 
 

@@ -73,3 +73,12 @@ class TornTraceError(TraceError):
     """The trace was not closed; salvage can keep its whole batches."""
 
     exit_code = ExitCode.CAPTURE_INCOMPLETE
+
+
+def salvage_remedy(bundle: object) -> str:
+    """Say how to get what is whole out of a torn trace.
+
+    Args:
+        bundle: Its path, or a word that stands for it.
+    """
+    return f"salvage what is whole: aerostat import {bundle} -o WHOLE.balloon"

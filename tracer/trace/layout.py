@@ -9,7 +9,12 @@ import stat
 from contextlib import suppress
 from pathlib import Path, PurePath
 
-from tracer.trace.errors import ForeignTraceError, TornTraceError, TraceError
+from tracer.trace.errors import (
+    ForeignTraceError,
+    TornTraceError,
+    TraceError,
+    salvage_remedy,
+)
 from tracer.trace.manifest import MAX_MANIFEST_BYTES, Manifest
 from tracer.trace.manifest_parts import SIDES
 from tracer.trace.schema import TABLES
@@ -117,12 +122,14 @@ def read_manifest(bundle: Path) -> Manifest:
         raise (TornTraceError if torn else ForeignTraceError)(
             f"{bundle} has no {MANIFEST}",
             reason=f"{len(torn)} segments are there" if torn else "nor any segment",
-            remedy="salvage the trace: it rebuilds the manifest" if torn else "give another path",
+            remedy=salvage_remedy(bundle) if torn else "give another path",
         )
     try:
         return Manifest.from_json(read_regular(bundle / MANIFEST, MAX_MANIFEST_BYTES))
     except TraceError as problem:
         problem.what = f"{bundle}: {problem.what}"
+        if isinstance(problem, TornTraceError):
+            problem.remedy = salvage_remedy(bundle)
         raise
 
 

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from tracer.trace.errors import ForeignTraceError, NewerTraceError, OlderTraceError, TornTraceError
+from tracer.trace.errors import (
+    ForeignTraceError,
+    NewerTraceError,
+    OlderTraceError,
+    TornTraceError,
+    salvage_remedy,
+)
 from tracer.trace.json_fields import (
     MAX_BYTES,
     flag,
@@ -146,7 +152,7 @@ def _parse(raw: str | bytes) -> dict[str, Any]:
         raise TornTraceError(
             "manifest.json is damaged",
             reason=str(problem)[:200],
-            remedy="salvage the trace: it rebuilds the manifest from the segments",
+            remedy=salvage_remedy("TORN.balloon"),
         ) from problem
     if not isinstance(document, dict) or document.get("format") != FORMAT_NAME:
         raise ForeignTraceError(

@@ -8,28 +8,25 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tracer.trace.errors import NewerTraceError, TornTraceError, TraceError
+from tracer.trace.errors import TraceError
 from tracer.trace.findings import Finding, error, warning
 from tracer.trace.layout import (
     DAMAGED_MANIFEST,
     MANIFEST,
-    MAX_SEGMENT_BYTES,
     RESERVE,
     files_on_disk,
     hidden_file,
     lock,
     part_file,
-    read_manifest,
-    read_regular,
     sha256_of,
     side_of,
     sync,
     write_manifest,
 )
-from tracer.trace.manifest import Manifest, Segment
+from tracer.trace.manifest import Segment
 from tracer.trace.open_segment import OPTIONS
 from tracer.trace.reader import open_trace
-from tracer.trace.replace_bundle import make_bundle
+from tracer.trace.salvage_source import copy_bundle, read_or_rebuild
 from tracer.trace.schema import TABLES
 from tracer.trace.segment_reader import Tail, closed_batches, torn_batches
 
@@ -53,7 +50,9 @@ class SalvageReport:
     findings: tuple[Finding, ...]
 
 
-def salvage(path: Path | str, output: Path | str | None = None) -> SalvageReport:
+def salvage(
+    path: Path | str, output: Path | str | None = None, *, force: bool = False
+) -> SalvageReport:
     """Close what a trace left open, and rebuild its manifest.
 
     A trace that is whole stays as it is. Any other never becomes complete: it ends as "salvaged".
@@ -63,6 +62,7 @@ def salvage(path: Path | str, output: Path | str | None = None) -> SalvageReport
     Args:
         path: The trace, in which the segments are closed in place.
         output: Leave `path` as it is and make the salvaged trace here.
+        force: Replace a trace that is at `output`.
 
     Returns:
         What was kept and lost.
@@ -75,8 +75,8 @@ def salvage(path: Path | str, output: Path | str | None = None) -> SalvageReport
     bundle = Path(path)
     try:
         if output is not None:
-            bundle = _copy(bundle, Path(output))
-        _read_or_rebuild(bundle)
+            bundle = copy_bundle(bundle, Path(output), force=force)
+        read_or_rebuild(bundle)
         descriptor = lock(bundle)
         try:
             return _Salvage(bundle).run()
@@ -90,39 +90,12 @@ def salvage(path: Path | str, output: Path | str | None = None) -> SalvageReport
         ) from problem
 
 
-def _copy(bundle: Path, output: Path) -> Path:
-    """Copy a trace's own files, and no others."""
-    _read_or_rebuild(bundle)
-    make_bundle(output, force=False)
-    closed = files_on_disk(bundle, parts=False)
-    for file in [*closed, *map(part_file, files_on_disk(bundle, parts=True)), MANIFEST]:
-        if os.path.lexists(bundle / file):
-            (output / file).parent.mkdir(exist_ok=True)
-            (output / file).write_bytes(read_regular(bundle / file, MAX_SEGMENT_BYTES))
-    return output
-
-
-def _read_or_rebuild(bundle: Path) -> tuple[Manifest, str]:
-    """Read the manifest; for a damaged or missing one, make one that claims nothing."""
-    try:
-        manifest = read_manifest(bundle)
-    except TornTraceError as problem:
-        return Manifest(created_realtime_ns=None), problem.what
-    if manifest.is_newer_minor:
-        raise NewerTraceError(
-            f"{bundle} has format {manifest.format_version}, newer than this aerostat writes",
-            reason="salvage would lose the columns that it does not know",
-            remedy="salvage it with the aerostat that recorded it",
-        )
-    return manifest, ""
-
-
 class _Salvage:
     """One trace's salvage, under its lock."""
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = bundle
-        self._manifest, self._manifest_problem = _read_or_rebuild(bundle)
+        self._manifest, self._manifest_problem = read_or_rebuild(bundle)
         self._listed = {segment.file: segment for segment in self._manifest.segments}
         self._dropped_bytes = 0
         self._findings: list[Finding] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tracer.trace.errors import TornTraceError, TraceError
+from tracer.trace.errors import TornTraceError, TraceError, salvage_remedy
 from tracer.trace.ipc_bounds import Block, claim, footer_blocks
 from tracer.trace.layout import MAX_SEGMENT_BYTES, read_regular
 from tracer.trace.schema import TABLES
@@ -100,7 +100,7 @@ def _damaged(path: Path, problem: BaseException) -> TraceError:
     return TornTraceError(
         f"{path} is damaged",
         reason=(str(problem).splitlines() or [type(problem).__name__])[0][:200],
-        remedy="salvage the trace: it keeps the whole batches",
+        remedy=salvage_remedy(path.parents[1]),
     )
 
 

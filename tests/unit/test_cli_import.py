@@ -1,0 +1,104 @@
+"""`aerostat import -o`: what is whole of a torn trace, from the command line."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from aerostat.cli import main
+from tests.unit.trace_samples import torn_trace, write_trace
+from tracer.trace.errors import ExitCode, TornTraceError
+from tracer.trace.layout import lock
+from tracer.trace.reader import open_trace
+
+ROWS = 60
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+
+@pytest.fixture
+def torn(tmp_path: Path) -> Path:
+    torn_trace(tmp_path / "torn.balloon")
+    return tmp_path / "torn.balloon"
+
+
+def test_a_torn_trace_is_made_whole_elsewhere(torn: Path, tmp_path: Path, capsys) -> None:
+    before, whole = content(torn), tmp_path / "whole.balloon"
+    assert main(["import", str(torn), "-o", str(whole)]) == ExitCode.OK
+    assert f"keeps {ROWS} requests" in capsys.readouterr().err
+    assert content(torn) == before
+    with pa.ipc.open_file(str(whole / "requests" / "host-00001.arrow")) as file:
+        assert file.read_all().num_rows == ROWS
+    assert main(["show", str(whole)]) == ExitCode.CAPTURE_INCOMPLETE
+    assert open_trace(whole).manifest.end_reason == "salvaged"
+
+
+def test_what_is_lost_is_said_and_shows_in_the_exit_code(torn: Path, tmp_path: Path, capsys):
+    part = torn / "requests" / "_host-00001.arrow.part"
+    part.write_bytes(part.read_bytes()[:-50])
+    code = main(["import", str(torn), "-o", str(tmp_path / "whole.balloon")])
+    assert code == ExitCode.CAPTURE_INCOMPLETE
+    err = capsys.readouterr().err
+    assert "requests/_host-00001.arrow.part: kept 40 rows, dropped" in err
+    assert "keeps 40 requests" in err
+
+
+@pytest.mark.parametrize("damage", ["manifest cut", "manifest gone", "segment cut"])
+def test_the_remedy_of_a_damaged_trace_works_as_it_stands(
+    damage: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    path = write_trace(tmp_path / "bad.balloon")
+    manifest = path / "manifest.json"
+    if damage == "manifest cut":
+        manifest.write_bytes(manifest.read_bytes()[:100])
+    elif damage == "manifest gone":
+        manifest.unlink()
+    else:
+        segment = path / "requests" / "host-00001.arrow"
+        segment.write_bytes(segment.read_bytes()[: segment.stat().st_size * 3 // 4])
+    assert main(["show", str(path)]) == TornTraceError.exit_code
+    remedy = capsys.readouterr().err.split("try:")[1]
+    command = remedy.partition("aerostat ")[2].split()
+    assert command == ["import", str(path), "-o", "WHOLE.balloon"]
+    monkeypatch.chdir(tmp_path)
+    # The manifest or the tail of the segment is lost, and that is what the code says.
+    assert main(command) == ExitCode.CAPTURE_INCOMPLETE
+    kept = open_trace(tmp_path / "WHOLE.balloon").table("requests").num_rows
+    assert kept == (40 if damage == "segment cut" else ROWS)
+
+
+def test_the_trace_itself_is_never_the_output(torn: Path, capsys) -> None:
+    before = content(torn)
+    assert main(["import", str(torn), "-o", str(torn), "--force"]) == ExitCode.FAILURE
+    assert "it is only read" in capsys.readouterr().err
+    assert content(torn) == before
+
+
+def test_an_output_is_replaced_only_by_force(torn: Path, tmp_path: Path, capsys) -> None:
+    other = write_trace(tmp_path / "other.balloon")
+    before = content(other)
+    assert main(["import", str(torn), "-o", str(other)]) == ExitCode.FAILURE
+    assert content(other) == before
+    assert "--force" in capsys.readouterr().err
+    assert main(["import", str(torn), "-o", str(other), "--force"]) == ExitCode.OK
+    assert json.loads((other / "manifest.json").read_text())["end_reason"] == "salvaged"
+
+
+def test_a_trace_that_is_being_recorded_is_refused(torn: Path, tmp_path: Path, capsys) -> None:
+    descriptor = lock(torn)
+    try:
+        assert main(["import", str(torn), "-o", str(tmp_path / "w.balloon")]) == ExitCode.FAILURE
+    finally:
+        os.close(descriptor)
+    assert "being written by another process" in capsys.readouterr().err
+    assert not (tmp_path / "w.balloon").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--into", "h.balloon", "-o", "w.balloon"]])
+def test_import_does_one_thing(more: list[str], torn: Path, capsys) -> None:
+    assert main(["import", str(torn), *more]) == ExitCode.USAGE
+    assert "either --into HOST or -o WHOLE" in capsys.readouterr().err
