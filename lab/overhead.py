@@ -1,4 +1,4 @@
-"""What recording costs the VM: the same move of the balloon with and without probes, interleaved."""
+"""What recording costs the VM: the same move of the balloon with and without probes."""
 
 import random
 import tempfile
