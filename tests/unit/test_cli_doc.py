@@ -11,7 +11,7 @@ from aerostat.cli import VERBS, cli
 
 ROOT = Path(__file__).parents[2]
 CLI_MD = (ROOT / "docs" / "cli.md").read_text()
-CONTEXT = click.Context(cli, info_name="aerostat")
+CONTEXT = click.Context(cli, info_name="aerostat", **cli.context_settings)
 
 
 def command(verb: str) -> click.Command:
