@@ -84,7 +84,9 @@ class _GuestCapture:
         begin, counted = clock_anchor(), balloon_counters()
         self._writer.mark(Mark.ATTACH, begin[0], text="virtio_balloon")
         losses = LossCounter(self._writer, self._lost)
-        source = Source(self._drain, self._sample, self._lost, lambda: True)
+        source = Source(
+            self._drain, lambda: self._requests.used_share, self._sample, self._lost, lambda: True
+        )
         self._options.ready()
         reason = run_loop(source, losses, self._options, stop, progress)
         end, counters = clock_anchor(), self._counters(counted, balloon_counters())

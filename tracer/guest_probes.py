@@ -14,7 +14,7 @@ from tracer.privilege import require_root
 from tracer.probes import GUEST_POINTS, Kind, Point, Way
 from tracer.trace.errors import AerostatError
 
-RING_BYTES = 2 << 20
+RING_BYTES = 4 << 20
 LOST_REQUESTS, HIT_TELL, HIT_REPORT, HIT_KICK, HIT_ACK = range(5)
 """Indices of the map `counters` of bpf/guest.bpf.c."""
 

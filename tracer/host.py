@@ -162,7 +162,13 @@ class _HostCapture:
         )
         self._writer.mark(Mark.ATTACH, begin[0], text=f"pid {self._vmm.pid}")
         losses = LossCounter(self._writer, self._lost)
-        source = Source(self._drain, self._sample, self._lost, lambda: is_running(self._pidfd))
+        source = Source(
+            self._drain,
+            lambda: max(self._requests.used_share, self._call_runs.used_share),
+            self._sample,
+            self._lost,
+            lambda: is_running(self._pidfd),
+        )
         self._options.ready()
         reason = run_loop(source, losses, self._options, stop, progress)
         actual_end = self._actual()

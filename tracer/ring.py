@@ -88,11 +88,11 @@ class Ring:
         return whole
 
     @property
-    def used_bytes(self) -> int:
-        """Bytes that wait to be read."""
+    def used_share(self) -> float:
+        """How full the ring is, 0 to 1."""
         if self._consumer is None or self._producer is None:
-            return 0
-        return int(self._producer[0]) - int(self._consumer[0])
+            return 0.0
+        return (int(self._producer[0]) - int(self._consumer[0])) / self._size_bytes
 
     def close(self) -> None:
         """Unmap the ring; what is left in it is lost."""
