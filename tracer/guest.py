@@ -87,6 +87,9 @@ class _GuestCapture:
         source = Source(
             self._drain, lambda: self._requests.used_share, self._sample, self._lost, lambda: True
         )
+        # First runs are slow, by seconds in an emulated guest: have them before the balloon moves.
+        decode.guest_requests(np.zeros(2, decode.GUEST_REQUEST), 0)
+        self._sample()
         self._options.ready()
         reason = run_loop(source, losses, self._options, stop, progress)
         end, counters = clock_anchor(), self._counters(counted, balloon_counters())
