@@ -5,7 +5,7 @@
  *   on_pop   after virtqueue_pop returned: rax holds the element, or 0 for an empty queue
  *   on_push  at the call of virtqueue_push(vq, elem, len)
  * and the madvise and fallocate system calls of a thread between the two.
- * Structure layouts of QEMU come as macros, found in the binary or known by version (tracer/qemu.py).
+ * Structure layouts of QEMU come as macros, found in the binary or known by version (tracer/host_probes.py).
  */
 #include <linux/types.h>
 #include <uapi/linux/ptrace.h>

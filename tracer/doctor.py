@@ -73,14 +73,28 @@ def diagnose(pid: int | None = None, progress: Progress = silent) -> list[Check]
 
 
 def can_record(checks: list[Check]) -> bool:
-    """Whether every point of at least one side has a way that was proven."""
-    sides = []
-    for group in ("host requests", "guest driver"):
-        points = [check for check in checks if check.group == group]
-        proven = {check.name for check in points if check.proven}
-        sides.append(bool(points) and proven == {check.name for check in points})
+    """Whether the points without which nothing can be recorded were proven on one side.
+
+    Where no VM was named, the host counts as able if its system-call probes were proven and its
+    uprobes are predicted.
+    """
+    required = {
+        "host requests": {point.name for point in host_request_points(2) if point.required},
+        "guest driver": {point.name for point in GUEST_POINTS if point.required},
+    }
+    return any(
+        names <= {check.name for check in checks if check.group == group and check.proven}
+        for group, names in required.items()
+    ) or _host_is_ready(checks)
+
+
+def _host_is_ready(checks: list[Check]) -> bool:
+    """Whether all is there that can be tried without a VM at hand: uprobes wait for its pid."""
     calls = [check for check in checks if check.group == "host calls"]
-    return any(sides) or any(check.proven for check in calls)
+    uprobes = [check for check in checks if check.group == "host requests"]
+    return any(check.proven for check in calls) and all(
+        check.predicted and check.proven is None for check in uprobes
+    )
 
 
 def _environment() -> Iterator[Check]:

@@ -144,7 +144,7 @@ def _only(binary: Binary, name: str, found: list[Function]) -> Function:
     raise SymbolError(
         f"cannot find {name} in {binary.path}",
         reason=f"candidates: {places}",
-        remedy="install the debug symbols of this QEMU build, or record with --detail calls",
+        remedy="install the debug symbols of this QEMU build (its -dbgsym package)",
     )
 
 
