@@ -235,8 +235,10 @@ int on_tell_enter(CONTEXT *ctx)
 		slot->request.flags |= FLAG_TRUNCATED;
 	}
 	slot->request.filled = bytes / 4;
-	if (bpf_probe_read_kernel(slot->request.payload.pfn, bytes, (void *)(vb + VB_PFNS)))
+	if (bpf_probe_read_kernel(slot->request.payload.pfn, bytes, (void *)(vb + VB_PFNS))) {
 		slot->request.flags |= FLAG_PAYLOAD_FAULT;
+		slot->request.filled = 0;
+	}
 	return 0;
 }
 
@@ -271,8 +273,10 @@ int on_report_enter(CONTEXT *ctx)
 			break;
 		if (bpf_probe_read_kernel(&link, 8, (void *)(sg + i * SG_BYTES + SG_PAGE_LINK)) ||
 		    bpf_probe_read_kernel(&offset, 4, (void *)(sg + i * SG_BYTES + SG_OFFSET)) ||
-		    bpf_probe_read_kernel(&length, 4, (void *)(sg + i * SG_BYTES + SG_LENGTH)))
+		    bpf_probe_read_kernel(&length, 4, (void *)(sg + i * SG_BYTES + SG_LENGTH))) {
 			slot->request.flags |= FLAG_PAYLOAD_FAULT;
+			break;
+		}
 		/* The two low bits of page_link are the chain and end marks. */
 		slot->request.payload.entry[i].gpa =
 			(((link & ~3ULL) - vmemmap) / PAGE_STRUCT_BYTES) * 4096 + offset;

@@ -109,8 +109,10 @@ static __always_inline int put_pfns(struct host_request *out, struct iov *iov, u
 		bytes = AEROSTAT_PFNS * 4;
 	out->filled = bytes / 4;
 	if (bpf_probe_read_user(out->payload.pfn, bytes,
-				(void *)(iov->base + chunk * AEROSTAT_PFNS * 4)))
+				(void *)(iov->base + chunk * AEROSTAT_PFNS * 4))) {
 		out->flags |= FLAG_PAYLOAD_FAULT;
+		out->filled = 0;
+	}
 	return 0;
 }
 
@@ -126,8 +128,10 @@ static __always_inline int put_entries(struct host_request *out, u64 addresses, 
 		if (i >= out->total)
 			break;
 		if (bpf_probe_read_user(&gpa, 8, (void *)(addresses + i * 8)) ||
-		    bpf_probe_read_user(&iov, 16, (void *)(iovs + i * 16)))
+		    bpf_probe_read_user(&iov, 16, (void *)(iovs + i * 16))) {
 			out->flags |= FLAG_PAYLOAD_FAULT;
+			break;
+		}
 		out->payload.entry[i].gpa = gpa;
 		out->payload.entry[i].length_bytes = iov.length_bytes;
 		out->filled = i + 1;
@@ -182,9 +186,10 @@ static __always_inline int emit_request(struct pt_regs *ctx, struct inflight *in
 	out->filled = 0;
 	out->first_gpa = 0;
 	out->first_hva = iov->base;
-	if (element->out_num) {
+	if (!in->handler) {
+		/* QEMU reads the device-readable descriptors here, whatever else the guest adds. */
 		out->wire = WIRE_PFNS;
-		out->total = iov->length_bytes / 4 > 0xffffffff ? 0xffffffff : iov->length_bytes / 4;
+		out->total = !element->out_num ? 0 : iov->length_bytes / 4 > 0xffffffff ? 0xffffffff : iov->length_bytes / 4;
 		bpf_probe_read_user(&out->first_gpa, 8, (void *)element->out_addr);
 		if (element->out_num > 1 || out->total > AEROSTAT_CHUNKS * AEROSTAT_PFNS)
 			out->flags |= FLAG_TRUNCATED;
@@ -212,12 +217,14 @@ int on_push(struct pt_regs *ctx)
 		return 0;
 	emit_run(in);
 	read_element(in->element, &element);
-	bpf_probe_read_user(&iov, 16, (void *)(element.out_num ? element.out_sg : element.in_sg));
+	bpf_probe_read_user(&iov, 16, (void *)(in->handler ? element.in_sg : element.out_sg));
 #pragma unroll
 	for (chunk = 0; chunk < AEROSTAT_CHUNKS; chunk++) {
-		if (chunk && (!element.out_num || iov.length_bytes <= chunk * AEROSTAT_PFNS * 4))
+		if (chunk && (in->handler || iov.length_bytes <= chunk * AEROSTAT_PFNS * 4))
 			break;
-		emit_request(ctx, in, thread, &element, &iov, chunk);
+		/* A request without one of its parts is told by its truncated pages. */
+		if (emit_request(ctx, in, thread, &element, &iov, chunk))
+			break;
 	}
 	inflight.delete(&thread);
 	return 0;

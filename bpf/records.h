@@ -21,7 +21,6 @@ enum aerostat_wire {
 enum aerostat_flag {
 	FLAG_PAYLOAD_FAULT = 1, /* the request's pages could not be read */
 	FLAG_TRUNCATED = 2,     /* more pages or entries than AEROSTAT_CHUNKS records hold */
-	FLAG_NO_POP = 4,        /* attached in mid-request: the pop was not seen */
 };
 
 /* One scatterlist entry: a guest-physical (host side) or page-struct derived address and a length. */

@@ -124,8 +124,13 @@ class GuestAgent:
             content = self.read_file(f"{source}/{name}", left_bytes)
             left_bytes -= len(content)
             place = target / relative
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(content)
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(content)
+            except (OSError, ValueError) as error:
+                raise AgentError(
+                    f"cannot keep the guest's file {name!r}", reason=str(error)
+                ) from error
 
     def _ask(self, op: str, **arguments: Any) -> Any:
         self._next_id += 1

@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 
+from tracer.host_probes import HIT_CALL
 from tracer.loader import Program
 
 _BATCHES = 15
@@ -32,15 +33,17 @@ class CallCost:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
         self._bare_ns = statistics.median(_batch_ns(self._memory) for _ in range(_BATCHES))
 
-    def traced_ns(self, program: Program) -> float:
+    def traced_ns(self, program: Program) -> float | None:
         """Time the same calls with this thread entered as if it were in a balloon request.
 
         Args:
             program: bpf/host.bpf.c, its system-call probes attached.
 
         Returns:
-            Nanoseconds that the pair of probes adds to one call; not below 0.
+            Nanoseconds that the pair of probes adds to one call, not below 0; None where the probes
+            did not know this thread (another PID namespace than the kernel's first).
         """
+        before = program.counter(HIT_CALL)
         inflight = program["inflight"]
         key = inflight.Key(os.getpid() << 32 | threading.get_native_id())
         inflight[key] = inflight.Leaf()
@@ -49,4 +52,6 @@ class CallCost:
         finally:
             del inflight[key]
             self._memory.close()
+        if program.counter(HIT_CALL) - before < _BATCHES * _CALLS:
+            return None
         return max(0.0, traced_ns - self._bare_ns)

@@ -134,7 +134,8 @@ def _host_calls() -> list[Check]:
         try:
             for way in pair:
                 mechanisms[way.kind](program, way)
-            cost_ns = cost.traced_ns(program) / len(pair)
+            pair_ns = cost.traced_ns(program)
+            cost_ns = None if pair_ns is None else pair_ns / len(pair)
         except AerostatError:
             return checks
     return [
@@ -143,7 +144,7 @@ def _host_calls() -> list[Check]:
     ]
 
 
-def _with_cost(check: Check, cost_ns: float) -> Check:
+def _with_cost(check: Check, cost_ns: float | None) -> Check:
     return Check(check.group, check.name, check.way, check.predicted, check.proven, cost_ns=cost_ns)
 
 

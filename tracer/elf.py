@@ -61,7 +61,7 @@ class Binary:
             raise SymbolError(
                 f"cannot look for probe points in {path}",
                 reason=f"machine is {self._elf['e_machine']}, only x86-64 code is understood",
-                remedy="use the system-call probes alone: --detail calls needs no symbol",
+                remedy="record this VM from inside its guest",
             )
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ class _GuestCapture:
         self._options, self._writer = options, writer
         self._program, self._attached = driver.program, driver.attached
         self._next_seq = 0
-        self._strangers = 0
+        self._strangers = self._partial = 0
         self._batch = Gather(self._write_requests)
         self._requests = Ring(
             self._program.map_fd("requests"), guest_probes.RING_BYTES, decode.GUEST_REQUEST
@@ -113,6 +113,7 @@ class _GuestCapture:
         known = records["queue"] != decode.UNKNOWN_QUEUE
         self._strangers += int(np.count_nonzero(~known))
         records = records[known]
+        self._partial += int(np.count_nonzero(records["flags"]))
         self._writer.append("requests", decode.guest_requests(records, self._next_seq))
         self._next_seq += len(records)
         self._mark_events(records)
@@ -149,7 +150,8 @@ class _GuestCapture:
         self._writer.append("samples", pa.RecordBatch.from_pylist([row], schema=SAMPLES))
 
     def _lost(self) -> dict[str, int]:
-        return {"requests": self._program.counter(guest_probes.LOST_REQUESTS) + self._strangers}
+        lost = self._program.counter(guest_probes.LOST_REQUESTS)
+        return {"requests": lost + self._strangers + self._partial}
 
     @staticmethod
     def _counters(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

@@ -43,6 +43,12 @@ DETAILS = ("requests", "discards", "calls")
 kernel; calls: every single call."""
 
 
+RING_BYTES = {
+    "requests": host_probes.REQUEST_RING_BYTES,
+    "calls": host_probes.CALL_RING_BYTES,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class HostOptions(CaptureOptions):
     """What the host's recorder is told.
@@ -117,8 +123,7 @@ class _HostCapture:
         self._held = np.empty(0, decode.HOST_REQUEST)
         self._request_batch = Gather(self._write_requests)
         self._call_batch = Gather(self._write_calls)
-        self._strangers = 0
-        self._misplaced = 0
+        self._strangers = self._partial = self._misplaced = 0
         with self._resources:
             self._pidfd = os.pidfd_open(vmm.pid)
             self._resources.callback(os.close, self._pidfd)
@@ -137,6 +142,10 @@ class _HostCapture:
                 # What this thread did to measure the cost is not the VM's: drop it.
                 self._call_runs.read()
             self._own_calls = self._program.counter(host_probes.HIT_CALL)
+            # Before the first request can wait in a ring: a scan of much memory takes seconds.
+            progress("scan resident memory")
+            self._residency = residency_batch(vmm.pid, self._map.regions, time.monotonic_ns())
+            self._losses = LossCounter(writer, self._lost)
             self._attached += host_probes.attach_requests(self._program, sites, vmm.pid)
             self._resources = self._resources.pop_all()
 
@@ -147,8 +156,7 @@ class _HostCapture:
         self._resources.close()
 
     def _ring(self, name: str, record: np.dtype[np.void]) -> Ring:
-        size = host_probes.REQUEST_RING_BYTES
-        ring = Ring(self._program.map_fd(name), size, record)
+        ring = Ring(self._program.map_fd(name), RING_BYTES[name], record)
         self._resources.callback(ring.close)
         return ring
 
@@ -157,11 +165,8 @@ class _HostCapture:
         begin = clock_anchor()
         actual_begin = self._actual()
         self._writer.describe(self._manifest(begin, None, {}, ""))
-        self._writer.append(
-            "residency", residency_batch(self._vmm.pid, self._map.regions, begin[0])
-        )
+        self._writer.append("residency", self._residency)
         self._writer.mark(Mark.ATTACH, begin[0], text=f"pid {self._vmm.pid}")
-        losses = LossCounter(self._writer, self._lost)
         source = Source(
             self._drain,
             lambda: max(self._requests.used_share, self._call_runs.used_share),
@@ -170,7 +175,7 @@ class _HostCapture:
             lambda: is_running(self._pidfd),
         )
         self._options.ready()
-        reason = run_loop(source, losses, self._options, stop, progress)
+        reason = run_loop(source, self._losses, self._options, stop, progress)
         actual_end = self._actual()
         if reason == "vm-exited":
             self._writer.mark(Mark.VM_EXIT, time.monotonic_ns(), text=f"pid {self._vmm.pid} ended")
@@ -178,20 +183,22 @@ class _HostCapture:
         self._program.detach()
         self._drain()
         self._flush()
-        losses.check()
+        self._losses.check()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())
         counters = self._counters(actual_begin, actual_end)
         self._writer.close(self._manifest(begin, end, counters, reason))
         return self._options.output
 
     def _drain(self) -> int:
-        """Take what waits in the rings; calls first, since a request is emitted after its calls."""
+        """Take what waits in the rings; requests first, so that their calls are there by then."""
+        taken = self._request_batch.add(self._requests.read())
         self._call_batch.add(self._call_runs.read())
-        return self._request_batch.add(self._requests.read())
+        return taken
 
     def _flush(self) -> None:
         self._call_batch.flush()
         self._request_batch.flush()
+        self._write_whole(self._held)
 
     def _write_calls(self, records: Records) -> None:
         self._writer.append("calls", decode.host_calls(records, self._gpa(records)))
@@ -203,10 +210,13 @@ class _HostCapture:
         if whole and not decode.is_last_chunk(records[-1:])[0]:
             whole = int(np.flatnonzero(records["seq"] == records["seq"][-1])[0])
         self._held = records[whole:]
-        records = records[:whole]
+        self._write_whole(records[:whole])
+
+    def _write_whole(self, records: Records) -> None:
         known = decode.host_queues(records) != decode.UNKNOWN_QUEUE
         self._strangers += int(np.count_nonzero(~known))
         records = records[known]
+        self._partial += int(np.count_nonzero((records["flags"] != 0) & (records["chunk"] == 0)))
         self._check_map(records)
         self._writer.append("requests", decode.host_requests(records, calls_observed=self._calls))
 
@@ -217,6 +227,8 @@ class _HostCapture:
 
     def _check_map(self, records: Records) -> None:
         """Count requests whose own descriptor lies elsewhere than the memory map says."""
+        if not self._map.regions:
+            return
         expected = self._map.gpa_of_hva(records["first_hva"])
         self._misplaced += int(np.count_nonzero(expected != records["first_gpa"].astype(np.int64)))
 
@@ -243,7 +255,9 @@ class _HostCapture:
 
     def _lost(self) -> dict[str, int]:
         return {
-            "requests": self._program.counter(host_probes.LOST_REQUESTS) + self._strangers,
+            "requests": self._program.counter(host_probes.LOST_REQUESTS)
+            + self._strangers
+            + self._partial,
             "calls": self._program.counter(host_probes.LOST_CALLS),
         }
 

@@ -12,7 +12,7 @@ from tracer.elf import Binary
 from tracer.errors import ProbeError, SymbolError
 from tracer.loader import Program
 from tracer.probes import HOST_CALL_POINTS, Kind, Way, host_request_points
-from tracer.recover import Handler, find_handlers, queue_index_offset
+from tracer.recover import HANDLERS, Handler, find_handlers, queue_index_offset
 
 REQUEST_RING_BYTES = 4 << 20
 CALL_RING_BYTES = 4 << 20
@@ -123,7 +123,10 @@ def attach_requests(program: Program, sites: QemuSites, pid: int) -> list[Attach
         ProbeError: The in- and deflate handler cannot be probed.
     """
     points = host_request_points(len(sites.handlers))
-    return attach_all(program, points, host_mechanisms(sites, pid))
+    attached = attach_all(program, points, host_mechanisms(sites, pid))
+    reason = "no handler of free page reports was found in this QEMU"
+    missing = host_request_points(len(HANDLERS))[len(points) :]
+    return attached + [Attachment(point, None, reason) for point in missing]
 
 
 def host_mechanisms(sites: QemuSites | None, pid: int) -> Mapping[Kind, Attach]:

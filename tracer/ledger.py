@@ -155,6 +155,10 @@ class _Book:
         change = None if begin is None or end is None else (end - begin) // PAGE_BYTES
         inflated, deflated = (self._moved.get(q) for q in (Queue.INFLATE, Queue.DEFLATE))
         net = None if inflated is None or deflated is None else inflated - deflated
+        elsewhere = _counter(self._host, "misplaced_requests")
+        if elsewhere:
+            source = "requests outside the memory map: GPAs of calls are wrong"
+            self._line("memory map: host requests", elsewhere, source, 0)
         self._line("device: change of actual", change, "actual_bytes, end less begin", net)
 
     def disk(self) -> None:

@@ -25,7 +25,8 @@ def clock_anchor() -> tuple[int, int]:
 def read_text(path: str) -> str | None:
     """Return a small file's text without its final newline, or None where it cannot be read."""
     try:
-        return Path(path).read_text().strip()
+        # A process may name itself in no encoding at all.
+        return Path(path).read_text(errors="replace").strip()
     except OSError:
         return None
 

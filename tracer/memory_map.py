@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from tracer.errors import ProcessError
+from tracer.machine import read_text
 from tracer.trace.manifest import Region
 from tracer.vmm import Mapping, Vmm, below_4g_bytes, guest_ram
 
@@ -31,10 +32,13 @@ def backing_of(mapping: Mapping) -> str:
 def find_regions(vmm: Vmm) -> tuple[Region, ...]:
     """Lay out the guest's memory as QEMU maps it: below the PCI hole, and above 4 GiB.
 
-    Raises:
-        ProcessError: The guest's memory is not found.
+    Returns:
+        Nothing where the memory lies in several pieces: a trace without a map still has every PFN.
     """
-    ram = guest_ram(vmm)
+    try:
+        ram = guest_ram(vmm)
+    except ProcessError:
+        return ()
     low_bytes = below_4g_bytes(vmm.machine, vmm.memory_bytes)
     page_bytes = _kernel_page_bytes(vmm.pid, ram)
     parts = [
@@ -58,7 +62,7 @@ def find_regions(vmm: Vmm) -> tuple[Region, ...]:
 def _kernel_page_bytes(pid: int, mapping: Mapping) -> int:
     """Read the page size the kernel uses for a mapping (smaps KernelPageSize)."""
     inside = False
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+    for line in (read_text(f"/proc/{pid}/smaps") or "").splitlines():
         if line.startswith(f"{mapping.start:x}-"):
             inside = True
         elif inside and line.startswith("KernelPageSize:"):

@@ -10,6 +10,7 @@ of .eh_frame, and the one function that takes the address of both handlers to re
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,9 @@ def find_handlers(binary: Binary) -> tuple[Handler, ...]:
     handlers = [_with_sites(binary, HANDLERS[0], way, output)]
     report = _report_function(binary, output)
     if report is not None:
-        handlers.append(_with_sites(binary, HANDLERS[1], report[1], report[0]))
+        # Without reports there is still all that the balloon itself does.
+        with contextlib.suppress(SymbolError):
+            handlers.append(_with_sites(binary, HANDLERS[1], report[1], report[0]))
     return tuple(handlers)
 
 

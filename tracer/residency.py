@@ -6,6 +6,7 @@ An untouched page costs 340 ns to discard, a touched one 1319 ns and a 2 MiB one
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -80,7 +81,11 @@ def _region_rows(fd: int, region: Region) -> tuple[Int64s, Int64s, Int64s, Int64
     start = region.hva or 0
     try:
         present = np.array(list(_scan(fd, start, start + region.length_bytes)), np.int64)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL):
+            raise ProcessError(
+                "cannot read which pages of the guest are resident", reason=str(error)
+            ) from error
         present = _from_pagemap(fd, start, region.length_bytes)
     present = present.reshape(-1, 3)
     edges = np.unique(

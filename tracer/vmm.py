@@ -10,7 +10,6 @@ from tracer.errors import ProcessError
 
 _UNITS = {"": 1 << 20, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _MAPS_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ (\d+)\s*(.*)")
-_FOUR_GIB = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +79,9 @@ def inspect(pid: int) -> Vmm:
 def _from_command_line(pid: int, exe: Path, arguments: tuple[str, ...]) -> Vmm:
     options = _options(arguments)
     name = _pick(options.get("name"), "guest")
-    machine = _pick(options.get("machine") or options.get("M"), "type") or "pc"
-    accel = _pick(options.get("accel"), "accel")
-    if accel is None and "enable-kvm" in arguments[1:]:
+    machine = _pick(options.get("machine"), "type") or "pc"
+    accel = _pick(options.get("accel"), "accel") or _named(options.get("machine"), "accel")
+    if accel is None and "enable-kvm" in options:
         accel = "kvm"
     return Vmm(
         pid=pid,
@@ -98,23 +97,41 @@ def _from_command_line(pid: int, exe: Path, arguments: tuple[str, ...]) -> Vmm:
 
 
 def _options(arguments: tuple[str, ...]) -> dict[str, str]:
-    """Map `-option value` and `--option value` pairs; the last of an option wins, as in QEMU."""
+    """Map `-option value` and `--option value` pairs.
+
+    The last of an option wins, except that QEMU merges every -machine, of which -M is another name
+    (softmmu/vl.c machine_merge_property, since 6.0).
+    """
     found: dict[str, str] = {}
+    machine: list[str] = []
     for option, value in zip(arguments[1:], (*arguments[2:], ""), strict=True):
         if option.startswith("-"):
-            found[option.lstrip("-")] = "" if value.startswith("-") else value
+            name = option.lstrip("-")
+            found[name] = "" if value.startswith("-") else value
+            if name in ("machine", "M"):
+                machine.append(found[name])
+    if machine:
+        # A bare word is the type, wherever it stands.
+        parts = [part for text in machine for part in text.split(",")]
+        found["machine"] = ",".join(sorted(parts, key=lambda part: "=" in part))
     return found
+
+
+def _named(text: str | None, key: str) -> str | None:
+    """Return `key=` of a comma-separated option; the last one wins."""
+    values = [
+        part.partition("=")[2] for part in (text or "").split(",") if part.startswith(f"{key}=")
+    ]
+    return values[-1] if values else None
 
 
 def _pick(text: str | None, key: str) -> str | None:
     """Return `key=` of a comma-separated option, or its first bare word."""
-    if text is None:
-        return None
-    parts = text.split(",")
-    for part in parts:
-        if part.startswith(f"{key}="):
-            return part.partition("=")[2]
-    return parts[0] if "=" not in parts[0] else None
+    named = _named(text, key)
+    if named is not None or text is None:
+        return named
+    first = text.split(",")[0]
+    return first if "=" not in first else None
 
 
 def _digits(text: str | None) -> str:
@@ -124,10 +141,10 @@ def _digits(text: str | None) -> str:
 
 def _memory_bytes(text: str | None) -> int:
     """Parse `-m`: MiB unless a suffix says otherwise; QEMU's default is 128 MiB."""
-    match = re.fullmatch(r"(\d+)([kmgt]?)i?b?", (text or "128").lower())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)i?b?", (text or "128").lower())
     if match is None:
         raise ProcessError(f"cannot read the memory size {text!r} of the VMM's command line")
-    return int(match.group(1)) * _UNITS[match.group(2)]
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
 def mappings(pid: int) -> list[Mapping]:
@@ -137,7 +154,7 @@ def mappings(pid: int) -> list[Mapping]:
         ProcessError: The process is gone or may not be read.
     """
     try:
-        text = Path(f"/proc/{pid}/maps").read_text()
+        text = Path(f"/proc/{pid}/maps").read_text(errors="replace")
     except OSError as error:
         raise ProcessError(
             f"cannot read the memory map of process {pid}", reason=str(error), remedy="run as root"
@@ -186,19 +203,19 @@ def below_4g_bytes(machine: str, memory_bytes: int) -> int:
 
 
 def guest_ram(vmm: Vmm) -> Mapping:
-    """Find the mapping of the guest's memory: the one readable and writable mapping of its size.
+    """Find the mapping of the guest's memory: the one of its size that holds data and no code.
 
     Raises:
-        ProcessError: No mapping fits (memory in several backends or NUMA nodes).
+        ProcessError: None or several fit (memory in several backends or NUMA nodes).
     """
     fitting = [
         mapping
         for mapping in mappings(vmm.pid)
-        if mapping.permissions.startswith("rw") and mapping.length_bytes >= vmm.memory_bytes
+        if mapping.permissions.startswith("rw-") and mapping.length_bytes == vmm.memory_bytes
     ]
-    if not fitting:
+    if len(fitting) != 1:
         raise ProcessError(
             f"cannot find the guest memory of process {vmm.pid}",
-            reason=f"no mapping holds {vmm.memory_bytes} bytes in one piece",
+            reason=f"{len(fitting)} mappings hold {vmm.memory_bytes} bytes in one piece",
         )
-    return min(fitting, key=lambda mapping: mapping.length_bytes)
+    return fitting[0]

@@ -96,3 +96,12 @@ def test_addresses_translate_over_the_pci_hole():
     assert gpa.tolist() == [0, 3 * GIB - 4096, 4 * GIB, -1, -1]
     offsets = np.array([0, 3 * GIB, 4 * GIB], np.uint64)
     assert MemoryMap(regions).gpa_of_offset(offsets).tolist() == [0, 4 * GIB, -1]
+
+
+def test_every_machine_option_counts():
+    """Newer libvirt and people split them; -M is another name of -machine."""
+    found = parsed("-M", "q35", "-machine", "accel=kvm", "-m", "4096")
+    assert (found.machine, found.accel) == ("q35", "kvm")
+    assert parsed("-machine", "pc,accel=tcg", "-enable-kvm").accel == "tcg"
+    assert parsed("-enable-kvm", "-m", "1.5G").accel == "kvm"
+    assert parsed("-m", "1.5G").memory_bytes == 3 * GIB // 2
