@@ -19,15 +19,16 @@ done
 $b mount -t ext4 -o ro,noload /dev/vda /lower || fail "cannot mount the root disk"
 $b mount -t tmpfs -o size=60% tmpfs /upper
 $b mkdir /upper/data /upper/work
-$b mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work overlay /root ||
+$b mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work overlay /newroot ||
     fail "cannot lay the writable layer"
-$b mkdir -p /root/opt
-$b cp -a /project /root/opt/aerostat
+$b mkdir -p /newroot/opt
+$b cp -a /project /newroot/opt/aerostat
 for place in proc sys dev; do
-    $b mount --move /$place /root/$place
+    $b mount --move /$place /newroot/$place
 done
-$b mount -t debugfs debugfs /root/sys/kernel/debug
-$b mount -t tracefs tracefs /root/sys/kernel/tracing
-$b mount -t bpf bpf /root/sys/fs/bpf
-$b mount -t tmpfs -o size=50% tmpfs /root/tmp
-exec $b switch_root /root /usr/lib/aerostat/start
+$b mount -t debugfs debugfs /newroot/sys/kernel/debug
+$b mount -t tracefs tracefs /newroot/sys/kernel/tracing
+$b mount -t bpf bpf /newroot/sys/fs/bpf
+# No file system of its own over /tmp: the environment that was copied may lie below it.
+$b chmod 1777 /newroot/tmp
+exec $b switch_root /newroot /usr/lib/aerostat/start

@@ -95,7 +95,7 @@ def build_initramfs(kernel: Kernel, project: Path) -> bytes:
     archive.file("init", resources.files("lab").joinpath("init.sh").read_bytes())
     archive.file("bin/busybox", _busybox().read_bytes())
     archive.link("bin/sh", "busybox")
-    for name in ("dev", "proc", "sys", "lower", "upper", "root"):
+    for name in ("dev", "proc", "sys", "lower", "upper", "newroot"):
         archive.directory(name)
     builtin = {Path(n).stem for n in (kernel.modules / "modules.builtin").read_text().split()}
     for position, name in enumerate(MODULES):
