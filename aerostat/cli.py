@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _stdout_is_gone():
             code = BROKEN_PIPE
         else:
-            _say(AerostatError(_failed_object(error), reason=error.strerror or str(error)))
+            _say(_as_aerostat_error(error))
             code = ExitCode.FAILURE
     return int(code)
 
@@ -115,8 +115,14 @@ def _say(error: AerostatError) -> None:
     print(f"aerostat: error: {printable(str(error))}", file=sys.stderr)
 
 
-def _failed_object(error: OSError) -> str:
-    return f"cannot use {error.filename}" if error.filename else "the operating system refused"
+def _as_aerostat_error(error: OSError) -> AerostatError:
+    """Name the object of a system call that nobody below foresaw to fail."""
+    denied = isinstance(error, PermissionError)
+    return AerostatError(
+        f"cannot use {error.filename}" if error.filename else "the operating system refused",
+        reason=error.strerror or str(error),
+        remedy="run as a user who may, or with sudo" if denied else "mend that and try again",
+    )
 
 
 def _stdout_is_gone() -> bool:

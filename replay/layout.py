@@ -158,5 +158,5 @@ def _refuse(reason: str) -> AerostatError:
     return AerostatError(
         "the memory map cannot be replayed",
         reason=reason,
-        remedy="aerostat show TRACE prints the memory map that the trace holds",
+        remedy="look at `regions` in the manifest.json of the trace, and take the trace again",
     )

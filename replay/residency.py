@@ -71,7 +71,7 @@ def load_residency(trace: Trace, layout: Layout, assumption: Assumption, thp: bo
         raise TraceError(
             f"the residency of {trace.path} cannot be replayed",
             reason="a run lies beyond every 64-bit address",
-            remedy="aerostat show --check TRACE lists what is wrong with a trace",
+            remedy="take the trace again; check_trace in tracer.trace.check lists what is wrong",
         )
     resident = _in_memory(layout, pfn.astype(np.int64), pages.astype(np.int64))
     is_huge = pc.fill_null(table["huge"], False).to_numpy().astype(bool)

@@ -20,6 +20,7 @@ RESULTS_VERSION = "1.0"
 MAX_RESULTS_BYTES = 256 << 20
 """No replay writes more; a file is refused before it is read."""
 MAX_INT = 1 << 63
+_REMEDY = "give a file that `aerostat replay TRACE -o FILE` wrote"
 
 
 class ResultsError(AerostatError):
@@ -194,16 +195,34 @@ class Results:
             else:
                 path.hardlink_to(part)
         except OSError as error:
-            raise ResultsError(f"cannot write results to {path}", reason=str(error)) from error
+            raise ResultsError(
+                f"cannot write results to {path}",
+                reason=str(error),
+                remedy="free space there, or give another name with -o",
+            ) from error
         finally:
             part.unlink(missing_ok=True)
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:
-    """Raise ResultsError where a file would be replaced without `force`."""
+    """Raise ResultsError where results cannot go: before the work that makes them."""
+    if path.is_dir():
+        raise ResultsError(
+            f"{path} is a directory",
+            reason="results are one file, and a directory is never replaced",
+            remedy="give the name of a file with -o",
+        )
     if path.exists() and not force:
         raise ResultsError(
-            f"{path} exists already", remedy="choose another name, or --force to replace it"
+            f"{path} exists already",
+            reason="nothing is overwritten unasked",
+            remedy="choose another name, or --force to replace it",
+        )
+    if not path.parent.is_dir():
+        raise ResultsError(
+            f"cannot write results to {path}",
+            reason=f"there is no directory {path.parent}",
+            remedy="make the directory first, or give another name with -o",
         )
 
 
@@ -235,12 +254,15 @@ def _read(path: Path) -> Any:
             raise ResultsError(
                 f"{path} is too large for a results file",
                 reason=f"more than {MAX_RESULTS_BYTES >> 20} MiB",
+                remedy=_REMEDY,
             )
         return json.loads(path.read_text())
     except OSError as error:
-        raise ResultsError(f"cannot read {path}", reason=str(error)) from error
+        raise ResultsError(f"cannot read {path}", reason=str(error), remedy=_REMEDY) from error
     except (ValueError, RecursionError) as error:
-        raise ResultsError(f"{path} is not a results file", reason=f"not JSON: {error}") from error
+        raise ResultsError(
+            f"{path} is not a results file", reason=f"not JSON: {error}", remedy=_REMEDY
+        ) from error
 
 
 def _check_version(document: Any) -> None:

@@ -136,7 +136,9 @@ def _check_options(options: ReplayOptions) -> None:
     allowed = os.sched_getaffinity(0)
     if options.cpu is not None and options.cpu not in allowed:
         raise AerostatError(
-            f"cannot run on CPU {options.cpu}", reason=f"this process may use {sorted(allowed)}"
+            f"cannot run on CPU {options.cpu}",
+            reason=f"this process may use {sorted(allowed)}",
+            remedy="name one of these with --cpu",
         )
     if options.output is not None:
         refuse_overwrite(options.output, options.force)

@@ -107,7 +107,10 @@ def _record_host(options: dict[str, Any], progress: Progress, stop: threading.Ev
     """Record, and close the ledger of the one side there is."""
     from tracer.host import HostOptions, record_host
     from tracer.merge import settle
+    from tracer.privilege import require_root
 
+    # Before the process is looked at: without root that fails for a lesser reason.
+    require_root(f"process {options['pid']}")
     trace = record_host(HostOptions(**options), progress, stop)
     settle(trace)
     return trace

@@ -62,7 +62,11 @@ def adopt_segments(bundle: Path | str, other_bundle: Path | str, side: Side) -> 
 
 def _check(bundle: Path, mine: Manifest, other_bundle: Path, other: Manifest, name: str) -> None:
     if name not in other.sides:
-        raise TraceError(f"{other_bundle} has no {name} side", remedy="give the other bundle")
+        raise TraceError(
+            f"{other_bundle} has no {name} side",
+            reason=f"it holds {', '.join(other.sides) or 'no side'}",
+            remedy="give the other bundle",
+        )
     if name in mine.sides:
         raise TraceError(
             f"{bundle} already has a {name} side",

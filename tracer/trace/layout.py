@@ -99,7 +99,9 @@ def read_regular(path: Path, limit_bytes: int) -> bytes:
             return file.read(status.st_size)
     except OSError as problem:
         raise TraceError(
-            f"cannot read {path}", reason=problem.strerror or str(problem)
+            f"cannot read {path}",
+            reason=problem.strerror or str(problem),
+            remedy="give a trace that you may read; if a file is gone, copy the trace again",
         ) from problem
 
 
