@@ -94,15 +94,17 @@ class Requests:
 
 
 def from_pfns(
-    stream: Iterable[tuple[Queue, Sequence[int]]], time_ns: Sequence[int] | None = None
+    stream: Iterable[tuple[Queue, Sequence[int] | Sequence[range]]],
+    time_ns: Sequence[int] | None = None,
 ) -> Requests:
     """Build requests from PFNs in wire order: for scenarios, tests and notebooks.
 
     Args:
-        stream: Queue and PFNs of each request. For REPORTING, neighbours are one entry.
+        stream: Queue and content of each request: PFNs, of which neighbours become one run; or
+            rising `range`s of PFNs, each one scatterlist entry, even where two of them touch.
         time_ns: Arrival of each request; not observed when left out.
     """
-    found = [(queue, *runs_from_wire(np.array(pfns, np.int64))) for queue, pfns in stream]
+    found = [(queue, *_runs_of_content(content)) for queue, content in stream]
     lengths = [len(pfn) for _, pfn, _ in found]
     times = [NOT_OBSERVED_NS] * len(found) if time_ns is None else time_ns
     return Requests(
@@ -111,6 +113,19 @@ def from_pfns(
         np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))),
         np.concatenate([np.zeros(0, np.int64), *(pfn for _, pfn, _ in found)]).astype(np.uint64),
         np.concatenate([np.zeros(0, np.int64), *(pages for *_, pages in found)]).astype(np.int32),
+    )
+
+
+def _runs_of_content(content: Sequence[int] | Sequence[range]) -> tuple[Int64s, Int64s]:
+    """First PFN and signed pages of each run of one request."""
+    entries = [entry for entry in content if isinstance(entry, range)]
+    if not entries:
+        return runs_from_wire(np.array(content, np.int64))
+    if len(entries) != len(content) or any(len(e) == 0 or e.step != 1 for e in entries):
+        raise ValueError("entries are rising ranges that hold a PFN, and do not mix with PFNs")
+    return (
+        np.array([entry.start for entry in entries], np.int64),
+        np.array([len(entry) for entry in entries], np.int64),
     )
 
 
@@ -126,7 +141,7 @@ def memory_map(trace: Trace) -> tuple[Region, ...]:
         raise TraceError(
             f"{trace.path} holds no memory map",
             reason="the guest's memory was not seen when the trace was recorded",
-            remedy="record the host side as well: aerostat record --vm VM",
+            remedy="record the host side as well: aerostat record --pid PID",
         )
     return Layout(regions).regions
 
@@ -200,5 +215,5 @@ def _impossible(trace: Trace, reason: str) -> TraceError:
     return TraceError(
         f"the requests of {trace.path} cannot be replayed",
         reason=reason,
-        remedy="aerostat show --check TRACE lists what is wrong with a trace",
+        remedy="take the trace again; check_trace in tracer.trace.check lists what is wrong",
     )

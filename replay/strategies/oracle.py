@@ -1,71 +1,72 @@
-"""oracle: look at the whole trace, discard only what stays with the host."""
+"""oracle: know where every inflate phase ends, and discard there all that it gave."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from replay.plan import Context
-from replay.ranges import Int64s, align_in, compact
+from replay.ranges import Int64s
 from replay.requests import Requests
 from replay.strategies.base import (
     Operations,
-    Pieces,
     Strategy,
     merged_within,
+    pieces,
     reported,
-    wire_pages,
+    whole_host_pages,
 )
 from tracer.trace.schema import Queue
 
 
 class Oracle(Strategy):
-    """One discard per unbroken run of pages that the host keeps; a bound, not deployable.
+    """One discard per merged range of each inflate phase; a bound, not deployable.
 
-    No plan that discards only pages the host keeps needs fewer operations: each operation lies
-    inside one such run, and every run needs one. Each runs as soon as the last of its pages has
-    come for good. Reported blocks must go within their request, so there the bound is the merged
-    request. Pages that the guest takes back are never discarded; a plan that discards them too
-    may bridge two runs and need fewer operations, at the price of that wasted work.
+    A phase is all inflate requests between one deflate request and the next; other queues neither
+    begin nor end one, and pauses do not either. Every page inflated in a phase is discarded with
+    the phase's last inflate request, so the memory is given back before anything is taken back.
+    With larger host pages, each range is shrunk to the whole host pages in it.
+
+    On 4 KiB host pages this is the fewest discards of all plans that discard every page by the
+    end of the phase it was inflated in, and whose discards in a phase touch only pages inflated in
+    that phase: each lies inside one merged range, and each range needs one. Reported blocks must
+    go within their request; there the bound is one discard per merged range of blocks, of plans
+    that join no block with balloon pages.
+
+    Two kinds of plan lie outside the bound. One that discards pages again which the host already
+    has may bridge two ranges. One that defers beyond a phase may skip pages which soon come back:
+    it does less work because it gives less memory back.
     """
 
     name = "oracle"
-    source = "aerostat: lower bound for plans without wasted discards"
+    source = "aerostat: lower bound for plans that give all memory back phase by phase"
     causal = False
 
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
-        """One discard per run that stays, and per merged run of a report."""
-        found = reported(requests, context)
+        """One discard per merged range of a phase, and per merged range of a report."""
+        given = pieces(requests, context, Queue.INFLATE)
+        lent = reported(requests, context)
+        ranges = merged_within(given, phase_last(requests)[given.request], context)
         discard = (context.discard,)
         return [
-            Operations(discard, kept_runs(requests, context)),
-            Operations(discard, merged_within(found, found.request, context)),
+            Operations(discard, whole_host_pages(ranges, context)),
+            Operations(discard, merged_within(lent, lent.request, context)),
         ]
 
     def settled(self, requests: Requests) -> int:
-        """Nothing is settled before the end."""
+        """Nothing is settled before the end: no device can tell that a phase is over."""
         del requests
         return 0
 
 
-def kept_runs(requests: Requests, context: Context) -> Pieces:
-    """Runs of whole host pages that the host owns at the end, ordered by their last request."""
-    given = wire_pages(requests, context, Queue.INFLATE)
-    taken = wire_pages(requests, context, Queue.DEFLATE)
-    owned_by = last_request(given, context)
-    returned_by = last_request(taken, context)
-    runs = align_in(compact(np.flatnonzero(owned_by > returned_by)), context.host_page_pages)
-    if len(runs.start) == 0:
-        return Pieces(runs.start, runs.pages, runs.start)
-    # Even items of the reduction are the runs, odd items the stretches between them.
-    bounds = np.column_stack((runs.start, runs.end)).ravel()
-    ready = np.maximum.reduceat(np.append(owned_by, 0), bounds)[0::2].astype(np.int64) - 1
-    order = np.argsort(ready, kind="stable")
-    return Pieces(runs.start[order], runs.pages[order], ready[order])
+def phase_last(requests: Requests) -> Int64s:
+    """For each inflate request, the last inflate request of its phase.
 
-
-def last_request(named: tuple[Int64s, Int64s], context: Context) -> Int64s:
-    """For every page of memory, one more than the last request that named it; 0 for none."""
-    page, request = named
-    latest = np.zeros(context.layout.memory_pages, np.int64)
-    latest[page] = request + 1  # requests ascend, and of repeated indices the last one counts
-    return latest
+    Returns:
+        int64[n]; -1 for requests of other queues.
+    """
+    inflates = np.flatnonzero(requests.queue == Queue.INFLATE)
+    last = np.full(len(requests), -1, np.int64)
+    if len(inflates):
+        number = np.cumsum(requests.queue == Queue.DEFLATE)[inflates]
+        last[inflates] = inflates[np.searchsorted(number, number, side="right") - 1]
+    return last

@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from aerostat.verbs.record import command as record
 from replay.requests import (
     MAX_BALLOON_PAGES,
     NOT_OBSERVED_NS,
@@ -128,7 +129,8 @@ def test_the_memory_map_comes_from_the_manifest(tmp_path):
 def test_a_trace_without_a_memory_map_says_how_to_get_one(tmp_path):
     with pytest.raises(TraceError, match="holds no memory map") as caught:
         memory_map(trace_of(tmp_path, regions=()))
-    assert "record" in caught.value.remedy
+    pid = caught.value.remedy.split("aerostat record ")[1].split()[0]
+    assert pid in {option for param in record.params for option in param.opts}
 
 
 @pytest.mark.parametrize(
@@ -147,3 +149,16 @@ def test_the_first_requests_of_a_stream():
     requests = from_pfns([(Queue.INFLATE, [1, 2, 9]), (Queue.STATS, []), (Queue.DEFLATE, [2])])
     early = requests.before(1)
     assert (len(early), early.pfns(0).tolist(), len(early.run_pfn)) == (1, [1, 2, 9], 2)
+
+
+def test_entries_that_touch_stay_apart_and_pfns_that_touch_are_one_run():
+    blocks = from_pfns([(Queue.REPORTING, [range(4, 8), range(8, 9)]), (Queue.INFLATE, range(3))])
+    assert blocks.run_offsets.tolist() == [0, 2, 3]
+    assert blocks.run_pfn.tolist() == [4, 8, 0]
+    assert blocks.run_pages.tolist() == [4, 1, 3]
+
+
+@pytest.mark.parametrize("content", [[range(4, 4)], [range(8, 4, -1)], [range(2), 7]])
+def test_entries_that_no_scatterlist_holds_are_refused(content):
+    with pytest.raises(ValueError, match="entries are rising ranges"):
+        from_pfns([(Queue.REPORTING, content)])

@@ -202,9 +202,27 @@ def test_range_fills_its_buffer_before_it_sends():
     assert plan.sent_request.tolist() == [0, 0, 0]
 
 
-def test_the_oracle_leaves_what_comes_back():
-    requests = from_pfns([(IN, [1, 2, 3]), (OUT, [2]), (IN, [4]), (IN, [2]), (OUT, [1])])
-    assert planned("oracle", requests) == [("DONTNEED", 2, 3, 3)]
+def test_the_oracle_gives_all_back_before_each_deflate():
+    requests = from_pfns([(IN, [1, 3]), (IN, [2]), (OUT, [2]), (IN, [4]), (IN, [2]), (OUT, [1])])
+    assert planned("oracle", requests) == [
+        ("DONTNEED", 1, 3, 1),
+        ("DONTNEED", 2, 1, 4),
+        ("DONTNEED", 4, 1, 4),
+    ]
+
+
+def test_the_oracle_waits_through_pauses_and_reports_but_not_for_blocks():
+    stream = [(IN, [5]), (REPORT, [range(8, 10), range(10, 12)]), (IN, [4])]
+    assert planned("oracle", from_pfns(stream, [0, 10**9, 2 * 10**9])) == [
+        ("DONTNEED", 8, 4, 1),
+        ("DONTNEED", 4, 2, 2),
+    ]
+
+
+def test_only_some_strategies_join_blocks_that_touch():
+    requests = from_pfns([(REPORT, [range(8, 10), range(10, 12)])])
+    counts = {name: len(planned(name, requests)) for name in STRATEGIES}
+    assert counts == {"nop": 0, "qemu": 2, "adjacent": 2, "request": 1, "range": 2, "oracle": 1}
 
 
 def test_the_seeds_inflate_in_numbers():
