@@ -152,9 +152,11 @@ def test_times_are_in_order_and_callers_are_known(trace):
     assert {row["caller"] for row in balloon} == {Caller.TARGET}
     for row in balloon:
         assert row["begin_ns"] < row["send_ns"] < row["kick_ns"] <= row["wake_ns"] < row["end_ns"]
-        assert row["send_ns"] < row["ack_ns"] < row["wake_ns"]
+        # A driver that finds the buffer used before it sleeps is awake before the interrupt.
+        assert row["ack_ns"] is None or row["send_ns"] < row["ack_ns"] < row["wake_ns"]
         freed = row["free_ns"]
         assert (freed is not None) == (row["queue"] == Queue.DEFLATE)
+    assert any(row["ack_ns"] is not None for row in balloon)
     host = trace.table("requests", side=Side.HOST).to_pylist()
     assert all(row["pop_ns"] < row["push_ns"] for row in host)
     assert all(row["discard_ns"] < row["push_ns"] - row["pop_ns"] for row in host)
