@@ -21,9 +21,16 @@ from tracer.capture import (
     run_loop,
 )
 from tracer.guest_probes import Driver, attach_driver
-from tracer.machine import balloon_counters, clock_anchor, probe_record, read_text, side_info
+from tracer.machine import (
+    balloon_features,
+    balloon_counters,
+    clock_anchor,
+    probe_record,
+    read_text,
+    side_info,
+)
 from tracer.ring import Ring
-from tracer.trace.manifest import Manifest, ProbeRecord
+from tracer.trace.manifest import Manifest, ProbeRecord, VmInfo
 from tracer.trace.progress import Progress, silent
 from tracer.trace.schema import SAMPLES, Caller, Mark, Side
 from tracer.trace.writer import TraceWriter
@@ -103,7 +110,8 @@ class _GuestCapture:
         side = side_info(
             begin=begin, end=end, detail="requests", probes=self._probes(), counters=counters
         )
-        self._writer.close(Manifest(sides={"guest": side}, complete=True, end_reason=reason))
+        vm = VmInfo(features=balloon_features())
+        self._writer.close(Manifest(sides={"guest": side}, vm=vm, complete=True, end_reason=reason))
         return self._options.output
 
     def _drain(self) -> int:

@@ -12,6 +12,15 @@ from pathlib import Path
 from tracer.attach import Attachment
 from tracer.trace.manifest import ProbeRecord, SideInfo
 
+_DEVICE_BITS = 24
+_FEATURES = {
+    0: "MUST_TELL_HOST",
+    1: "STATS_VQ",
+    2: "DEFLATE_ON_OOM",
+    3: "FREE_PAGE_HINT",
+    4: "PAGE_POISON",
+    5: "REPORTING",
+}
 _BALLOON_COUNTERS = ("balloon_inflate", "balloon_deflate", "balloon_migrate")
 
 
@@ -45,6 +54,19 @@ def balloon_counters() -> dict[str, int]:
     """
     pairs = (line.split() for line in (read_text("/proc/vmstat") or "").splitlines())
     return {name: int(value) for name, value in pairs if name in _BALLOON_COUNTERS}
+
+
+def balloon_features() -> tuple[str, ...] | None:
+    """Name the feature bits that this guest's driver negotiated, or None without a balloon.
+
+    Bits below 24 are the device's own (include/uapi/linux/virtio_balloon.h, 6.12); the transport's
+    are left out. sysfs shows them as a string of 0 and 1, bit 0 first (drivers/virtio/virtio.c).
+    """
+    for path in sorted(Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features")):
+        bits = read_text(str(path)) or ""
+        own = [bit for bit, value in enumerate(bits[:_DEVICE_BITS]) if value == "1"]
+        return tuple(_FEATURES.get(bit, f"bit {bit}") for bit in own)
+    return None
 
 
 def side_info(

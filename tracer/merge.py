@@ -9,7 +9,7 @@ from tracer.ledger import ledger
 from tracer.trace.adopt import adopt_segments
 from tracer.trace.errors import TraceError
 from tracer.trace.layout import lock, read_manifest, write_manifest
-from tracer.trace.manifest import Alignment, Manifest
+from tracer.trace.manifest import Alignment, Manifest, VmInfo
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import TABLES, Side
 
@@ -46,14 +46,16 @@ def merge_sides(host_bundle: Path | str, guest_bundle: Path | str) -> Manifest:
         for _ in trace.batches(table, Side.GUEST):
             pass
     adopt_segments(host, guest, Side.GUEST)
-    return settle(host)
+    features = None if trace.manifest.vm is None else trace.manifest.vm.features
+    return settle(host, features)
 
 
-def settle(bundle: Path | str) -> Manifest:
+def settle(bundle: Path | str, features: tuple[str, ...] | None = None) -> Manifest:
     """Fit the clocks and close the ledger of a finished bundle, and keep both in its manifest.
 
     Args:
         bundle: A bundle of one side or both that nobody is writing.
+        features: Negotiated feature bits by name: the guest's driver knows them, the host does not.
 
     Returns:
         The manifest as written.
@@ -67,8 +69,12 @@ def settle(bundle: Path | str) -> Manifest:
     try:
         trace = open_trace(path)
         fit = join(trace).clock
+        vm = trace.manifest.vm
+        if features is not None:
+            vm = replace(vm or VmInfo(), features=features)
         settled = replace(
             trace.manifest,
+            vm=vm,
             alignment=None if fit is None else Alignment(**asdict(fit)),
             ledger=ledger(trace).lines,
         )

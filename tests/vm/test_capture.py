@@ -182,6 +182,10 @@ def test_probes_used_are_the_cheaper_kinds(trace):
     assert host["madvise-enter"].cost_ns > 0
 
 
+def test_the_guest_tells_the_negotiated_features(trace):
+    assert {"STATS_VQ", "REPORTING"} <= set(trace.manifest.vm.features)
+
+
 def test_memory_map_and_residency_cover_the_guest(trace, vm):
     (region,) = trace.manifest.regions
     assert (region.gpa, region.length_bytes) == (0, MEMORY_BYTES)
