@@ -22,8 +22,8 @@ from tracer.capture import (
 )
 from tracer.guest_probes import Driver, attach_driver
 from tracer.machine import (
-    balloon_features,
     balloon_counters,
+    balloon_features,
     clock_anchor,
     probe_record,
     read_text,
