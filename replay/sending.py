@@ -14,6 +14,9 @@ from replay.requests import Requests
 from replay.wire import HEADER_BYTES, MAX_SHORT_PAGES, WORD_BYTES
 from tracer.trace.schema import PFN_SHIFT, Queue, Wire
 
+MAX_WIRE_PFN = (1 << 32) - 1
+"""Highest number in a PFN array."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sending:
@@ -64,7 +67,9 @@ def _raw(values: Int64s, kind: str) -> Bytes:
 def _pfn_arrays(requests: Requests) -> Sending:
     sent = np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE))
     pfn, pages, _ = requests.runs_of(Queue.INFLATE, Queue.DEFLATE)
-    wire = _raw(pfns_from_runs(pfn, pages), "<u4")
+    # A cast would send what 32 bits cannot hold as a page of low memory. The highest number is no
+    # guest's memory, as is what it stands for.
+    wire = _raw(np.minimum(pfns_from_runs(pfn, pages), MAX_WIRE_PFN), "<u4")
     form = np.full(int(sent.sum()), Wire.PFNS, np.uint8)
     return Sending(wire, _starts(requests.pages[sent] * 4), form)
 
