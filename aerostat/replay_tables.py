@@ -14,10 +14,13 @@ def draw_results(results: Results) -> None:
     """Draw every strategy's medians, then what stands beside every result: fidelity and floor."""
     _say_head(results)
     columns = ["<strategy", "operations", "wire requests", "b send", "c translate", "d discard"]
-    columns += ["b+c+d", "from", "to", f"x {REFERENCE}", "freed", "harness in d"]
+    columns += ["b+c+d", "from", "to", f"x {REFERENCE}", "resident freed", "harness in d"]
     reference = _median_total_ns(results, REFERENCE)
     rows = [_row(strategy, reference) for strategy in results.strategies]
     render.draw(f"replay: medians of {results.settings.runs} runs", columns, rows)
+    if blurred := overlapping(results):
+        names = ", ".join(blurred)
+        render.say(f"Not told apart from {REFERENCE} by b+c+d, because runs overlap: {names}.")
     if results.fidelity is not None:
         render.say(fidelity_line(results.fidelity))
     for warning in results.warnings:
@@ -42,6 +45,23 @@ def _say_head(results: Results) -> None:
         render.say(f"Not the whole trace: {settings.cut_reason}")
     if trace.lost_events or not trace.complete:
         render.say(f"The trace is not whole: {trace.lost_events:,} events are known to be lost.")
+
+
+def overlapping(results: Results) -> list[str]:
+    """Name the strategies whose slowest and fastest runs reach into the reference's.
+
+    Args:
+        results: Of a replay; times are stages b, c and d together.
+    """
+    spans = {
+        strategy.name: (min(totals), max(totals))
+        for strategy in results.strategies
+        if (totals := [run.total_ns for run in strategy.runs])
+    }
+    if REFERENCE not in spans:
+        return []
+    low, high = spans.pop(REFERENCE)
+    return [name for name, (first, last) in spans.items() if first <= high and last >= low]
 
 
 def _median_total_ns(results: Results, name: str) -> float | None:

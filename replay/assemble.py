@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,11 +9,9 @@ from importlib import metadata
 from statistics import median
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from replay.caveats import run_warnings
 from replay.environment import Environment, stability_warnings
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
-from replay.plan import Advice
 from replay.results import Fidelity, Results, Settings, StrategyResult, TraceFacts
 from tracer.trace.schema import PFN_SHIFT
 
@@ -50,6 +46,7 @@ def assemble(replay: Replay) -> Results:
         for planned, done in zip(replay.planned, replay.done, strict=True)
     )
     cut = (replay.fitted.reason,) if replay.fitted.reason else ()
+    plans = [planned.plan for planned in replay.planned]
     shaky = stability_warnings(replay.environment, replay.options.siblings)
     return Results(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -57,7 +54,7 @@ def assemble(replay: Replay) -> Results:
         trace=_trace_facts(replay),
         settings=_settings(replay),
         environment=replay.environment,
-        warnings=(*cut, *shaky, *_run_warnings(replay.planned, strategies)),
+        warnings=(*cut, *shaky, *run_warnings(plans, strategies, replay.fitted.residency)),
         fidelity=_fidelity(replay, strategies),
         strategies=strategies,
     )
@@ -141,29 +138,3 @@ def _why_no_ratio(replay: Replay) -> str:
     if replay.options.per_operation:
         return "every operation was timed by itself"
     return ""
-
-
-def _run_warnings(
-    planned: Sequence[Planned], strategies: Sequence[StrategyResult]
-) -> tuple[str, ...]:
-    """What a reader must know before trusting a strategy's times."""
-    found = []
-    for each, strategy in zip(planned, strategies, strict=True):
-        runs = strategy.runs
-        discards = bool((each.plan.advice != Advice.WILLNEED).any())
-        failures = max(run.failures for run in runs)
-        if failures:
-            name = errno.errorcode.get(runs[0].first_errno, str(runs[0].first_errno))
-            found.append(
-                f"{strategy.name}: {failures} of {strategy.operations} operations failed, "
-                f"the first with {name} ({os.strerror(runs[0].first_errno)})"
-            )
-        still = max(run.still_resident_pages for run in runs)
-        if still:
-            found.append(f"{strategy.name}: {still} discarded pages still have memory behind them")
-        if discards and not any(run.gone_pages or run.lazy_pages for run in runs):
-            found.append(f"{strategy.name}: its discards gave no memory back")
-        floor = median(np.array([run.floor_ns for run in runs]))
-        if strategy.operations and floor > 0.05 * median(run.discard_ns for run in runs):
-            found.append(f"{strategy.name}: the harness's floor is over 5 % of its discard time")
-    return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from replay.compare import Comparison, Line, Policy, overall
-from replay.stats import Samples, Verdict, compare_counts, compare_samples
+from replay.stats import Difference, Gates, Samples, Verdict, compare_counts, compare_samples
 from tracer.trace.errors import CaptureIncompleteError
 from tracer.trace.schema import Queue, Side
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 BLOCKS = 30
 """Neighbouring requests resemble each other, so single requests are no independent samples: the
 samples are medians of this many stretches of consecutive requests."""
+ONE_SESSION = (
+    "each side is one recording: how much one session differs from the next is in no interval,"
+    " so record again before blaming a change"
+)
 QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
 DECISIVE = ("discard_ns_per_page", "device_ns_per_page", "send_ns_per_page", "discard_calls")
 
@@ -63,8 +68,11 @@ def compare_traces(base: Trace, candidate: Trace, policy: Policy | None = None) 
                 lines.append(Line(queue.name.lower(), metric, decisive, found))
             elif len(one) or len(other):
                 notes.append(f"{queue.name.lower()} {metric}: observed in one trace only")
-        lines += _counts(queue, old, new)
-    return Comparison(overall(lines), tuple(lines), tuple(notes))
+        lines += _counts(queue, old, new, policy.gates)
+    verdict = overall(lines)
+    if verdict in (Verdict.BETTER, Verdict.WORSE):
+        notes.append(ONE_SESSION)
+    return Comparison(verdict, tuple(lines), tuple(notes))
 
 
 def _losses(trace: Trace, policy: Policy) -> list[str]:
@@ -101,7 +109,7 @@ def _samples(table: pa.Table, metric: str) -> Samples:
     return np.array([np.median(block) for block in np.array_split(times, BLOCKS)])
 
 
-def _counts(queue: Queue, old: pa.Table, new: pa.Table) -> list[Line]:
+def _counts(queue: Queue, old: pa.Table, new: pa.Table, gates: Gates) -> list[Line]:
     """Requests and pages say whether the work was the same; calls for the same work are a cost."""
     lines = []
     old, new = _one_side(old), _one_side(new)
@@ -113,10 +121,36 @@ def _counts(queue: Queue, old: pa.Table, new: pa.Table) -> list[Line]:
         lines.append(Line(queue.name.lower(), metric, False, told))
     calls = [_sum(table, "discard_calls") for table in (old, new)]
     if all(calls):
-        decisive = pages[0] == pages[1]
-        found = compare_counts(calls[0], calls[1])
+        decisive = pages[0] == pages[1] and queue is not Queue.REPORTING
+        runs = [_runs(table) for table in (old, new)]
+        found = _judge_calls(compare_counts(calls[0], calls[1]), runs, gates)
         lines.append(Line(queue.name.lower(), "discard_calls", decisive, found))
     return lines
+
+
+def _judge_calls(found: Difference, runs: Sequence[int], gates: Gates) -> Difference:
+    """Hold a difference in calls to what the guest's own doing explains.
+
+    A device that merges needs as many calls as the guest's pages come in runs, and no two sessions
+    fragment a guest alike. So a difference counts only beyond the effect that matters and beyond
+    the difference in runs.
+    """
+    if found.verdict is Verdict.SAME or not found.ratio:
+        return found
+    size = max(found.ratio, 1 / found.ratio) - 1
+    by_guest = max(runs) / min(runs) - 1 if min(runs) else 0.0
+    told = f"{found.ratio - 1:+.2%} calls"
+    if size < gates.effect:
+        reason = f"{told}: within {gates.effect:.1%} of equality"
+        return replace(found, verdict=Verdict.SAME, reason=reason)
+    if size <= by_guest:
+        reason = f"{told}, but the guest's pages came in {runs[0]:,} and {runs[1]:,} runs"
+        return replace(found, verdict=Verdict.INCONCLUSIVE, reason=reason)
+    return replace(found, reason=told)
+
+
+def _runs(table: pa.Table) -> int:
+    return int(pc.sum(pc.list_value_length(table["runs"])).as_py() or 0)
 
 
 def _one_side(table: pa.Table) -> pa.Table:

@@ -44,11 +44,13 @@ class Summary:
         operations_by_advice: The same by the name of the advice.
         pages: 4 KiB pages that the operations cover, repeats counted.
         bytes: The same in bytes.
+        discards: Operations other than WILLNEED, which gives nothing back.
+        discard_bytes: Bytes that these cover, repeats counted.
         wire_requests: Requests that the driver sends.
         wire_bytes: Bytes in them that name pages.
         run_pages_histogram: Operations by length: key k counts 2**k to 2**(k+1) - 1 pages.
         to_qemu: Operations as a share of qemu's; None where qemu has none.
-        to_oracle: Operations as a multiple of the oracle's; None where the oracle has none.
+        to_oracle: Discards as a multiple of the oracle's; None where the oracle has none.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Summary:
     operations_by_advice: dict[str, int]
     pages: int
     bytes: int
+    discards: int
+    discard_bytes: int
     wire_requests: int
     wire_bytes: int
     run_pages_histogram: dict[int, int]
@@ -96,24 +100,28 @@ def what_if(
     return WhatIf(mergeability(requests, context), tuple(summaries))
 
 
-def summarise(plan: Plan, qemu_operations: int, oracle_operations: int) -> Summary:
-    """Count one plan beside the operations that qemu and the oracle need for the same trace."""
+def summarise(plan: Plan, qemu_operations: int, oracle_discards: int) -> Summary:
+    """Count one plan beside qemu's operations and the oracle's discards on the same trace."""
     pages = (plan.length_bytes >> np.uint64(PFN_SHIFT)).astype(np.int64)
     exponent = np.frexp(pages.astype(np.float64))[1] - 1
     lengths, counts = np.unique(exponent, return_counts=True)
     kinds, uses = np.unique(plan.advice, return_counts=True)
     total = int(pages.sum())
+    discarding = plan.advice != Advice.WILLNEED
+    discards = int(discarding.sum())
     return Summary(
         plan.name,
         len(plan),
         {Advice(kind).name: use for kind, use in zip(kinds.tolist(), uses.tolist(), strict=True)},
         total,
         total << PFN_SHIFT,
+        discards,
+        int(pages[discarding].sum()) << PFN_SHIFT,
         plan.wire_requests,
         plan.wire_bytes,
         dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
         len(plan) / qemu_operations if qemu_operations else None,
-        len(plan) / oracle_operations if oracle_operations else None,
+        discards / oracle_discards if oracle_discards else None,
     )
 
 

@@ -53,22 +53,26 @@ def draw(found: "WhatIf") -> None:
             render.count(summary.operations),
             render.cell(summary.to_qemu, lambda share: f"{share:.4f}"),
             render.cell(summary.to_oracle, lambda ratio: f"{ratio:.1f}"),
-            render.size(summary.bytes),
+            render.size(summary.discard_bytes),
             render.count(summary.wire_requests),
             render.size(summary.wire_bytes),
             " ".join(f"{name} {count:,}" for name, count in summary.operations_by_advice.items()),
         )
         for summary in found.strategies
     ]
-    columns = ("<strategy", "operations", "x qemu", "x oracle", "covers", "requests", "on the wire")
-    render.draw("whatif: counted, not run", (*columns, "<by advice"), rows)
+    columns = ["<strategy", "operations", "x qemu", "discards x oracle", "discarded"]
+    columns += ["requests", "on the wire", "<by advice"]
+    render.draw("whatif: counted, not run", columns, rows)
     trace = found.trace
-    rising, falling = (
-        render.percent(None if share is None else 100 * share)
-        for share in (trace.rising_share, trace.falling_share)
-    )
-    render.say(
-        f"Of {trace.pages:,} pages {rising} are one above the page before, {falling} one below."
-    )
+    if not trace.pages:
+        render.say("No page was inflated or deflated.")
+    elif trace.rising_share is not None and trace.falling_share is not None:
+        rising, falling = (
+            render.percent(100 * share) for share in (trace.rising_share, trace.falling_share)
+        )
+        render.say(
+            f"Of {trace.pages:,} balloon pages {rising} are one above the page before,"
+            f" {falling} one below."
+        )
     if trace.outside_pages:
         render.say(f"{trace.outside_pages:,} pages named are outside guest memory.")

@@ -9,7 +9,7 @@ import pytest
 from replay.compare import Comparison, Policy
 from replay.compare_traces import compare_traces
 from replay.stats import Verdict
-from tracer.trace.errors import CaptureIncompleteError
+from tracer.trace.errors import CaptureIncompleteError, ExitCode
 from tracer.trace.manifest import Manifest, SideInfo
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import REQUESTS, Queue, Side, Wire
@@ -18,7 +18,18 @@ from tracer.trace.writer import TraceWriter
 PAGES = 256
 
 
-def record(path: Path, *, discard_ns: float, seed: int, calls: int = PAGES, lost: int = 0) -> Trace:
+def record(
+    path: Path,
+    *,
+    discard_ns: float,
+    seed: int,
+    calls: int = PAGES,
+    runs: int = 1,
+    queue: Queue = Queue.INFLATE,
+    lost: int = 0,
+) -> Trace:
+    """200 requests on the host, each of PAGES pages in some runs of equal length."""
+    length = PAGES // runs
     generator = np.random.default_rng(seed)
     rows = []
     for seq in range(200):
@@ -27,10 +38,12 @@ def record(path: Path, *, discard_ns: float, seed: int, calls: int = PAGES, lost
             {
                 "side": int(Side.HOST),
                 "seq": seq,
-                "queue": int(Queue.INFLATE),
+                "queue": int(queue),
                 "wire": int(Wire.PFNS),
                 "pages": PAGES,
-                "runs": [{"pfn": seq * PAGES, "pages": PAGES}],
+                "runs": [
+                    {"pfn": 2 * (seq * PAGES + i * length), "pages": length} for i in range(runs)
+                ],
                 "pop_ns": seq * 10**9,
                 "push_ns": seq * 10**9 + 2 * spent,
                 "discard_ns": spent,
@@ -78,6 +91,54 @@ def test_fewer_calls_are_better(tmp_path: Path) -> None:
     comparison = compare_traces(base, bulk)
     assert verdicts(comparison)["discard_calls"] is Verdict.BETTER
     assert comparison.verdict is Verdict.BETTER
+
+
+@pytest.mark.parametrize(
+    ("calls", "runs", "verdict", "reason"),
+    [
+        (101, 1, Verdict.SAME, "within 3.0% of equality"),
+        (110, 1, Verdict.WORSE, "+10.00% calls"),
+        (90, 1, Verdict.BETTER, "-10.00% calls"),
+        (110, 2, Verdict.INCONCLUSIVE, "came in 200 and 400 runs"),
+        (210, 2, Verdict.WORSE, "+110.00% calls"),
+    ],
+)
+def test_more_calls_count_beyond_what_the_guest_explains(
+    tmp_path: Path, calls: int, runs: int, verdict: Verdict, reason: str
+) -> None:
+    base = record(tmp_path / "a.balloon", discard_ns=1000, seed=1, calls=100)
+    other = record(tmp_path / "b.balloon", discard_ns=1000, seed=2, calls=calls, runs=runs)
+    (line,) = [ln for ln in compare_traces(base, other).lines if ln.metric == "discard_calls"]
+    assert line.decisive
+    assert line.difference.verdict is verdict
+    assert reason in line.difference.reason
+
+
+def test_calls_for_reports_decide_nothing(tmp_path: Path) -> None:
+    one, other = (
+        record(tmp_path / f"{n}.balloon", discard_ns=1, seed=n, calls=n, queue=Queue.REPORTING)
+        for n in (1, 9)
+    )
+    comparison = compare_traces(one, other)
+    assert "discard_calls" in {line.metric for line in comparison.lines}
+    assert not any(line.decisive for line in comparison.lines)
+
+
+def test_a_verdict_on_two_recordings_says_that_each_is_one_session(tmp_path: Path) -> None:
+    base = record(tmp_path / "a.balloon", discard_ns=1000, seed=1)
+    slow = record(tmp_path / "b.balloon", discard_ns=1100, seed=2)
+    assert compare_traces(base, base).warnings == ()
+    (warning,) = compare_traces(base, slow).warnings
+    assert "one recording" in warning
+
+
+def test_both_sides_of_one_request_count_once() -> None:
+    trace = open_trace(Path(__file__).parents[2] / "traces" / "plain.balloon")
+    comparison = compare_traces(trace, trace)
+    assert comparison.exit_code is not ExitCode.REGRESSION
+    counts = {(ln.subject, ln.metric): ln.difference.base for ln in comparison.lines}
+    assert counts["inflate", "pages"] == counts["inflate", "discard_calls"] == 393_216
+    assert counts["inflate", "requests"] == 1536
 
 
 def test_a_trace_that_misses_events_needs_a_word(tmp_path: Path) -> None:

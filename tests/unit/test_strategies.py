@@ -282,6 +282,12 @@ def test_what_if_of_a_trace_without_discards_has_no_ratios():
     assert (only.operations, only.to_qemu, only.to_oracle) == (0, None, None)
 
 
+def test_what_if_sets_discards_alone_beside_the_oracle():
+    (qemu,) = what_if(EXAMPLE, context(), [STRATEGIES["qemu"]]).strategies
+    assert (qemu.operations, qemu.discards, qemu.to_oracle) == (9, 7, 7 / 3)
+    assert (qemu.pages, qemu.discard_bytes) == (12, 10 * PAGE_BYTES)
+
+
 class Greedy(Qemu):
     """A user's mistake: it discards what the guest gets back."""
 

@@ -1,0 +1,78 @@
+"""What a reader must know before trusting the times of a replay."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from replay.plan import Advice, Plan
+from replay.ranges import intersect, merge, merge_sorted
+from replay.residency import Residency
+from replay.results import StrategyResult
+from tracer.trace.schema import PFN_SHIFT
+
+MOSTLY_EMPTY = 0.5
+"""Below this share of discarded pages with memory behind them, times are those of empty memory."""
+FLOOR_SHARE = 0.05
+
+
+def run_warnings(
+    plans: Sequence[Plan], strategies: Sequence[StrategyResult], residency: Residency
+) -> tuple[str, ...]:
+    """Warn of failed operations, of memory that was not given back, and of times of nothing.
+
+    Args:
+        plans: The plans that were run.
+        strategies: Their results, in the same order.
+        residency: The pages that had memory behind them when each run began.
+    """
+    found = []
+    empty: dict[tuple[int, int], list[str]] = {}
+    for plan, strategy in zip(plans, strategies, strict=True):
+        runs = strategy.runs
+        failures = max(run.failures for run in runs)
+        if failures:
+            name = errno.errorcode.get(runs[0].first_errno, str(runs[0].first_errno))
+            found.append(
+                f"{strategy.name}: {failures} of {strategy.operations} operations failed, "
+                f"the first with {name} ({os.strerror(runs[0].first_errno)})"
+            )
+        still = max(run.still_resident_pages for run in runs)
+        if still:
+            found.append(f"{strategy.name}: {still} discarded pages still have memory behind them")
+        resident, discarded = discarded_pages(plan, residency)
+        if resident < MOSTLY_EMPTY * discarded:
+            empty.setdefault((resident, discarded), []).append(strategy.name)
+        if resident and not any(run.gone_pages or run.lazy_pages for run in runs):
+            found.append(f"{strategy.name}: its discards gave no memory back")
+        floor = median(run.floor_ns for run in runs)
+        if strategy.operations and floor > FLOOR_SHARE * median(run.discard_ns for run in runs):
+            found.append(f"{strategy.name}: the harness's floor is over 5 % of its discard time")
+    found += [_of_empty(names, *pages, residency) for pages, names in empty.items()]
+    return tuple(found)
+
+
+def discarded_pages(plan: Plan, residency: Residency) -> tuple[int, int]:
+    """Count the different pages that a plan discards.
+
+    Returns:
+        Pages that had memory behind them when the run began, and all pages; both of 4 KiB.
+    """
+    chosen = plan.advice != Advice.WILLNEED
+    page = (plan.offset_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
+    pages = (plan.length_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
+    discarded = merge(page, pages)
+    resident = intersect(discarded, merge_sorted(residency.small, residency.huge))
+    return resident.total_pages, discarded.total_pages
+
+
+def _of_empty(names: Sequence[str], resident: int, discarded: int, residency: Residency) -> str:
+    return (
+        f"{', '.join(names)}: of {discarded:,} pages to discard {resident:,} had memory behind them"
+        f" at the start (residency: {residency.source}), so stage d is mostly that of empty pages;"
+        " --residency all gives the other extreme"
+    )
