@@ -53,6 +53,14 @@ def tier_of(path: Path) -> str:
     return parts[0] if len(parts) > 1 else ""
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="rewrite tests/golden/strategies.json and print what changed",
+    )
+
+
 def pytest_configure(config):
     if MODE not in {None, "0", "1"}:
         raise pytest.UsageError(f"{VARIABLE} is {MODE!r}; it must be unset, 0 or 1")

@@ -1,0 +1,87 @@
+"""What every strategy makes of every reference trace: counts that only a change of code moves."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from replay.plan import Advice, Context, Plan
+from replay.requests import load_requests, memory_map
+from replay.strategies import STRATEGIES
+from tracer.trace.reader import open_trace
+
+TRACES = sorted((Path(__file__).parents[2] / "traces").glob("*.balloon"))
+GOLDEN = Path(__file__).with_name("strategies.json")
+
+
+def counts(plan: Plan) -> dict[str, Any]:
+    kinds, uses = np.unique(plan.advice, return_counts=True)
+    return {
+        "operations": len(plan),
+        "operations_by_advice": {
+            Advice(int(kind)).name: int(use) for kind, use in zip(kinds, uses, strict=True)
+        },
+        "operation_bytes": int(plan.length_bytes.sum()),
+        "protocol": plan.protocol,
+        "wire_requests": int(plan.wire_requests),
+        "wire_bytes": int(plan.wire_bytes),
+    }
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, Any]]:
+    result = {}
+    for path in TRACES:
+        trace = open_trace(path)
+        requests, context = load_requests(trace), Context(memory_map(trace))
+        result[path.name] = {
+            name: counts(strategy.plan(requests, context)) for name, strategy in STRATEGIES.items()
+        }
+    return result
+
+
+def as_text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def test_strategies_do_what_they_did(found, request, capsys) -> None:
+    before, now = GOLDEN.read_text() if GOLDEN.exists() else "", as_text(found)
+    change = "".join(
+        difflib.unified_diff(
+            before.splitlines(keepends=True),
+            now.splitlines(keepends=True),
+            f"{GOLDEN.name} before",
+            f"{GOLDEN.name} now",
+        )
+    )
+    if request.config.getoption("--update-golden"):
+        GOLDEN.write_text(now)
+        with capsys.disabled():
+            print(f"\n{change or GOLDEN.name + ' is as it was'}")
+        return
+    assert not change, f"\n{change}\nIf this is meant: pytest tests/golden --update-golden"
+
+
+def test_the_counts_are_those_of_the_wire(found) -> None:
+    """Counts that hold whatever the strategy: no golden file may be updated past these."""
+    for name, strategies in found.items():
+        assert strategies["nop"]["operations"] == 0
+        assert strategies["oracle"]["operations"] <= strategies["request"]["operations"], name
+        assert strategies["request"]["operations"] <= strategies["qemu"]["operations"], name
+        sent = {s["wire_bytes"] for s in strategies.values() if s["protocol"] == "pfns"}
+        assert len(sent) == 1, name
+
+
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+def test_qemu_makes_the_calls_that_the_traced_qemu_made(path: Path, found) -> None:
+    calls = open_trace(path).table("calls")
+    recorded = calls.filter(pc.is_valid(calls["gpa"]))
+    made = {
+        Advice(row["advice"]).name: row["count_sum"]
+        for row in recorded.group_by("advice").aggregate([("count", "sum")]).to_pylist()
+    }
+    assert found[path.name]["qemu"]["operations_by_advice"] == made
