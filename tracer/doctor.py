@@ -208,7 +208,14 @@ def _word(way: Way) -> str:
 
 
 def _predict(way: Way) -> bool | None:
-    """Say from files alone whether a way will work."""
+    """Say from files alone whether a way will work; None where this user may not look."""
+    try:
+        return _predict_from_files(way)
+    except OSError:
+        return None
+
+
+def _predict_from_files(way: Way) -> bool:
     if way.kind is Kind.UPROBE:
         return (_EVENT_SOURCES / "uprobe").exists()
     if way.kind in (Kind.KPROBE, Kind.KRETPROBE):

@@ -94,7 +94,7 @@ class Program:
             raise BccError(
                 f"cannot compile {source}",
                 reason=_last_error(text),
-                remedy="run `aerostat doctor`; it needs root and a kernel with BPF",
+                remedy="run with sudo, on a kernel with BPF; `aerostat doctor` lists what is missing",
             ) from failure
 
     def __enter__(self) -> Program:
@@ -227,10 +227,19 @@ def mount_tracefs() -> None:
     Raises:
         ProbeError: It is not there and cannot be mounted.
     """
-    if (_TRACEFS / "events").exists():
+    if _has_events():
         return
     subprocess.run(
         ["mount", "-t", "tracefs", "tracefs", str(_TRACEFS)], check=False, capture_output=True
     )
-    if not (_TRACEFS / "events").exists():
+    if not _has_events():
         raise ProbeError("tracefs is not mounted", remedy=f"mount -t tracefs tracefs {_TRACEFS}")
+
+
+def _has_events() -> bool:
+    try:
+        return (_TRACEFS / "events").exists()
+    except PermissionError as error:
+        raise ProbeError(
+            "tracefs may not be read", reason=str(error), remedy="run with sudo"
+        ) from error

@@ -7,7 +7,7 @@ import click
 from aerostat.options import json_option, talk_options
 from aerostat.output import emit_json, plain
 from aerostat.progress import progress_on_stderr
-from tracer.trace.errors import ExitCode, MissingPrivilegeError
+from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
     from tracer.doctor import Check
@@ -31,15 +31,8 @@ def command(pid: int | None, as_json: bool, quiet: bool, verbose: bool) -> ExitC
     """
     from tracer.doctor import can_record, diagnose
 
-    try:
-        with progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
-            checks = diagnose(pid, progress)
-    except PermissionError as error:
-        raise MissingPrivilegeError(
-            "cannot look at the probes of this machine",
-            reason=f"{error.filename}: {error.strerror}",
-            remedy="run with sudo",
-        ) from error
+    with progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
+        checks = diagnose(pid, progress)
     able = can_record(checks)
     if as_json:
         emit_json({"can_record": able, "checks": plain(checks)})
