@@ -94,7 +94,7 @@ class Program:
             raise BccError(
                 f"cannot compile {source}",
                 reason=_last_error(text),
-                remedy="run with sudo, on a kernel with BPF; `aerostat doctor` lists what is missing",
+                remedy="run with sudo on a kernel with BPF; `aerostat doctor` says what is missing",
             ) from failure
 
     def __enter__(self) -> Program:
