@@ -121,6 +121,8 @@ class _HostCapture:
         self._attached: list[Attachment] = []
         self._call_cost_ns: float | None = None
         self._held = np.empty(0, decode.HOST_REQUEST)
+        self._early = np.empty(0, decode.HOST_CALLS)
+        self._last_seq = 0
         self._request_batch = Gather(self._write_requests)
         self._call_batch = Gather(self._write_calls)
         self._strangers = self._partial = self._misplaced = 0
@@ -196,11 +198,19 @@ class _HostCapture:
         return taken
 
     def _flush(self) -> None:
-        self._call_batch.flush()
         self._request_batch.flush()
         self._write_whole(self._held)
+        self._call_batch.flush()
+        self._write_calls(np.empty(0, decode.HOST_CALLS))
 
     def _write_calls(self, records: Records) -> None:
+        """Write the calls of requests that are written; those of one still under way wait.
+
+        What waits at the end belongs to a request that the capture did not see to its end.
+        """
+        records = np.concatenate((self._early, records))
+        is_early = records["seq"].astype(np.int64) > self._last_seq
+        self._early, records = records[is_early], records[~is_early]
         self._writer.append("calls", decode.host_calls(records, self._gpa(records)))
 
     def _write_requests(self, records: Records) -> None:
@@ -213,6 +223,7 @@ class _HostCapture:
         self._write_whole(records[:whole])
 
     def _write_whole(self, records: Records) -> None:
+        self._last_seq = int(records["seq"].max(initial=self._last_seq))
         known = decode.host_queues(records) != decode.UNKNOWN_QUEUE
         self._strangers += int(np.count_nonzero(~known))
         records = records[known]

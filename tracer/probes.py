@@ -122,20 +122,21 @@ def host_request_points(handlers: int) -> tuple[Point, ...]:
     points = []
     for index, name in enumerate(names):
         required = index == 0
-        points.append(
-            Point(
-                f"{name}-pop",
-                "requests: begin on the host",
-                required,
-                (Way(Kind.UPROBE, f"{index}:pop", f"on_pop_{index}"),),
-            )
-        )
+        # The end before the begin: a request that is seen to begin is then seen to end.
         points.append(
             Point(
                 f"{name}-push",
                 "requests: PFNs, end on the host",
                 required,
                 (Way(Kind.UPROBE, f"{index}:push", "on_push"),),
+            )
+        )
+        points.append(
+            Point(
+                f"{name}-pop",
+                "requests: begin on the host",
+                required,
+                (Way(Kind.UPROBE, f"{index}:pop", f"on_pop_{index}"),),
             )
         )
     return tuple(points)

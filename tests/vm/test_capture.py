@@ -266,3 +266,28 @@ def test_a_vm_that_exits_ends_the_capture_with_a_mark(tmp_path):
     requests = trace.table("requests")
     inflate = requests["queue"].to_numpy() == Queue.INFLATE
     assert requests["pages"].to_numpy()[inflate].sum() == ODD_PAGES
+
+
+def test_kprobes_record_the_same_where_fentry_is_not_wanted(vm, tmp_path):
+    agent = vm.agent
+    bundle, ready = "/tmp/kprobe.balloon", "/tmp/kprobe.ready"
+    argv = [agent.python, "-m", "aerostat", "record", "--guest", "--quiet", "--force"]
+    argv += ["--probes", "kprobe", "-o", bundle, "--ready-file", ready]
+    recorder = agent.spawn(argv, "/tmp/kprobe.log")
+    deadline = time.monotonic() + 180
+    while not agent.exists(ready):
+        assert agent.wait(recorder, 0.2) is None, agent.read_file("/tmp/kprobe.log").decode()
+        assert time.monotonic() < deadline, "the recorder was not ready in time"
+    move(vm.qmp, MEMORY_BYTES - ODD_PAGES * PAGE_BYTES)
+    move(vm.qmp, MEMORY_BYTES)
+    agent.signal(recorder, "SIGINT")
+    assert agent.wait(recorder, 60) == 0
+    agent.copy_out(bundle, tmp_path / "kprobe.balloon")
+    trace = open_trace(tmp_path / "kprobe.balloon")
+    ways = {probe.point: probe.way for probe in trace.manifest.sides["guest"].probes}
+    assert (ways["send-enter"], ways["send-exit"]) == ("kprobe", "kretprobe")
+    requests = trace.table("requests")
+    queues, pages = requests["queue"].to_numpy(), requests["pages"].to_numpy()
+    for queue in (Queue.INFLATE, Queue.DEFLATE):
+        assert pages[queues == queue].sum() == ODD_PAGES
+    assert ledger(trace).balanced is True
