@@ -122,7 +122,7 @@ class _HostCapture:
         self._call_cost_ns: float | None = None
         self._held = np.empty(0, decode.HOST_REQUEST)
         self._early = np.empty(0, decode.HOST_CALLS)
-        self._last_seq = 0
+        self._last_seq = -1
         self._request_batch = Gather(self._write_requests)
         self._call_batch = Gather(self._write_calls)
         self._strangers = self._partial = self._misplaced = 0
@@ -223,7 +223,8 @@ class _HostCapture:
         self._write_whole(records[:whole])
 
     def _write_whole(self, records: Records) -> None:
-        self._last_seq = int(records["seq"].max(initial=self._last_seq))
+        if len(records):
+            self._last_seq = max(self._last_seq, int(records["seq"].max()))
         known = decode.host_queues(records) != decode.UNKNOWN_QUEUE
         self._strangers += int(np.count_nonzero(~known))
         records = records[known]
