@@ -33,7 +33,7 @@ class VmOptions:
         free_page_reporting: Offer the reporting queue.
         deflate_on_oom: Offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM.
         boot_timeout_s: Seconds until the guest agent must have spoken.
-        name: QEMU's `-name`, which `aerostat vms` shows.
+        name: QEMU's `-name`, which the trace's manifest repeats.
     """
 
     qemu: Qemu
