@@ -65,6 +65,7 @@ class ProbeRecord:
         status: attached, failed or skipped.
         reason: Why it did not attach.
         cost_ns: Measured cost of one hit.
+        bystander_ns: What it adds to every system call of a process that is not traced.
         hits: How often it fired.
     """
 
@@ -74,6 +75,7 @@ class ProbeRecord:
     status: str = field(metadata=reads(one_of("attached", "failed", "skipped")))
     reason: str = field(default="", metadata=reads(text))
     cost_ns: float | None = field(default=None, metadata=reads(optional(number)))
+    bystander_ns: float | None = field(default=None, metadata=reads(optional(number)))
     hits: int | None = field(default=None, metadata=reads(optional(count)))
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
@@ -116,6 +118,7 @@ class VmInfo:
     Attributes:
         build_id: GNU build id of `exe`, in hex.
         accel: kvm, tcg or another accelerator.
+        manager: Who started the VMM: libvirt, proxmox, openstack, kubevirt or another.
         features: Negotiated virtio-balloon feature bits by name; None if not observed.
     """
 
@@ -129,6 +132,7 @@ class VmInfo:
     memory_bytes: int | None = field(default=None, metadata=reads(optional(whole(0, MAX_BYTES))))
     vcpus: int | None = field(default=None, metadata=reads(optional(whole(0, 1 << 20))))
     accel: str | None = field(default=None, metadata=reads(optional(text)))
+    manager: str | None = field(default=None, metadata=reads(optional(text)))
     features: tuple[str, ...] | None = field(
         default=None, metadata=reads(optional(many(text, at_most=256)))
     )
@@ -144,6 +148,7 @@ class Region:
         hva: Address of the same byte in the VMM; None if not observed.
         backing: anon, memfd, shmem, hugetlb or file-private.
         page_size_bytes: Page size of the backing.
+        file_offset_bytes: Offset of the first byte in the file behind it; None if there is none.
     """
 
     name: str = field(metadata=reads(text))
@@ -152,6 +157,7 @@ class Region:
     length_bytes: int = field(metadata=reads(whole(1, MAX_BYTES)))
     backing: str = field(metadata=reads(text))
     page_size_bytes: int = field(metadata=reads(_page_bytes))
+    file_offset_bytes: int | None = field(default=None, metadata=reads(optional(count)))
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
 
@@ -163,6 +169,7 @@ class Loss:
         side: host or guest.
         stream: What they were events of: requests, calls, ...
         count: How many.
+        cause: ring, quota, disk, budget, partial or stranger: docs/trace-format.md.
         since_ns: Begin of the span in which they were lost, by that side's clock.
         until_ns: End of that span.
     """
@@ -172,6 +179,7 @@ class Loss:
     count: int = field(metadata=reads(whole(1, (1 << 63) - 1)))
     since_ns: int | None = field(metadata=reads(optional(time_ns)))
     until_ns: int = field(metadata=reads(time_ns))
+    cause: str | None = field(default=None, metadata=reads(optional(text)))
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
 

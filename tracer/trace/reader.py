@@ -85,6 +85,7 @@ class Trace:
                 count=row["value"],
                 since_ns=row["since_ns"],
                 until_ns=row["ts_ns"],
+                cause=None if row["cause"] is None else row["cause"][:MAX_TEXT],
             )
             for row in rows
             if (row["value"] or 0) > 0 and min(row["ts_ns"], row["since_ns"] or 0) >= 0

@@ -10,8 +10,8 @@ from enum import IntEnum
 import pyarrow as pa
 
 FORMAT_NAME = "aerostat-trace"
-FORMAT_VERSION = "1.0"
-FINGERPRINT = "df672f9aa2445eaa"
+FORMAT_VERSION = "1.1"
+FINGERPRINT = "5edca0779d8522a9"
 """`fingerprint()` of this version. A change of columns or codes needs both lines changed."""
 PFN_SHIFT = 12
 """A balloon page is 4 KiB whatever the guest's page size (VIRTIO_BALLOON_PFN_SHIFT)."""
@@ -60,6 +60,7 @@ class Call(IntEnum):
     MADVISE = 0
     FALLOCATE = 1
     PROCESS_MADVISE = 2
+    MMAP = 3
 
 
 class Mark(IntEnum):
@@ -74,6 +75,12 @@ class Mark(IntEnum):
     OOM_DEFLATE = 6
     MIGRATION = 7
     VM_EXIT = 8
+    RUN_STATE = 9
+    SUSPEND = 10
+    CLOCK_STEP = 11
+    QUOTA = 12
+    TRIGGER = 13
+    ACTUAL = 14
 
 
 def _field(name: str, kind: pa.DataType, unit: str, *, null: bool = True) -> pa.Field:
@@ -106,6 +113,8 @@ REQUESTS = pa.schema(
         _field("pages", pa.uint32(), "4 KiB pages", null=False),
         _field("runs", RUNS, "PFN, 4 KiB pages"),
         _field("truncated_pages", pa.uint32(), "4 KiB pages"),
+        _field("rejected_pages", pa.uint32(), "4 KiB pages"),
+        _field("hint_id", pa.uint32(), "command id"),
         # guest side
         _field("caller", pa.uint8(), "Caller"),
         _field("begin_ns", pa.int64(), "ns"),
@@ -142,6 +151,7 @@ CALLS = pa.schema(
         _field("total_ns", pa.int64(), "ns", null=False),
         _field("worst_ns", pa.int64(), "ns", null=False),
         _field("errno", pa.int32(), "errno", null=False),
+        _field("pieces", pa.uint32(), "count"),
     ]
 )
 
@@ -159,6 +169,10 @@ SAMPLES = pa.schema(
         _field("balloon_inflate_pages", pa.uint64(), "4 KiB pages"),
         _field("balloon_deflate_pages", pa.uint64(), "4 KiB pages"),
         _field("psi_some_us", pa.uint64(), "us"),
+        _field("psi_full_us", pa.uint64(), "us"),
+        _field("balloon_migrate_pages", pa.uint64(), "4 KiB pages"),
+        _field("major_faults", pa.uint64(), "count"),
+        _field("alloc_stalls", pa.uint64(), "count"),
     ]
 )
 
@@ -168,8 +182,9 @@ MARKS = pa.schema(
         _field("ts_ns", pa.int64(), "ns", null=False),
         _field("since_ns", pa.int64(), "ns"),
         _field("mark", pa.uint8(), "Mark", null=False),
-        _field("value", pa.int64(), "count, or bytes for TARGET"),
+        _field("value", pa.int64(), "count, bytes or ns: see Mark"),
         _field("text", pa.string(), "text"),
+        _field("cause", pa.string(), "text"),
     ]
 )
 

@@ -97,7 +97,7 @@ class TraceWriter:
         if checked.num_rows:
             self._guard(lambda: self._append(table, checked))
 
-    def mark(
+    def mark(  # noqa: PLR0913  one argument per column of the row
         self,
         mark: Mark,
         ts_ns: int,
@@ -105,15 +105,17 @@ class TraceWriter:
         value: int | None = None,
         text: str | None = None,
         since_ns: int | None = None,
+        cause: str | None = None,
     ) -> None:
         """Append one row to the marks.
 
         Args:
             mark: What happened.
             ts_ns: When, or when it ended, by this side's clock.
-            value: A count, or bytes for TARGET.
+            value: A count, bytes or ns, by the mark: docs/trace-format.md.
             text: More about it.
             since_ns: When it began, if it took time.
+            cause: Of a LOSS: ring, quota, disk, ...
 
         Raises:
             TraceError: The disk is full, or fails.
@@ -125,10 +127,19 @@ class TraceWriter:
             "mark": int(mark),
             "value": value,
             "text": text,
+            "cause": cause,
         }
         self.append("marks", pa.RecordBatch.from_pylist([row], schema=MARKS))
 
-    def loss(self, stream: str, count: int, since_ns: int | None, until_ns: int) -> None:
+    def loss(
+        self,
+        stream: str,
+        count: int,
+        since_ns: int | None,
+        until_ns: int,
+        *,
+        cause: str | None = None,
+    ) -> None:
         """Say that events are missing, in the marks and in the manifest.
 
         Args:
@@ -136,13 +147,14 @@ class TraceWriter:
             count: How many; nothing is written for none.
             since_ns: Begin of the span in which they were lost, by this side's clock.
             until_ns: End of the span.
+            cause: What lost them: ring, quota, disk, budget, partial or stranger.
 
         Raises:
             TraceError: The disk is full, or fails.
         """
         if count:
-            self._losses.append(Loss(self._side, stream, count, since_ns, until_ns))
-            self.mark(Mark.LOSS, until_ns, value=count, text=stream, since_ns=since_ns)
+            self._losses.append(Loss(self._side, stream, count, since_ns, until_ns, cause))
+            self.mark(Mark.LOSS, until_ns, value=count, text=stream, since_ns=since_ns, cause=cause)
 
     def close(self, manifest: Manifest) -> Manifest:
         """End the trace in order: losses, END, footers, and a manifest that says complete.
@@ -164,7 +176,7 @@ class TraceWriter:
             raise ValueError(f"the manifest has losses of another side than {self._side}")
         for loss in manifest.losses:
             if loss not in self._losses:
-                self.loss(loss.stream, loss.count, loss.since_ns, loss.until_ns)
+                self.loss(loss.stream, loss.count, loss.since_ns, loss.until_ns, cause=loss.cause)
         info = manifest.sides[self._side]
         if info.end_ns is None:
             info = replace(info, end_ns=time.monotonic_ns())
