@@ -21,6 +21,7 @@ enum aerostat_wire {
 enum aerostat_flag {
 	FLAG_PAYLOAD_FAULT = 1, /* the request's pages could not be read */
 	FLAG_TRUNCATED = 2,     /* more pages or entries than AEROSTAT_CHUNKS records hold */
+	FLAG_HINT_ID = 4,       /* hint_id was sent; nothing is missing */
 };
 
 /* One scatterlist entry: a guest-physical (host side) or page-struct derived address and a length. */
@@ -35,9 +36,92 @@ union aerostat_payload {
 	struct aerostat_entry entry[AEROSTAT_ENTRIES];
 };
 
+/* Handlers of QEMU's balloon, in the order of tracer/recover.py. */
+enum aerostat_handler {
+	HANDLER_OUTPUT = 0,     /* inflate and deflate, told apart by the queue's index */
+	HANDLER_REPORT = 1,
+	HANDLER_STATS = 2,
+	HANDLER_HINT = 3,
+};
+
+/* Numbers of Call in tracer/trace/schema.py. */
+enum aerostat_call {
+	CALL_MADVISE = 0,
+	CALL_FALLOCATE = 1,
+	CALL_PROCESS_MADVISE = 2,
+	CALL_MMAP = 3,
+};
+
+/* Indices of host_vm.counts; each is a sum since the VM was added. */
+enum aerostat_count {
+	HOST_LOST_REQUESTS,          /* the ring was full */
+	HOST_LOST_CALLS,
+	HOST_QUOTA_REQUESTS,         /* the VM was over its quota */
+	HOST_QUOTA_CALLS,
+	HOST_LOST_INFLATE_PAGES,     /* named by requests that were lost, whatever the cause */
+	HOST_LOST_DEFLATE_PAGES,
+	HOST_LOST_OTHER_PAGES,
+	HOST_LOST_PARTS,             /* further records of a request whose first is there */
+	HOST_LOST_THREADS,           /* no room to remember a thread */
+	HOST_OUTSIDE_CALLS,          /* on memory that is not the guest's: not recorded, no loss */
+	HOST_HIT_POP,
+	HOST_HIT_PUSH,
+	HOST_HIT_CALL,
+	HOST_COUNTS,
+};
+
+enum aerostat_vm_flag {
+	VM_MERGE = 1,           /* merge adjacent calls */
+	VM_ALL_CALLS = 2,       /* its handlers are not known: record every call on guest memory */
+};
+
+enum aerostat_event {
+	EVENT_TARGET,
+	EVENT_ACTUAL,
+	EVENT_RUN_STATE,
+	HOST_EVENTS,
+};
+
+#define AEROSTAT_LATEST 8       /* a power of two */
+
+/* The latest of one kind of event; number n of them (from 0) is in place n % AEROSTAT_LATEST. */
+struct host_event {
+	unsigned long long count;
+	unsigned long long value[AEROSTAT_LATEST];
+	unsigned long long ts_ns[AEROSTAT_LATEST];
+};
+
+#define NO_REQUEST (~0ULL)
+#define AEROSTAT_REGIONS 8      /* regions of guest memory that calls are held against */
+#define AEROSTAT_PIECES 64     /* pieces of one process_madvise that are looked at */
+
+/* One VM that is recorded: user space fills in the first part, the programs count in the rest. */
+struct host_vm {
+	unsigned int slot;              /* of its rings in the arrays of maps */
+	unsigned int flags;
+	unsigned int queue_index_offset; /* of VirtQueue.queue_index */
+	unsigned int pad;
+	unsigned long long quota_records; /* per second */
+	unsigned long long quota_bytes;
+	unsigned long long window_ns;   /* begin of the second that is counted */
+	unsigned long long window_records;
+	unsigned long long window_bytes;
+	unsigned long long next_token[2];
+	unsigned long long counts[HOST_COUNTS];
+	struct host_event events[HOST_EVENTS];
+};
+
+/* Where a VM's guest memory is, for calls outside requests: HVAs half-open, and file descriptors. */
+struct host_memory {
+	unsigned long long begin[AEROSTAT_REGIONS];
+	unsigned long long end[AEROSTAT_REGIONS];
+	unsigned int fd[AEROSTAT_REGIONS];
+	unsigned int fd_valid[AEROSTAT_REGIONS];
+};
+
 /* One virtqueue buffer as the host's device model saw it, from virtqueue_pop to virtqueue_push. */
 struct host_request {
-	unsigned long long seq;
+	unsigned long long token;       /* of the request among this VM's; not the trace's number */
 	unsigned long long vq;          /* HVA of QEMU's VirtQueue */
 	unsigned long long pop_ns;
 	unsigned long long push_ns;
@@ -47,10 +131,10 @@ struct host_request {
 	unsigned long long first_hva;
 	unsigned int discard_calls;
 	unsigned int tid;
-	unsigned int tgid;
+	unsigned int hint_id;           /* with FLAG_HINT_ID */
 	unsigned int total;             /* PFNs or entries of the whole request */
 	unsigned short queue_index;     /* 0xffff: not read */
-	unsigned short handler;         /* index of the handler function in the attach order */
+	unsigned short handler;         /* enum aerostat_handler */
 	unsigned short wire;
 	unsigned short chunk;           /* 0 is first; later chunks repeat the header */
 	unsigned int filled;            /* PFNs or entries in this record */
@@ -60,8 +144,8 @@ struct host_request {
 
 /* A run of like system calls: equal call, advice, length and errno, addresses adjacent. */
 struct host_calls {
-	unsigned long long seq;         /* of the request they belong to; ~0 for none */
-	unsigned long long address;     /* first call's address (madvise) or file offset (fallocate) */
+	unsigned long long token;       /* of the request they belong to; NO_REQUEST for none */
+	unsigned long long address;     /* first call's address, or file offset (fallocate) */
 	unsigned long long length_bytes;
 	unsigned long long first_ns;    /* entry of the first call */
 	unsigned long long last_ns;     /* return of the last call */
@@ -69,12 +153,12 @@ struct host_calls {
 	unsigned long long worst_ns;
 	unsigned int count;
 	int step;                       /* +1 rising, -1 falling, 0 single */
-	int advice;
+	int advice;                     /* madvise's, or fallocate's mode, or mmap's flags */
 	int error;
-	unsigned int call;              /* 0 madvise, 1 fallocate */
+	unsigned int call;              /* enum aerostat_call */
 	unsigned int tid;
-	unsigned int tgid;
-	unsigned int pad;
+	unsigned int fd;                /* of fallocate */
+	unsigned int pieces;            /* of the process_madvise that begins here; else 0 */
 };
 
 /* One virtqueue buffer as the guest's driver sent it. */

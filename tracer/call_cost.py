@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import mmap
-import os
 import statistics
-import threading
 import time
+from typing import TYPE_CHECKING
 
-from tracer.host_probes import HIT_CALL
-from tracer.loader import Program
+if TYPE_CHECKING:
+    from tracer.host_engine import HostEngine
 
 _BATCHES = 15
 _CALLS = 400
@@ -33,25 +32,18 @@ class CallCost:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
         self._bare_ns = statistics.median(_batch_ns(self._memory) for _ in range(_BATCHES))
 
-    def traced_ns(self, program: Program) -> float | None:
+    def traced_ns(self, engine: HostEngine) -> float | None:
         """Time the same calls with this thread entered as if it were in a balloon request.
 
         Args:
-            program: bpf/host.bpf.c, its system-call probes attached.
+            engine: The host's programs, their system-call probes attached.
 
         Returns:
             Nanoseconds that the pair of probes adds to one call, not below 0; None where the probes
             did not know this thread (another PID namespace than the kernel's first).
         """
-        before = program.counter(HIT_CALL)
-        inflight = program["inflight"]
-        key = inflight.Key(os.getpid() << 32 | threading.get_native_id())
-        inflight[key] = inflight.Leaf()
-        try:
+        with engine.as_if_in_request() as hits:
             traced_ns = statistics.median(_batch_ns(self._memory) for _ in range(_BATCHES))
-        finally:
-            del inflight[key]
-            self._memory.close()
-        if program.counter(HIT_CALL) - before < _BATCHES * _CALLS:
-            return None
-        return max(0.0, traced_ns - self._bare_ns)
+            seen = hits()
+        self._memory.close()
+        return None if seen < _BATCHES * _CALLS else max(0.0, traced_ns - self._bare_ns)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from tracer.ring import Records
 from tracer.trace.progress import Progress
 from tracer.trace.writer import TraceWriter
 
 DRAIN_SHORTEST_S = 0.01
 DRAIN_LONGEST_S = 0.2
-"""A ring of 4 MiB holds 3700 requests: 950,000 pages, and in 0.2 s a driver sends fewer. Draining
-seldom matters where the recorder shares two emulated CPUs with what it records."""
+"""Draining seldom matters where the recorder shares two emulated CPUs with what it records."""
 RING_SHARE = 1 / 16
 """Share of the ring in use at a drain above which the next one comes sooner."""
-SAMPLE_S = 1.0
 BATCH_RECORDS = 4096
 BATCH_S = 1.0
 
-Records = npt.NDArray[np.void]
 Ready = Callable[[], None]
 
 
@@ -41,31 +39,34 @@ class CaptureOptions:
         force: Replace a bundle that is there.
         duration_s: Stop by itself after so many seconds.
         ready: Called once, when every probe is attached.
+        sample_every_s: Time between two rows of the samples table, and two looks for losses.
     """
 
     output: Path
     force: bool = False
     duration_s: float | None = None
     ready: Ready = nothing
+    sample_every_s: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What a side gives to the loop.
+class Source(Protocol):
+    """What a recorder gives to the loop."""
 
-    Attributes:
-        drain: Moves what waits in the rings into the trace; returns the requests it moved.
-        used_share: How full the fullest ring is, 0 to 1.
-        sample: Appends a row to the samples table.
-        lost: Reads the counts of lost records, by stream.
-        is_alive: Whether what is traced still exists.
-    """
+    @property
+    def longest_wait_s(self) -> float:
+        """How long its rings may go undrained."""
 
-    drain: Callable[[], int]
-    used_share: Callable[[], float]
-    sample: Callable[[], None]
-    lost: Callable[[], dict[str, int]]
-    is_alive: Callable[[], bool]
+    def drain(self) -> int:
+        """Move what waits in the rings into the trace; return the requests moved."""
+
+    def used_share(self) -> float:
+        """How full the fullest ring is, 0 to 1."""
+
+    def sample(self) -> None:
+        """Write a row of samples, and what was lost since the last call."""
+
+    def ended(self) -> str | None:
+        """Why there is nothing more to record, or None."""
 
 
 class Gather:
@@ -101,41 +102,48 @@ class Gather:
 
 
 class LossCounter:
-    """Turns growing counts of lost records into loss rows with the span in which they were lost."""
+    """Turns growing counts of lost records into loss rows with the span in which they were lost.
 
-    def __init__(self, writer: TraceWriter, lost: Callable[[], dict[str, int]]) -> None:
+    Args:
+        writer: Takes the rows.
+        lost: Reads the counts, by (stream, cause).
+    """
+
+    def __init__(
+        self, writer: TraceWriter, lost: Callable[[], Mapping[tuple[str, str], int]]
+    ) -> None:
         self._writer = writer
         self._lost = lost
-        self._seen: dict[str, int] = dict.fromkeys(lost(), 0)
+        self._seen: dict[tuple[str, str], int] = dict.fromkeys(lost(), 0)
         self._since_ns = time.monotonic_ns()
 
     @property
-    def total(self) -> int:
-        """Records lost so far."""
-        return sum(self._seen.values())
+    def by_cause(self) -> dict[str, int]:
+        """Records lost so far, by cause."""
+        totals: dict[str, int] = {}
+        for (_, cause), count in self._seen.items():
+            totals[cause] = totals.get(cause, 0) + count
+        return totals
 
     def check(self) -> None:
-        """Write a loss row for each stream whose count has grown since the last check."""
+        """Write a loss row for each count that has grown since the last check."""
         now_ns = time.monotonic_ns()
-        for stream, count in self._lost().items():
-            grown = count - self._seen[stream]
+        for key, count in self._lost().items():
+            grown = count - self._seen.get(key, 0)
             if grown > 0:
-                self._writer.loss(stream, grown, self._since_ns, now_ns)
-                self._seen[stream] = count
+                stream, cause = key
+                self._writer.loss(stream, grown, self._since_ns, now_ns, cause=cause)
+                self._seen[key] = count
         self._since_ns = now_ns
 
 
 def run_loop(
-    source: Source,
-    losses: LossCounter,
-    options: CaptureOptions,
-    stop: threading.Event,
-    progress: Progress,
+    source: Source, options: CaptureOptions, stop: threading.Event, progress: Progress
 ) -> str:
     """Drain on a timer until told to stop.
 
     Returns:
-        Why it ended: stopped, duration or vm-exited.
+        Why it ended: stopped, duration, or what the source says.
     """
     begin_s = time.monotonic()
     next_sample_s = begin_s
@@ -144,17 +152,16 @@ def run_loop(
     while True:
         now_s = time.monotonic()
         is_filling = source.used_share() > RING_SHARE
-        wait_s = (
-            max(wait_s / 4, DRAIN_SHORTEST_S) if is_filling else min(2 * wait_s, DRAIN_LONGEST_S)
-        )
+        longest_s = source.longest_wait_s
+        wait_s = max(wait_s / 4, DRAIN_SHORTEST_S) if is_filling else min(2 * wait_s, longest_s)
         requests += source.drain()
         if now_s >= next_sample_s:
-            losses.check()
             source.sample()
             progress("record", requests)
-            next_sample_s = now_s + SAMPLE_S
-        if not source.is_alive():
-            return "vm-exited"
+            next_sample_s = now_s + options.sample_every_s
+        reason = source.ended()
+        if reason is not None:
+            return reason
         if options.duration_s is not None and now_s - begin_s >= options.duration_s:
             return "duration"
         if stop.wait(wait_s):

@@ -12,22 +12,25 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tracer.ring import Records
 from tracer.trace.runs import encode_runs
 from tracer.trace.schema import CALLS, PFN_SHIFT, REQUESTS, RUNS, Call, Queue, Side, Wire
-
-Records = npt.NDArray[np.void]
 
 PFNS = 256
 ENTRIES = 64
 CHUNKS = 4
 UNKNOWN_QUEUE = 0xFFFF
 NO_REQUEST = (1 << 64) - 1
+FLAG_HINT_ID = 4
+"""The one flag of a request record that tells of nothing missing (enum aerostat_flag)."""
+HANDLER_QUEUES = (Queue.INFLATE, Queue.REPORTING, Queue.STATS, Queue.FREE_PAGE_HINT)
+"""Queue that each handler of enum aerostat_handler serves; the first serves inflate and deflate."""
 
 _PAYLOAD = ("payload", np.uint32, (PFNS,))
 
 HOST_REQUEST = np.dtype(
     [
-        ("seq", np.uint64),
+        ("token", np.uint64),
         ("vq", np.uint64),
         ("pop_ns", np.uint64),
         ("push_ns", np.uint64),
@@ -37,7 +40,7 @@ HOST_REQUEST = np.dtype(
         ("first_hva", np.uint64),
         ("discard_calls", np.uint32),
         ("tid", np.uint32),
-        ("tgid", np.uint32),
+        ("hint_id", np.uint32),
         ("total", np.uint32),
         ("queue_index", np.uint16),
         ("handler", np.uint16),
@@ -52,7 +55,7 @@ HOST_REQUEST = np.dtype(
 
 HOST_CALLS = np.dtype(
     [
-        ("seq", np.uint64),
+        ("token", np.uint64),
         ("address", np.uint64),
         ("length_bytes", np.uint64),
         ("first_ns", np.uint64),
@@ -65,8 +68,8 @@ HOST_CALLS = np.dtype(
         ("error", np.int32),
         ("call", np.uint32),
         ("tid", np.uint32),
-        ("tgid", np.uint32),
-        ("pad", np.uint32),
+        ("fd", np.uint32),
+        ("pieces", np.uint32),
     ],
     align=True,
 )
@@ -100,12 +103,16 @@ def host_queues(records: Records) -> npt.NDArray[np.uint16]:
     """Name the queue of each host request by its handler and, for the first handler, its index.
 
     QEMU always adds the inflate queue first and the deflate queue second
-    (virtio_balloon_device_realize of hw/virtio/virtio-balloon.c); the report handler serves one
+    (virtio_balloon_device_realize of hw/virtio/virtio-balloon.c); each other handler serves one
     queue alone.
     """
-    queue = np.where(records["handler"] == 0, records["queue_index"], np.uint16(Queue.REPORTING))
-    known = (queue == Queue.INFLATE) | (queue == Queue.DEFLATE) | (queue == Queue.REPORTING)
-    return np.where(known, queue, np.uint16(UNKNOWN_QUEUE))
+    of_handler = np.array(HANDLER_QUEUES, np.uint16)
+    handler = records["handler"]
+    is_known = handler < len(of_handler)
+    queue = of_handler[np.where(is_known, handler, 0)]
+    queue = np.where(handler == 0, records["queue_index"], queue)
+    is_known &= (handler != 0) | (queue == Queue.INFLATE) | (queue == Queue.DEFLATE)
+    return np.where(is_known, queue, np.uint16(UNKNOWN_QUEUE)).astype(np.uint16)
 
 
 def is_last_chunk(records: Records) -> npt.NDArray[np.bool_]:
@@ -116,40 +123,77 @@ def is_last_chunk(records: Records) -> npt.NDArray[np.bool_]:
     return np.asarray(is_last, np.bool_)
 
 
-def host_requests(records: Records, *, calls_observed: bool) -> pa.RecordBatch:
+def is_partial(records: Records) -> npt.NDArray[np.bool_]:
+    """Say of each record whether the request named more than the record could hold or read."""
+    return np.asarray(records["flags"] & ~np.uint32(FLAG_HINT_ID) != 0, np.bool_)
+
+
+def first_chunks(records: Records) -> npt.NDArray[np.bool_]:
+    """Say of each host record whether it begins a request: its chunks follow each other."""
+    first = np.ones(len(records), bool)
+    first[1:] = records["token"][1:] != records["token"][:-1]
+    return first
+
+
+def host_requests(
+    records: Records,
+    first_seq: int,
+    *,
+    calls_observed: bool,
+    guest_pfns: npt.NDArray[np.int64] | None,
+) -> pa.RecordBatch:
     """Build rows of the requests table from host records.
 
     Args:
         records: HOST_REQUEST[n], the chunks of one request one after the other.
+        first_seq: Number of the first row.
         calls_observed: Whether system calls were probed; if not, their columns are null.
+        guest_pfns: int64[m, 2], first PFN and end of each region of guest memory, to count what a
+            request names outside them; None without a memory map.
 
     Returns:
         One row per request.
     """
-    first = np.ones(len(records), bool)
-    first[1:] = records["seq"][1:] != records["seq"][:-1]
+    first = first_chunks(records)
     row = np.cumsum(first) - 1
     head = records[first]
     runs, pages = _runs(records, row, len(head))
-    total = _total_pages(records, head, pages)
+    rejected = None if guest_pfns is None else pages - _pages_inside(runs, guest_pfns)
     discards: dict[str, Any] = {}
     if calls_observed:
         discards = {name: head[name] for name in ("discard_calls", "discard_ns", "discard_bytes")}
+    has_id = head["flags"] & FLAG_HINT_ID != 0
     return _batch(
         REQUESTS,
         len(head),
         side=np.full(len(head), Side.HOST),
-        seq=head["seq"],
+        seq=np.arange(first_seq, first_seq + len(head)),
         queue=host_queues(head),
         wire=head["wire"],
         tid=head["tid"],
         pages=pages,
         runs=runs,
-        truncated_pages=total - pages,
+        truncated_pages=_total_pages(records, head, pages) - pages,
+        rejected_pages=rejected,
+        hint_id=pa.array(head["hint_id"], pa.uint32(), mask=~has_id),
         pop_ns=_times(head["pop_ns"]),
         push_ns=_times(head["push_ns"]),
         **discards,
     )
+
+
+def _pages_inside(runs: pa.ListArray, regions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Count, per row, the pages of its runs that lie in one of the regions [first PFN, end)."""
+    pfn = runs.values.field(0).to_numpy().astype(np.int64)
+    length = runs.values.field(1).to_numpy().astype(np.int64)
+    begin = np.where(length < 0, pfn + length + 1, pfn)
+    end = begin + np.abs(length)
+    inside = np.zeros(len(pfn), np.int64)
+    for low, high in regions:
+        inside += np.maximum(np.minimum(end, high) - np.maximum(begin, low), 0)
+    sums = np.concatenate(([0], np.cumsum(inside)))
+    offsets = runs.offsets.to_numpy()
+    return np.asarray(sums[offsets[1:]] - sums[offsets[:-1]], np.int64)
 
 
 def guest_requests(records: Records, first_seq: int) -> pa.RecordBatch:
@@ -178,23 +222,26 @@ def guest_requests(records: Records, first_seq: int) -> pa.RecordBatch:
     )
 
 
-def host_calls(records: Records, gpa: npt.NDArray[np.int64]) -> pa.RecordBatch:
+def host_calls(
+    records: Records, seq: npt.NDArray[np.int64], gpa: npt.NDArray[np.int64]
+) -> pa.RecordBatch:
     """Build rows of the calls table.
 
     Args:
         records: HOST_CALLS[n].
+        seq: int64[n], number of the request that each row belongs to, -1 for none.
         gpa: int64[n], guest-physical address of each row's first call, -1 where it is not known.
     """
-    is_madvise = records["call"] == Call.MADVISE
+    has_address = records["call"] != Call.FALLOCATE
     return _batch(
         CALLS,
         len(records),
         side=np.full(len(records), Side.HOST),
-        request_seq=pa.array(records["seq"], pa.uint64(), mask=records["seq"] == NO_REQUEST),
+        request_seq=pa.array(seq.astype(np.uint64), pa.uint64(), mask=seq < 0),
         tid=records["tid"],
         call=records["call"],
         advice=records["advice"],
-        hva=pa.array(records["address"], pa.uint64(), mask=~is_madvise),
+        hva=pa.array(records["address"], pa.uint64(), mask=~has_address),
         gpa=pa.array(gpa.astype(np.uint64), pa.uint64(), mask=gpa < 0),
         length_bytes=records["length_bytes"],
         step=records["step"],
@@ -204,6 +251,7 @@ def host_calls(records: Records, gpa: npt.NDArray[np.int64]) -> pa.RecordBatch:
         total_ns=records["total_ns"],
         worst_ns=records["worst_ns"],
         errno=records["error"],
+        pieces=pa.array(records["pieces"], pa.uint32(), mask=records["pieces"] == 0),
     )
 
 

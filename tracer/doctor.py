@@ -13,11 +13,20 @@ from pathlib import Path
 
 from tracer import guest_probes, host_probes
 from tracer.attach import Attach
-from tracer.call_cost import CallCost
 from tracer.errors import ProbeError
+from tracer.host_engine import HostEngine
 from tracer.libbpf import Btf
 from tracer.loader import Program, import_bcc, mount_tracefs
-from tracer.probes import GUEST_POINTS, HOST_CALL_POINTS, Kind, Point, Way, host_request_points
+from tracer.probes import (
+    GUEST_POINTS,
+    HOST_CALL_POINTS,
+    HOST_EVENT_POINTS,
+    Kind,
+    Point,
+    Way,
+    host_request_points,
+)
+from tracer.recover import HANDLERS
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
 from tracer.vmm import inspect
@@ -79,7 +88,7 @@ def can_record(checks: list[Check]) -> bool:
     uprobes are predicted.
     """
     required = {
-        "host requests": {point.name for point in host_request_points(2) if point.required},
+        "host requests": {point.name for point in host_request_points((0,)) if point.required},
         "guest driver": {point.name for point in GUEST_POINTS if point.required},
     }
     return any(
@@ -119,10 +128,8 @@ def _environment() -> Iterator[Check]:
 
 def _host_calls() -> list[Check]:
     group = "host calls"
-    cost_ns: float | None = None
     try:
-        cost = CallCost()
-        program = host_probes.compile_host(None, calls=True, merge=True)
+        program = host_probes.compile_host()
     except AerostatError as error:
         return [_untried(group, point, way, error) for point, way in _ways(HOST_CALL_POINTS)]
     mechanisms = host_probes.host_mechanisms(None, 0)
@@ -130,16 +137,15 @@ def _host_calls() -> list[Check]:
         checks = [
             _tried(group, point, way, program, mechanisms) for point, way in _ways(HOST_CALL_POINTS)
         ]
-        pair = [way for _, way in _ways(HOST_CALL_POINTS[:2]) if way.kind is Kind.TRACEPOINT]
-        try:
-            for way in pair:
-                mechanisms[way.kind](program, way)
-            pair_ns = cost.traced_ns(program)
-            cost_ns = None if pair_ns is None else pair_ns / len(pair)
-        except AerostatError:
-            return checks
+    try:
+        with HostEngine(calls=True, other_calls=False) as engine:
+            pair_ns = engine.call_cost_ns
+            chosen = {_word(a.way) for a in engine.call_attachments if a.way is not None}
+    except AerostatError:
+        return checks
+    cost_ns = None if pair_ns is None else pair_ns / 2
     return [
-        _with_cost(check, cost_ns) if check.proven and check.way.startswith("tracepoint") else check
+        _with_cost(check, cost_ns) if check.proven and check.way in chosen else check
         for check in checks
     ]
 
@@ -150,7 +156,7 @@ def _with_cost(check: Check, cost_ns: float | None) -> Check:
 
 def _host_requests(pid: int | None) -> list[Check]:
     group = "host requests"
-    points = host_request_points(2)
+    points = (*host_request_points(range(len(HANDLERS))), *HOST_EVENT_POINTS)
     if pid is None:
         remedy = "name a running QEMU: aerostat doctor --pid PID"
         return [
@@ -160,14 +166,14 @@ def _host_requests(pid: int | None) -> list[Check]:
     try:
         inspect(pid)
         sites = host_probes.find_sites(pid)
-        program = host_probes.compile_host(sites, calls=False, merge=False)
+        program = host_probes.compile_host()
     except AerostatError as error:
         return [_untried(group, point, way, error) for point, way in _ways(points)]
     mechanisms = host_probes.host_mechanisms(sites, pid)
     with program:
         return [
             _tried(group, point, way, program, mechanisms)
-            for point, way in _ways(host_request_points(len(sites.handlers)))
+            for point, way in _ways((*host_request_points(sites.numbers), *HOST_EVENT_POINTS))
         ]
 
 

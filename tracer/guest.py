@@ -13,11 +13,10 @@ import pyarrow as pa
 
 from tracer import decode, guest_probes
 from tracer.capture import (
+    DRAIN_LONGEST_S,
     CaptureOptions,
     Gather,
     LossCounter,
-    Records,
-    Source,
     run_loop,
 )
 from tracer.guest_probes import Driver, attach_driver
@@ -29,7 +28,7 @@ from tracer.machine import (
     read_text,
     side_info,
 )
-from tracer.ring import Ring
+from tracer.ring import Records, Ring
 from tracer.trace.manifest import Manifest, ProbeRecord, VmInfo
 from tracer.trace.progress import Progress, silent
 from tracer.trace.schema import SAMPLES, Caller, Mark, Side
@@ -90,23 +89,20 @@ class _GuestCapture:
         """Record, then close the trace."""
         begin, counted = clock_anchor(), balloon_counters()
         self._writer.mark(Mark.ATTACH, begin[0], text="virtio_balloon")
-        losses = LossCounter(self._writer, self._lost)
-        source = Source(
-            self._drain, lambda: self._requests.used_share, self._sample, self._lost, lambda: True
-        )
+        self._losses = LossCounter(self._writer, self._lost)
         # First runs are slow, by seconds in an emulated guest: have them before the balloon moves.
         decode.guest_requests(np.zeros(2, decode.GUEST_REQUEST), 0)
-        self._sample()
+        self.sample()
         self._options.ready()
-        reason = run_loop(source, losses, self._options, stop, progress)
+        reason = run_loop(self, self._options, stop, progress)
         end, counters = clock_anchor(), self._counters(counted, balloon_counters())
         self._program.detach()
-        self._drain()
+        self.drain()
         self._requests.close()
         self._batch.flush()
-        losses.check()
+        self._losses.check()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())
-        counters["lost_requests"] = self._lost()["requests"]
+        counters["lost_requests"] = sum(self._lost().values())
         side = side_info(
             begin=begin, end=end, detail="requests", probes=self._probes(), counters=counters
         )
@@ -114,7 +110,20 @@ class _GuestCapture:
         self._writer.close(Manifest(sides={"guest": side}, vm=vm, complete=True, end_reason=reason))
         return self._options.output
 
-    def _drain(self) -> int:
+    @property
+    def longest_wait_s(self) -> float:
+        """How long the ring may go undrained."""
+        return DRAIN_LONGEST_S
+
+    def used_share(self) -> float:
+        """How full the ring is, 0 to 1."""
+        return self._requests.used_share
+
+    def ended(self) -> None:
+        """A guest that ends ends its recorder."""
+
+    def drain(self) -> int:
+        """Take what waits in the ring; return how many records there were."""
         return self._batch.add(self._requests.read())
 
     def _write_requests(self, records: Records) -> None:
@@ -140,7 +149,9 @@ class _GuestCapture:
             for record in records[records["caller"] == caller]:
                 self._writer.mark(mark, int(record["send_ns"]), value=int(record["total"]))
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
+        """Write a row of samples, and what was lost since the last."""
+        self._losses.check()
         counted = balloon_counters()
         memory = dict(
             line.split(":", 1) for line in (read_text("/proc/meminfo") or "").splitlines()
@@ -157,9 +168,12 @@ class _GuestCapture:
         }
         self._writer.append("samples", pa.RecordBatch.from_pylist([row], schema=SAMPLES))
 
-    def _lost(self) -> dict[str, int]:
-        lost = self._program.counter(guest_probes.LOST_REQUESTS)
-        return {"requests": lost + self._strangers + self._partial}
+    def _lost(self) -> dict[tuple[str, str], int]:
+        return {
+            ("requests", "ring"): self._program.counter(guest_probes.LOST_REQUESTS),
+            ("requests", "partial"): self._partial,
+            ("requests", "stranger"): self._strangers,
+        }
 
     @staticmethod
     def _counters(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

@@ -107,7 +107,7 @@ def compile_guest(layout: DriverLayout, *, fentry: bool) -> Program:
     defines = {"REQUESTS_PAGES": RING_BYTES // _PAGE_BYTES, **layout.defines}
     if fentry:
         defines["FENTRY"] = 1
-    return Program("guest.bpf.c", defines)
+    return Program(("guest.bpf.c",), defines)
 
 
 def readable_points(layout: DriverLayout) -> tuple[Point, ...]:

@@ -10,18 +10,25 @@ from pathlib import Path
 from tracer.attach import Attach, Attachment, attach_all
 from tracer.elf import Binary
 from tracer.errors import ProbeError, SymbolError
+from tracer.libbpf import Btf
 from tracer.loader import Program
-from tracer.probes import HOST_CALL_POINTS, Kind, Way, host_request_points
+from tracer.probes import HOST_EVENT_POINTS, Kind, Point, Way, host_request_points
 from tracer.recover import HANDLERS, Handler, find_handlers, queue_index_offset
 
-REQUEST_RING_BYTES = 4 << 20
-CALL_RING_BYTES = 4 << 20
-LOST_REQUESTS, LOST_CALLS, HIT_POP, HIT_PUSH, HIT_CALL = range(5)
-"""Indices of the map `counters` of bpf/host.bpf.c."""
+SOURCES = (
+    "host_vms.bpf.c",
+    "host_runs.bpf.c",
+    "host_requests.bpf.c",
+    "host_calls.bpf.c",
+    "host_events.bpf.c",
+)
+MAX_VMS = 256
+"""VMs that one recorder takes at a time, one place kept for measuring its own cost."""
+MAX_THREADS = 4096
+"""Threads of all VMs that are remembered between a call's entry and its exit."""
 
-_PAGE_BYTES = 4096
-_NR_MADVISE = 28
-_NR_FALLOCATE = 285
+_SYSTEM_CALLS = {"NR_MADVISE": 28, "NR_FALLOCATE": 285, "NR_PROCESS_MADVISE": 440, "NR_MMAP": 9}
+"""Numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""
 _ELEMENT_LAYOUT = {
     # VirtQueueElement of QEMU 4.2 and later (include/hw/virtio/virtio.h): index, len, ndescs,
     # out_num, in_num, in_addr, out_addr, in_sg, out_sg.
@@ -36,15 +43,28 @@ _ELEMENT_LAYOUT = {
 
 @dataclass(frozen=True, slots=True)
 class QemuSites:
-    """What was found in a QEMU's program file."""
+    """What was found in a QEMU's program file.
+
+    Attributes:
+        exe: The program, as this process can open it.
+        build_id: Its GNU build id, hex.
+        version: As its `-version` prints it.
+        handlers: The balloon's handlers that were found, the in- and deflate handler first.
+        queue_index_offset_bytes: Of VirtQueue.queue_index.
+        file_offsets: Of each site, by the target of its way in tracer/probes.py.
+    """
 
     exe: Path
     build_id: str | None
     version: str | None
     handlers: tuple[Handler, ...]
     queue_index_offset_bytes: int
-    file_offsets: tuple[tuple[int, int], ...]
-    """For each handler the file offsets of its pop and push sites."""
+    file_offsets: Mapping[str, int]
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the handlers that were found (enum aerostat_handler)."""
+        return tuple(HANDLERS.index(handler.name) for handler in self.handlers)
 
 
 def find_sites(pid: int) -> QemuSites:
@@ -69,11 +89,21 @@ def find_sites(pid: int) -> QemuSites:
             version=_qemu_version(binary),
             handlers=handlers,
             queue_index_offset_bytes=queue_index_offset(binary),
-            file_offsets=tuple(
-                (binary.file_offset(handler.pop_site), binary.file_offset(handler.push_site))
-                for handler in handlers
-            ),
+            file_offsets=_file_offsets(binary, handlers),
         )
+
+
+def _file_offsets(binary: Binary, handlers: tuple[Handler, ...]) -> dict[str, int]:
+    offsets = {}
+    for handler in handlers:
+        number = HANDLERS.index(handler.name)
+        offsets[f"{number}:pop"] = binary.file_offset(handler.pop_site)
+        offsets[f"{number}:push"] = binary.file_offset(handler.push_site)
+    for way in (way for point in HOST_EVENT_POINTS for way in point.ways):
+        address = binary.symbols.get(way.target)
+        if address is not None:
+            offsets[way.target] = binary.file_offset(address)
+    return offsets
 
 
 def _qemu_version(binary: Binary) -> str | None:
@@ -83,49 +113,34 @@ def _qemu_version(binary: Binary) -> str | None:
     return rest[:200].split(b"\n")[0].split(b"\0")[0].decode(errors="replace") if prefix else None
 
 
-def compile_host(sites: QemuSites | None, *, calls: bool, merge: bool) -> Program:
-    """Compile bpf/host.bpf.c for one QEMU.
-
-    Args:
-        sites: Its probe sites and layouts; None where only system calls are to be probed.
-        calls: Whether system calls are recorded.
-        merge: Whether adjacent calls are merged in the kernel.
+def compile_host() -> Program:
+    """Compile the host's programs; VMs and their layouts are told to them later.
 
     Raises:
         BccError: BCC is missing or refuses.
     """
-    defines = {
-        "REQUESTS_PAGES": REQUEST_RING_BYTES // _PAGE_BYTES,
-        "CALLS_PAGES": CALL_RING_BYTES // _PAGE_BYTES,
-        "VQ_QUEUE_INDEX": sites.queue_index_offset_bytes if sites else 0,
-        "NR_MADVISE": _NR_MADVISE,
-        "NR_FALLOCATE": _NR_FALLOCATE,
-        "MERGE_CALLS": int(merge),
-        **_ELEMENT_LAYOUT,
-    }
-    if calls:
-        defines["TRACE_CALLS"] = 1
-    return Program("host.bpf.c", defines)
+    limits = {"MAX_VMS": MAX_VMS, "MAX_THREADS": MAX_THREADS}
+    return Program(SOURCES, {**limits, **_SYSTEM_CALLS, **_ELEMENT_LAYOUT})
 
 
-def attach_calls(program: Program) -> list[Attachment]:
-    """Attach the system-call probes; no call is recorded before a request probe names its thread.
+def attach_calls(program: Program, points: tuple[Point, ...]) -> list[Attachment]:
+    """Attach system-call probes; they act for VMs that are known to the program alone.
 
     Nothing raises: what does not attach is told in the attachment.
     """
-    return attach_all(program, HOST_CALL_POINTS, host_mechanisms(None, 0))
+    return attach_all(program, points, host_mechanisms(None, 0))
 
 
 def attach_requests(program: Program, sites: QemuSites, pid: int) -> list[Attachment]:
-    """Attach the probes of one QEMU's balloon handlers.
+    """Attach the probes of one QEMU's balloon handlers, and those of what it says of itself.
 
     Raises:
         ProbeError: The in- and deflate handler cannot be probed.
     """
-    points = host_request_points(len(sites.handlers))
+    points = (*host_request_points(sites.numbers), *HOST_EVENT_POINTS)
     attached = attach_all(program, points, host_mechanisms(sites, pid))
-    reason = "no handler of free page reports was found in this QEMU"
-    missing = host_request_points(len(HANDLERS))[len(points) :]
+    missing = host_request_points(set(range(len(HANDLERS))) - set(sites.numbers))
+    reason = "its handler was not found in this QEMU"
     return attached + [Attachment(point, None, reason) for point in missing]
 
 
@@ -140,8 +155,9 @@ def host_mechanisms(sites: QemuSites | None, pid: int) -> Mapping[Kind, Attach]:
     def uprobe(program: Program, way: Way) -> None:
         if sites is None:
             raise ProbeError(f"cannot attach {way.target}", reason="no QEMU was named")
-        handler, site = way.target.split(":")
-        offset = sites.file_offsets[int(handler)][0 if site == "pop" else 1]
+        offset = sites.file_offsets.get(way.target)
+        if offset is None:
+            raise ProbeError(f"cannot attach {way.target}", reason="this QEMU does not export it")
         program.attach_uprobe(way.program, sites.exe, offset, pid)
 
     def tracepoint(program: Program, way: Way) -> None:
@@ -150,8 +166,19 @@ def host_mechanisms(sites: QemuSites | None, pid: int) -> Mapping[Kind, Attach]:
     def raw_tracepoint(program: Program, way: Way) -> None:
         program.attach_raw_tracepoint(way.program, way.target)
 
+    def trampoline(program: Program, way: Way) -> None:
+        at_return = way.kind is Kind.FEXIT
+        program.attach_fentry(way.program, Btf(), way.target, at_return=at_return)
+
+    def kprobe(program: Program, way: Way) -> None:
+        program.attach_kprobe(way.program, way.target, at_return=way.kind is Kind.KRETPROBE)
+
     return {
         Kind.UPROBE: uprobe,
+        Kind.FENTRY: trampoline,
+        Kind.FEXIT: trampoline,
+        Kind.KPROBE: kprobe,
+        Kind.KRETPROBE: kprobe,
         Kind.TRACEPOINT: tracepoint,
         Kind.RAW_TRACEPOINT: raw_tracepoint,
     }

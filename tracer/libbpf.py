@@ -20,6 +20,7 @@ _BPF_PROG_TYPE_TRACING = 26
 BPF_TRACE_FENTRY = 24
 BPF_TRACE_FEXIT = 25
 _LOG_BYTES = 8 << 20
+_MAP_TYPE_RINGBUF = 27
 _BTF_DIRECTORY = Path("/sys/kernel/btf")
 
 
@@ -88,6 +89,9 @@ def _library() -> ctypes.CDLL:
             (c_int, c_char_p, c_char_p, c_char_p, c_size_t, POINTER(_LoadOptions)),
         ),
         "bpf_link_create": (c_int, (c_int, c_int, c_uint32, c_void_p)),
+        "bpf_map_create": (c_int, (c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p)),
+        "bpf_map_update_elem": (c_int, (c_int, c_void_p, c_void_p, c_uint64)),
+        "bpf_map_delete_elem": (c_int, (c_int, c_void_p)),
         "bpf_btf_get_next_id": (c_int, (c_uint32, POINTER(c_uint32))),
         "bpf_btf_get_fd_by_id": (c_int, (c_uint32,)),
         "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
@@ -254,3 +258,48 @@ def attach_tracing(instructions: bytes, btf: Btf, function: str, attach_type: in
     if link < 0:
         raise ProbeError(f"cannot attach fentry to {function}", reason=os.strerror(error))
     return link
+
+
+def create_ring(name: str, size_bytes: int) -> int:
+    """Make a ring buffer map (BPF_MAP_TYPE_RINGBUF, since 5.8).
+
+    Args:
+        name: For `bpftool map`; at most 15 characters are kept.
+        size_bytes: Its data size, a power of two of pages.
+
+    Returns:
+        A file descriptor, the caller's.
+
+    Raises:
+        ProbeError: The kernel refuses it.
+    """
+    fd = int(
+        _library().bpf_map_create(_MAP_TYPE_RINGBUF, name[:15].encode(), 0, 0, size_bytes, None)
+    )
+    if fd < 0:
+        raise ProbeError(
+            f"cannot make a ring of {size_bytes} bytes",
+            reason=os.strerror(ctypes.get_errno()),
+            remedy="use a smaller --ring; before Linux 5.11 it counts against RLIMIT_MEMLOCK",
+        )
+    return fd
+
+
+def put_map(outer_fd: int, index: int, inner_fd: int) -> None:
+    """Put a map into an array of maps.
+
+    Raises:
+        ProbeError: The kernel refuses it.
+    """
+    key, value = c_uint32(index), c_uint32(inner_fd)
+    result = _library().bpf_map_update_elem(outer_fd, ctypes.byref(key), ctypes.byref(value), 0)
+    if result:
+        raise ProbeError(
+            "the kernel refuses a ring in an array of rings",
+            reason=os.strerror(ctypes.get_errno()),
+        )
+
+
+def drop_map(outer_fd: int, index: int) -> None:
+    """Take a map out of an array of maps; nothing where there is none."""
+    _library().bpf_map_delete_elem(outer_fd, ctypes.byref(c_uint32(index)))

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +65,24 @@ def _last_error(text: list[str]) -> str:
     return (errors or lines or ["no message"])[0]
 
 
+def _joined(root: Path, sources: tuple[str, ...]) -> bytes:
+    """Join the parts of a program; BCC rewrites map accesses in one file alone, not in headers."""
+    parts = [f'#line 1 "{name}"\n{(root / name).read_text()}' for name in sources]
+    return "\n".join(parts).encode()
+
+
 class Program:
     """One compiled BPF source with its attachments.
 
     Args:
-        source: File name in bpf/, such as `host.bpf.c`.
+        sources: File names in bpf/ that make one source together, in this order.
         defines: Macros: constants come in this way, the text is never edited.
 
     Raises:
         BccError: BCC is missing or does not compile the source.
     """
 
-    def __init__(self, source: str, defines: dict[str, int]) -> None:
+    def __init__(self, sources: tuple[str, ...], defines: dict[str, int]) -> None:
         self._bcc = import_bcc()
         self._closers: list[Any] = []
         root = Path(str(importlib.resources.files("bpf")))
@@ -85,14 +91,14 @@ class Program:
         flags = [f"-I{root}", *(f"-D{name}={value:#x}" for name, value in defines.items())]
         with _captured_stderr() as text:
             try:
-                self._bpf = self._bcc.BPF(src_file=str(root / source).encode(), cflags=flags)
+                self._bpf = self._bcc.BPF(text=_joined(root, sources), cflags=flags)
             except Exception as error:
                 failure: Exception | None = error
             else:
                 failure = None
         if failure is not None:
             raise BccError(
-                f"cannot compile {source}",
+                f"cannot compile {', '.join(sources)}",
                 reason=_last_error(text),
                 remedy="run with sudo on a kernel with BPF; `aerostat doctor` says what is missing",
             ) from failure
@@ -104,17 +110,27 @@ class Program:
         self.close()
 
     def close(self) -> None:
-        """Detach every probe and free the maps."""
-        for closer in reversed(self._closers):
-            closer()
-        self._closers.clear()
+        """Detach every probe that was not claimed, and free the maps."""
+        self.detach()
         self._bpf.cleanup()
 
     def detach(self) -> None:
-        """Detach every probe; the maps stay readable."""
-        for closer in reversed(self._closers):
-            closer()
-        self._closers.clear()
+        """Detach every probe that was not claimed; the maps stay readable."""
+        self.claim()()
+
+    def claim(self) -> Callable[[], None]:
+        """Hand over what was attached since the last claim.
+
+        Returns:
+            Detaches it; until then it stays attached, even when this object detaches the rest.
+        """
+        closers, self._closers = self._closers, []
+
+        def detach() -> None:
+            while closers:
+                closers.pop()()
+
+        return detach
 
     def map_fd(self, name: str) -> int:
         """Return the descriptor of a map; it stays ours."""

@@ -6,6 +6,7 @@ of docs/measuring.md; a capture stores what it measured itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -86,12 +87,15 @@ GUEST_POINTS: tuple[Point, ...] = (
 
 
 def _system_call(name: str) -> tuple[Point, Point]:
+    function = f"__x64_sys_{name}"
     return (
         Point(
             f"{name}-enter",
             f"{name} calls of a request",
             False,
             (
+                Way(Kind.FENTRY, function, f"on_{name}_fentry"),
+                Way(Kind.KPROBE, function, f"on_{name}_kprobe"),
                 Way(Kind.TRACEPOINT, f"syscalls:sys_enter_{name}", f"on_{name}_enter"),
                 Way(Kind.RAW_TRACEPOINT, "sys_enter", "on_raw_enter"),
             ),
@@ -101,6 +105,8 @@ def _system_call(name: str) -> tuple[Point, Point]:
             f"result and time of {name} calls",
             False,
             (
+                Way(Kind.FEXIT, function, "on_call_fexit"),
+                Way(Kind.KRETPROBE, function, "on_call_kretprobe"),
                 Way(Kind.TRACEPOINT, f"syscalls:sys_exit_{name}", "on_call_exit"),
                 Way(Kind.RAW_TRACEPOINT, "sys_exit", "on_raw_exit"),
             ),
@@ -111,32 +117,44 @@ def _system_call(name: str) -> tuple[Point, Point]:
 HOST_CALL_POINTS: tuple[Point, ...] = (*_system_call("madvise"), *_system_call("fallocate"))
 """System calls that discard; attached for the details `discards` and `calls`."""
 
+HOST_OTHER_CALL_POINTS: tuple[Point, ...] = (
+    *_system_call("process_madvise"),
+    *_system_call("mmap"),
+)
+"""System calls that QEMU does not discard with and other VMMs may; attached for those alone."""
 
-def host_request_points(handlers: int) -> tuple[Point, ...]:
+
+def _event(name: str, tells: str, function: str, program: str) -> Point:
+    return Point(name, tells, False, (Way(Kind.UPROBE, function, program),))
+
+
+HOST_EVENT_POINTS: tuple[Point, ...] = (
+    _event("target", "changes of the target", "qmp_balloon", "on_target"),
+    _event("actual", "changes of actual", "qapi_event_send_balloon_change", "on_actual"),
+    _event("run-state", "pause and migration", "runstate_set", "on_run_state"),
+)
+"""Functions that QEMU exports and that tell of the balloon or the VM; none is on a hot path."""
+
+HANDLER_WORDS = ("queues", "reporting", "stats", "hint")
+"""Points' names of each handler, in the order of enum aerostat_handler (bpf/records.h)."""
+
+
+def host_request_points(handlers: Iterable[int]) -> tuple[Point, ...]:
     """Points inside the balloon's handlers of a QEMU.
 
     Args:
-        handlers: How many handlers were found: 1, or 2 with free page reporting.
+        handlers: Numbers of enum aerostat_handler, those that were found; 0 is required.
     """
-    names = ("queues", "reporting")[:handlers]
     points = []
-    for index, name in enumerate(names):
-        required = index == 0
+    for handler in handlers:
+        name = HANDLER_WORDS[handler]
+        is_required = handler == 0
         # The end before the begin: a request that is seen to begin is then seen to end.
-        points.append(
-            Point(
-                f"{name}-push",
-                "requests: PFNs, end on the host",
-                required,
-                (Way(Kind.UPROBE, f"{index}:push", "on_push"),),
+        if name != "stats":
+            push = (Way(Kind.UPROBE, f"{handler}:push", "on_push"),)
+            points.append(
+                Point(f"{name}-push", "requests: PFNs, end on the host", is_required, push)
             )
-        )
-        points.append(
-            Point(
-                f"{name}-pop",
-                "requests: begin on the host",
-                required,
-                (Way(Kind.UPROBE, f"{index}:pop", f"on_pop_{index}"),),
-            )
-        )
+        pop = (Way(Kind.UPROBE, f"{handler}:pop", f"on_pop_{handler}"),)
+        points.append(Point(f"{name}-pop", "requests: begin on the host", is_required, pop))
     return tuple(points)

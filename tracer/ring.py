@@ -20,6 +20,8 @@ _BUSY = np.uint32(1 << 31)
 _DISCARDED = np.uint32(1 << 30)
 _LENGTH = np.uint32((1 << 30) - 1)
 
+Records = npt.NDArray[np.void]
+
 
 class Ring:
     """One mapped ring of fixed-size records.
@@ -46,7 +48,7 @@ class Ring:
             self._data, np.uint64, count=1
         )
 
-    def read(self) -> npt.NDArray[np.void]:
+    def read(self) -> Records:
         """Take every whole record out of the ring.
 
         Returns:
@@ -72,7 +74,7 @@ class Ring:
         taken = slots[:whole, _HEADER_BYTES : _HEADER_BYTES + self._record.itemsize].copy()
         self._consumer[0] = begin + whole * self._stride_bytes
         kept = (headers[:whole] & _DISCARDED) == 0
-        records: npt.NDArray[np.void] = taken.reshape(-1).view(self._record)[kept]
+        records: Records = taken.reshape(-1).view(self._record)[kept]
         return records
 
     def _whole(self, headers: npt.NDArray[np.uint32]) -> int:

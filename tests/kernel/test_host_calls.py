@@ -28,12 +28,12 @@ def close_run(memory: mmap.mmap) -> None:
 @pytest.mark.parametrize("recorder", [(MERGED, TRACEPOINT), (MERGED, RAW)], indirect=True)
 def test_falling_pages_become_one_run(recorder, pages):
     memory, address = pages
-    with recorder.in_request(seq=7):
+    with recorder.in_request(token=7):
         for page in range(100, 100 - 23, -1):
             discard(memory, page)
         close_run(memory)
     (run,) = recorder.ring.read()
-    assert run["seq"] == 7
+    assert run["token"] == 7
     assert run["count"] == 23
     assert run["step"] == -1
     assert run["address"] == address + 100 * PAGE
@@ -47,7 +47,7 @@ def test_falling_pages_become_one_run(recorder, pages):
 @pytest.mark.parametrize("recorder", [(SINGLE, TRACEPOINT)], indirect=True)
 def test_every_call_is_a_record_without_merging(recorder, pages):
     memory, address = pages
-    with recorder.in_request(seq=0):
+    with recorder.in_request(token=0):
         for page in range(23):
             discard(memory, page)
         close_run(memory)
@@ -59,7 +59,7 @@ def test_every_call_is_a_record_without_merging(recorder, pages):
 
 def test_runs_break_where_direction_length_or_advice_change(recorder, pages):
     memory, _ = pages
-    with recorder.in_request(seq=0):
+    with recorder.in_request(token=0):
         for page in (10, 11, 12, 11, 10):
             discard(memory, page)
         discard(memory, 20, 2)
@@ -73,7 +73,7 @@ def test_runs_break_where_direction_length_or_advice_change(recorder, pages):
 
 def test_a_failed_call_is_kept_apart_with_its_errno(recorder, pages):
     memory, _ = pages
-    with recorder.in_request(seq=0):
+    with recorder.in_request(token=0):
         discard(memory, 1)
         with pytest.raises(OSError):
             memory.madvise(12345, 2 * PAGE, PAGE)
@@ -90,7 +90,7 @@ def test_hole_punches_are_recorded_with_their_file_offset(recorder, pages):
     keep_size_punch_hole = 3
     fallocate = ctypes.CDLL(None).fallocate64
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    with recorder.in_request(seq=0):
+    with recorder.in_request(token=0):
         for page in range(5):
             assert fallocate(descriptor, keep_size_punch_hole, page * PAGE, PAGE) == 0
         close_run(memory)
@@ -111,7 +111,7 @@ def test_a_thread_outside_a_request_leaves_no_trace(recorder, pages):
 def test_a_full_ring_loses_records_and_counts_every_one(recorder, pages):
     memory, _ = pages
     calls = 60_013
-    with recorder.in_request(seq=0):
+    with recorder.in_request(token=0):
         for index in range(calls):
             discard(memory, index % 1000)
         close_run(memory)
@@ -125,7 +125,7 @@ def test_a_full_ring_loses_records_and_counts_every_one(recorder, pages):
 def test_the_ring_wraps_without_losing_or_repeating(recorder, pages):
     memory, address = pages
     seen = []
-    with recorder.in_request(seq=0):
+    with recorder.in_request(token=0):
         for index in range(100_003):
             discard(memory, index % 4001 + 7)
             if index % 20_000 == 19_999:

@@ -2,12 +2,13 @@
 
 import re
 import subprocess
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tracer import decode
+from tracer import decode, host_engine
 
 HEADER = Path(__file__).parents[2] / "bpf" / "records.h"
 LAYOUTS = {
@@ -48,6 +49,17 @@ def test_numpy_names_every_field(struct: str) -> None:
     body = re.search(rf"struct {struct} {{(.*?)^}};", text, re.S | re.M).group(1)
     fields = re.findall(r"(\w+);", body)
     assert fields == list(LAYOUTS[struct].names)
+
+
+@pytest.mark.parametrize(
+    ("enum", "prefix"), [(host_engine.Count, "HOST_"), (host_engine.Event, "EVENT_")]
+)
+def test_indices_are_those_of_the_header(enum: type[IntEnum], prefix: str, tmp_path: Path) -> None:
+    names = [member.name for member in enum]
+    lines = [f'printf("{name} %d\\n", {prefix}{name});' for name in names]
+    end = "HOST_COUNTS" if prefix == "HOST_" else "HOST_EVENTS"
+    seen = compiled(tmp_path, "\n".join([*lines, f'printf("end %d\\n", {end});']) + "\nreturn 0;")
+    assert seen == {member.name: int(member) for member in enum} | {"end": len(enum)}
 
 
 def test_limits_agree(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Both sides of a real VM, on two pairs of QEMU and kernel: every page, no loss."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,16 +9,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from lab.balloon import move
 from lab.recorders import GuestRecorder, HostCapture, host_recorder
 from lab.session import LabOptions, open_vm
 from tracer import decode, host_probes
+from tracer.host_engine import HostEngine, Quota, Target
 from tracer.join import join
 from tracer.ledger import captured_discards, ledger
 from tracer.merge import merge_sides
-from tracer.ring import Ring
 from tracer.stages import stage_table
 from tracer.trace.check import check_trace
 from tracer.trace.reader import open_trace
@@ -67,16 +69,29 @@ def trace(vm, tmp_path_factory):
     return open_trace(bundle)
 
 
+def target_of(pid: int, sites: host_probes.QemuSites) -> Target:
+    return Target(
+        pid=pid,
+        sites=sites,
+        regions=(),
+        files=(),
+        merge=True,
+        ring_bytes=4 << 20,
+        quota=Quota(),
+    )
+
+
 def test_recovered_functions_are_the_handlers_of_the_live_queues(vm):
     """QEMU's own memory says which function serves each queue: it must be the recovered one."""
     sites = host_probes.find_sites(vm.pid)
-    with host_probes.compile_host(sites, calls=False, merge=False) as program:
-        ring = Ring(program.map_fd("requests"), host_probes.REQUEST_RING_BYTES, decode.HOST_REQUEST)
-        host_probes.attach_requests(program, sites, vm.pid)
+    with (
+        HostEngine(calls=False, other_calls=False) as engine,
+        contextlib.closing(engine.add(target_of(vm.pid, sites))) as probes,
+    ):
+        probes.attach()
         move(vm.qmp, MEMORY_BYTES - 300 * PAGE_BYTES)
         move(vm.qmp, MEMORY_BYTES)
-        records = ring.read()
-        ring.close()
+        records = probes.requests.read()
     assert {Queue.INFLATE, Queue.DEFLATE} <= set(decode.host_queues(records).tolist())
     bias = load_bias(vm.pid, inspect(vm.pid).exe)
     with Path(f"/proc/{vm.pid}/mem").open("rb", buffering=0) as memory:
@@ -192,6 +207,11 @@ def test_memory_map_and_residency_cover_the_guest(trace, vm):
     assert region.hva == guest_ram(inspect(vm.pid)).start
     assert trace.manifest.sides["host"].counters["misplaced_requests"] == 0
     residency = trace.table("residency")
+    taken = residency["ts_ns"].to_numpy()
+    targets = trace.table("marks").filter(pc.equal(trace.table("marks")["mark"], int(Mark.TARGET)))
+    # One at attach, and one for each change of the target that did not follow the last too soon.
+    assert 2 <= len(np.unique(taken)) <= 1 + targets.num_rows
+    residency = residency.filter(taken == taken.min())
     pages = residency["pages"].to_numpy()
     assert pages.sum() == MEMORY_BYTES // PAGE_BYTES
     resident = residency["resident"].to_numpy(zero_copy_only=False)
@@ -203,6 +223,16 @@ def test_the_trace_keeps_its_own_rules(trace):
     assert [finding for finding in check_trace(trace) if finding.severity == "error"] == []
     marks = set(trace.table("marks")["mark"].to_pylist())
     assert {Mark.ATTACH, Mark.DETACH, Mark.END} <= marks
+
+
+def test_the_host_sees_targets_and_actual_without_a_monitor(trace):
+    marks = trace.table("marks", side=Side.HOST).to_pylist()
+    values = {mark: [row["value"] for row in marks if row["mark"] == mark] for mark in Mark}
+    assert values[Mark.TARGET] == [MEMORY_BYTES - ODD_PAGES * PAGE_BYTES, MEMORY_BYTES]
+    assert values[Mark.ACTUAL][-1] == MEMORY_BYTES
+    probes = {probe.point: probe for probe in trace.manifest.sides["host"].probes}
+    assert probes["target"].hits == 2
+    assert probes["actual"].hits >= 2 * 40
 
 
 def start_recorder(vm, bundle: Path, *more: str) -> subprocess.Popen:

@@ -74,6 +74,12 @@ class TraceWriter:
         """The manifest as it stands; `dataclasses.replace` in it and hand it to `close`."""
         return self._manifest
 
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of segments on disk, open ones included."""
+        closed = sum(segment.bytes for segment in self._segments)
+        return closed + sum(segment.size_bytes for segment in self._open.values())
+
     def describe(self, manifest: Manifest) -> None:
         """Put on disk what has become known, so that a crash keeps it; `close` may still change it.
 

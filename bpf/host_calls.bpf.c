@@ -1,0 +1,289 @@
+/*
+ * Host side, fourth part: the system calls that give memory back, of threads between a pop and a push,
+ * and of every thread of a VMM whose handlers are not known; of the latter only those on guest memory.
+ * Each call can be reached by fentry, kprobe, classic and raw tracepoint (tracer/probes.py).
+ */
+#define FALLOC_PUNCH_HOLE 2
+#define MMAP_FIXED 0x10
+
+/* Arguments of one call: what and where. */
+struct arguments {
+	u64 address;            /* or file offset, or address of the vector */
+	u64 length_bytes;       /* or pieces of the vector */
+	s32 advice;
+	u32 call;
+	u32 fd;
+};
+
+static __always_inline int in_guest_memory(struct host_memory *memory, u64 address)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < AEROSTAT_REGIONS; i++)
+		if (address >= memory->begin[i] && address < memory->end[i])
+			return 1;
+	return 0;
+}
+
+static __always_inline int is_guest_file(struct host_memory *memory, u32 fd)
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < AEROSTAT_REGIONS; i++)
+		if (memory->fd_valid[i] && memory->fd[i] == fd)
+			return 1;
+	return 0;
+}
+
+/* A thread without a request: whether its call is on guest memory. */
+static __always_inline struct inflight *open_call(u64 *thread, struct arguments *arguments)
+{
+	struct host_vm *vm = vm_of(*thread);
+	struct host_memory *memory;
+	u32 tgid = *thread >> 32;
+	int ours;
+
+	if (!vm || !(vm->flags & VM_ALL_CALLS))
+		return 0;
+	memory = memories.lookup(&tgid);
+	if (!memory)
+		return 0;
+	if (arguments->call == CALL_FALLOCATE)
+		ours = (arguments->advice & FALLOC_PUNCH_HOLE) && is_guest_file(memory, arguments->fd);
+	else if (arguments->call == CALL_PROCESS_MADVISE)
+		ours = 1;       /* its pieces are looked at one by one */
+	else
+		ours = in_guest_memory(memory, arguments->address);
+	if (!ours) {
+		count(vm, HOST_OUTSIDE_CALLS, 1);
+		return 0;
+	}
+	return open_thread(thread, vm);
+}
+
+static __always_inline int call_enter(struct arguments arguments)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct inflight *in = inflight.lookup(&thread);
+
+	if (in && in->token == NO_REQUEST && arguments.call != CALL_PROCESS_MADVISE) {
+		u32 tgid = thread >> 32;
+		struct host_memory *memory = memories.lookup(&tgid);
+
+		if (!memory)
+			return 0;
+		if (arguments.call == CALL_FALLOCATE ? !is_guest_file(memory, arguments.fd) :
+						       !in_guest_memory(memory, arguments.address))
+			return 0;
+	}
+	if (!in)
+		in = open_call(&thread, &arguments);
+	if (!in)
+		return 0;
+	in->address = arguments.address;
+	in->length_bytes = arguments.length_bytes;
+	in->advice = arguments.advice;
+	in->call = arguments.call;
+	in->fd = arguments.fd;
+	in->enter_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* process_madvise(pidfd, vector, pieces, advice, flags): result is the bytes advised. */
+static __always_inline void add_pieces(struct host_vm *vm, struct inflight *in, u64 left, u64 took_ns,
+				       u64 now)
+{
+	u64 vector = in->address, pieces = in->length_bytes;
+	u32 first = pieces;
+	u32 i, tgid = bpf_get_current_pid_tgid() >> 32;
+	struct host_memory *memory = memories.lookup(&tgid);
+
+	for (i = 0; i < AEROSTAT_PIECES; i++) {
+		u64 piece[2] = {};
+
+		if (i >= pieces || !left)
+			break;
+		if (bpf_probe_read_user(piece, 16, (void *)(vector + i * 16)))
+			break;
+		in->address = piece[0];
+		in->length_bytes = piece[1] < left ? piece[1] : left;
+		left -= in->length_bytes;
+		if (in->token == NO_REQUEST && (!memory || !in_guest_memory(memory, in->address)))
+			continue;
+		/* The first piece carries the vector's size and time. */
+		add_call(vm, in, 0, first, first ? took_ns : 0, now);
+		first = 0;
+	}
+	if (left && pieces > i)
+		count(vm, HOST_LOST_CALLS, pieces - i);
+}
+
+static __always_inline int call_exit(long result)
+{
+	u64 thread = bpf_get_current_pid_tgid();
+	struct inflight *in = inflight.lookup(&thread);
+	struct host_vm *vm;
+	u64 now, took;
+	s32 error;
+
+	if (!in || !in->enter_ns)
+		return 0;
+	now = bpf_ktime_get_ns();
+	vm = vm_of(thread);
+	if (!vm)
+		return 0;
+	took = now - in->enter_ns;
+	error = result < 0 && result >= -4095 ? -result : 0;
+	count(vm, HOST_HIT_CALL, 1);
+	in->discard_calls++;
+	in->discard_ns += took;
+	if (in->call == CALL_PROCESS_MADVISE && !error) {
+		in->discard_bytes += result;
+		add_pieces(vm, in, result, took, now);
+	} else {
+		if (!error)
+			in->discard_bytes += in->length_bytes;
+		add_call(vm, in, error, 0, took, now);
+	}
+	in->enter_ns = 0;
+	return 0;
+}
+
+static __always_inline struct arguments madvise_of(u64 *a)
+{
+	return (struct arguments){ a[0], a[1], a[2], CALL_MADVISE, 0 };
+}
+
+static __always_inline struct arguments fallocate_of(u64 *a)
+{
+	return (struct arguments){ a[2], a[3], a[1], CALL_FALLOCATE, a[0] };
+}
+
+static __always_inline struct arguments process_madvise_of(u64 *a)
+{
+	return (struct arguments){ a[1], a[2], a[3], CALL_PROCESS_MADVISE, a[0] };
+}
+
+static __always_inline struct arguments mmap_of(u64 *a)
+{
+	return (struct arguments){ a[0], a[1], a[3], CALL_MMAP, 0 };
+}
+
+/* Classic tracepoints syscalls:sys_enter_* and sys_exit_*: a fixed layout since 2.6.31. */
+struct sys_enter {
+	u64 common;
+	s64 nr;
+	u64 args[6];
+};
+struct sys_exit {
+	u64 common;
+	s64 nr;
+	s64 result;
+};
+
+static __always_inline void copy_arguments(u64 *to, struct sys_enter *ctx)
+{
+	to[0] = ctx->args[0];
+	to[1] = ctx->args[1];
+	to[2] = ctx->args[2];
+	to[3] = ctx->args[3];
+}
+
+int on_madvise_enter(struct sys_enter *ctx)
+{
+	u64 a[4];
+
+	copy_arguments(a, ctx);
+	return call_enter(madvise_of(a));
+}
+
+int on_fallocate_enter(struct sys_enter *ctx)
+{
+	u64 a[4];
+
+	copy_arguments(a, ctx);
+	return call_enter(fallocate_of(a));
+}
+
+int on_process_madvise_enter(struct sys_enter *ctx)
+{
+	u64 a[4];
+
+	copy_arguments(a, ctx);
+	return call_enter(process_madvise_of(a));
+}
+
+int on_mmap_enter(struct sys_enter *ctx)
+{
+	u64 a[4];
+
+	if (!(ctx->args[3] & MMAP_FIXED))
+		return 0;
+	copy_arguments(a, ctx);
+	return call_enter(mmap_of(a));
+}
+
+int on_call_exit(struct sys_exit *ctx) { return call_exit(ctx->result); }
+
+/* The kernel's own functions, long __x64_sys_NAME(const struct pt_regs *): user registers (since 4.17). */
+static __always_inline void read_arguments(u64 *a, u64 registers)
+{
+	struct pt_regs *regs = (struct pt_regs *)registers;
+
+	bpf_probe_read_kernel(&a[0], 8, &regs->di);
+	bpf_probe_read_kernel(&a[1], 8, &regs->si);
+	bpf_probe_read_kernel(&a[2], 8, &regs->dx);
+	bpf_probe_read_kernel(&a[3], 8, &regs->r10);
+}
+
+static __always_inline int kernel_enter(u64 registers, u32 call)
+{
+	u64 a[4] = {};
+
+	read_arguments(a, registers);
+	if (call == CALL_MADVISE)
+		return call_enter(madvise_of(a));
+	if (call == CALL_FALLOCATE)
+		return call_enter(fallocate_of(a));
+	if (call == CALL_PROCESS_MADVISE)
+		return call_enter(process_madvise_of(a));
+	return a[3] & MMAP_FIXED ? call_enter(mmap_of(a)) : 0;
+}
+
+int on_madvise_fentry(u64 *ctx) { return kernel_enter(ctx[0], CALL_MADVISE); }
+int on_fallocate_fentry(u64 *ctx) { return kernel_enter(ctx[0], CALL_FALLOCATE); }
+int on_process_madvise_fentry(u64 *ctx) { return kernel_enter(ctx[0], CALL_PROCESS_MADVISE); }
+int on_mmap_fentry(u64 *ctx) { return kernel_enter(ctx[0], CALL_MMAP); }
+int on_call_fexit(u64 *ctx) { return call_exit(ctx[1]); }
+
+int on_madvise_kprobe(struct pt_regs *ctx) { return kernel_enter(PT_REGS_PARM1(ctx), CALL_MADVISE); }
+int on_fallocate_kprobe(struct pt_regs *ctx) { return kernel_enter(PT_REGS_PARM1(ctx), CALL_FALLOCATE); }
+int on_process_madvise_kprobe(struct pt_regs *ctx)
+{
+	return kernel_enter(PT_REGS_PARM1(ctx), CALL_PROCESS_MADVISE);
+}
+int on_mmap_kprobe(struct pt_regs *ctx) { return kernel_enter(PT_REGS_PARM1(ctx), CALL_MMAP); }
+int on_call_kretprobe(struct pt_regs *ctx) { return call_exit(PT_REGS_RC(ctx)); }
+
+/* Raw tracepoints sys_enter and sys_exit: the fallback, on the path of every system call. */
+int on_raw_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 nr = ctx->args[1];
+	u32 call;
+
+	if (nr == NR_MADVISE)
+		call = CALL_MADVISE;
+	else if (nr == NR_FALLOCATE)
+		call = CALL_FALLOCATE;
+	else if (nr == NR_PROCESS_MADVISE)
+		call = CALL_PROCESS_MADVISE;
+	else if (nr == NR_MMAP)
+		call = CALL_MMAP;
+	else
+		return 0;
+	return kernel_enter(ctx->args[0], call);
+}
+
+int on_raw_exit(struct bpf_raw_tracepoint_args *ctx) { return call_exit(ctx->args[1]); }

@@ -1,0 +1,116 @@
+/*
+ * Host side, second part: a thread at work for its guest, and its discards merged to runs.
+ *
+ * Calls that follow each other with the same kind, advice, length and result, each beginning where
+ * the one before ends (or the reverse), become one record. A run is given to the ring when a call
+ * does not fit it, and at the end of the request.
+ */
+struct inflight {
+	u64 token;              /* of the request; NO_REQUEST where calls are recorded without one */
+	u64 element;
+	u64 pop_ns;
+	u64 discard_ns;
+	u64 discard_bytes;
+	u64 enter_ns;           /* of the system call it is in; 0 for none */
+	u64 address;
+	u64 length_bytes;
+	u32 discard_calls;
+	s32 advice;
+	u32 call;
+	u32 fd;
+	u32 handler;
+	u32 pad;
+	u64 last_address;
+	struct host_calls run;
+};
+BPF_HASH(inflight, u64, struct inflight, MAX_THREADS);
+BPF_PERCPU_ARRAY(fresh, struct inflight, 1);
+
+static __always_inline struct inflight *open_thread(u64 *thread, struct host_vm *vm)
+{
+	int zero = 0;
+	struct inflight *in = fresh.lookup(&zero);
+
+	if (!in)
+		return 0;
+	__builtin_memset(in, 0, sizeof(*in));
+	in->token = NO_REQUEST;
+	in->run.tid = (u32)*thread;
+	if (inflight.update(thread, in)) {
+		count(vm, HOST_LOST_THREADS, 1);
+		return 0;
+	}
+	return inflight.lookup(thread);
+}
+
+static __always_inline void emit_run(struct host_vm *vm, struct inflight *in)
+{
+	struct host_calls *out;
+	u32 slot = vm->slot;
+	void *ring;
+
+	if (!in->run.count)
+		return;
+	ring = calls.lookup(&slot);
+	if (ring && !admit(vm, sizeof(*out))) {
+		count(vm, HOST_QUOTA_CALLS, in->run.count);
+	} else if (ring) {
+		out = bpf_ringbuf_reserve(ring, sizeof(*out), 0);
+		if (out) {
+			__builtin_memcpy(out, &in->run, sizeof(*out));
+			bpf_ringbuf_submit(out, BPF_RB_NO_WAKEUP);
+		} else {
+			count(vm, HOST_LOST_CALLS, in->run.count);
+		}
+	}
+	in->run.count = 0;
+}
+
+/* +1 or -1 where the call continues the run in that direction, else 0. */
+static __always_inline s32 continues(struct host_vm *vm, struct inflight *in, s32 error)
+{
+	struct host_calls *run = &in->run;
+	s32 step = 0;
+
+	if (!(vm->flags & VM_MERGE) || !run->count || run->count == 0xffffffff ||
+	    run->call != in->call || run->advice != in->advice || run->error != error ||
+	    run->length_bytes != in->length_bytes || run->fd != in->fd)
+		return 0;
+	if (in->address == in->last_address + in->length_bytes)
+		step = 1;
+	else if (in->address == in->last_address - in->length_bytes)
+		step = -1;
+	return run->count == 1 || run->step == step ? step : 0;
+}
+
+/* Add the call that the thread has just returned from, or one piece of its vector. */
+static __always_inline void add_call(struct host_vm *vm, struct inflight *in, s32 error, u32 pieces,
+				     u64 took_ns, u64 now)
+{
+	s32 step = pieces ? 0 : continues(vm, in, error);
+
+	if (step) {
+		in->run.step = step;
+		in->run.count++;
+		in->run.total_ns += took_ns;
+		if (took_ns > in->run.worst_ns)
+			in->run.worst_ns = took_ns;
+	} else {
+		emit_run(vm, in);
+		in->run.token = in->token;
+		in->run.address = in->address;
+		in->run.length_bytes = in->length_bytes;
+		in->run.first_ns = in->enter_ns;
+		in->run.total_ns = took_ns;
+		in->run.worst_ns = took_ns;
+		in->run.count = 1;
+		in->run.step = 0;
+		in->run.advice = in->advice;
+		in->run.error = error;
+		in->run.call = in->call;
+		in->run.fd = in->fd;
+		in->run.pieces = pieces;
+	}
+	in->run.last_ns = now;
+	in->last_address = in->address;
+}

@@ -1,0 +1,145 @@
+"""What a host trace's manifest says beside its rows: losses, counters, probes, the VM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tracer.attach import Attachment
+from tracer.host_engine import Count, Event, HostEngine, Quota, VmProbes
+from tracer.host_probes import QemuSites
+from tracer.host_rows import HostRows
+from tracer.machine import probe_record
+from tracer.trace.manifest import ProbeRecord, VmInfo
+from tracer.vmm import Vmm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One VM and how it is recorded.
+
+    Attributes:
+        vmm: Its process.
+        sites: Its balloon handlers; None where they are not known.
+        detail: requests, discards or calls.
+        ring_bytes: Size of each of its rings.
+        quota: What it may put into them in a second.
+        actual_bytes: Reads the device's `actual` over QMP, where the caller has a connection.
+        name: Name for the manifest; the VMM's own where None.
+        scenario: What is being done to the VM, for the manifest.
+    """
+
+    vmm: Vmm
+    sites: QemuSites | None
+    detail: str
+    ring_bytes: int
+    quota: Quota
+    actual_bytes: Callable[[], int] | None = None
+    name: str | None = None
+    scenario: str | None = None
+
+    @property
+    def calls_observed(self) -> bool:
+        """Whether its discard calls are recorded: always, where there is nothing else."""
+        return self.detail != "requests" or self.sites is None
+
+    def info(self) -> VmInfo:
+        """Describe the VM for the manifest."""
+        vmm, sites = self.vmm, self.sites
+        return VmInfo(
+            name=self.name or vmm.name,
+            uuid=vmm.uuid,
+            pid=vmm.pid,
+            exe=vmm.exe.name,
+            build_id=sites.build_id if sites else None,
+            vmm="qemu",
+            vmm_version=sites.version if sites else None,
+            memory_bytes=vmm.memory_bytes,
+            vcpus=vmm.vcpus,
+            accel=vmm.accel,
+        )
+
+
+class Account:
+    """Reads the counts of one VM's probes.
+
+    Args:
+        engine: The programs of this host.
+        probes: The VM's.
+        rows: What was found wrong with its records.
+        attached: What became of every probe point.
+    """
+
+    def __init__(
+        self,
+        engine: HostEngine,
+        probes: VmProbes,
+        rows: HostRows,
+        attached: Sequence[Attachment] = (),
+    ) -> None:
+        self._engine, self._probes, self._rows = engine, probes, rows
+        self.attached = attached
+
+    def lost(self) -> dict[tuple[str, str], int]:
+        """Count what is missing, by stream and cause."""
+        counts, rows = self._probes.counts(), self._rows
+        return {
+            ("requests", "ring"): counts[Count.LOST_REQUESTS],
+            ("requests", "quota"): counts[Count.QUOTA_REQUESTS],
+            ("requests", "partial"): rows.partial + counts[Count.LOST_PARTS],
+            ("requests", "stranger"): rows.strangers,
+            ("calls", "ring"): counts[Count.LOST_CALLS] + counts[Count.LOST_THREADS],
+            ("calls", "quota"): counts[Count.QUOTA_CALLS],
+        }
+
+    def counters(self) -> dict[str, int]:
+        """Sum up for the manifest."""
+        counts, lost = self._probes.counts(), self.lost()
+        sums = {
+            f"lost_{stream}": sum(count for (name, _), count in lost.items() if name == stream)
+            for stream in ("requests", "calls")
+        }
+        return sums | {
+            "lost_inflate_pages": counts[Count.LOST_INFLATE_PAGES],
+            "lost_deflate_pages": counts[Count.LOST_DEFLATE_PAGES],
+            "misplaced_requests": self._rows.misplaced,
+            "outside_calls": counts[Count.OUTSIDE_CALLS],
+        }
+
+    def probe_records(self) -> list[ProbeRecord]:
+        """Say of every probe point how it was reached, its cost, and how often it was hit."""
+        hits = self._hits()
+        return [self._record(attachment, hits) for attachment in self.attached]
+
+    def probe_ns(self) -> float | None:
+        """What the probes have cost the VM so far, of those whose cost was measured."""
+        costs = [
+            record.cost_ns * record.hits
+            for record in self.probe_records()
+            if record.cost_ns is not None and record.hits is not None
+        ]
+        return sum(costs) if costs else None
+
+    def _hits(self) -> dict[str, int]:
+        counts, events = self._probes.counts(), self._probes.events()
+        hits = {
+            "target": events[Event.TARGET].count,
+            "actual": events[Event.ACTUAL].count,
+            "run-state": events[Event.RUN_STATE].count,
+        }
+        for attachment in self.attached:
+            name = attachment.point.name
+            if name.endswith(("-enter", "-exit")):
+                hits[name] = counts[Count.HIT_CALL]
+            elif name.endswith("-pop"):
+                hits[name] = counts[Count.HIT_POP]
+            elif name.endswith("-push"):
+                hits[name] = counts[Count.HIT_PUSH]
+        return hits
+
+    def _record(self, attachment: Attachment, hits: dict[str, int]) -> ProbeRecord:
+        name, cost_ns = attachment.point.name, self._engine.call_cost_ns
+        is_call = name.endswith(("-enter", "-exit"))
+        # Entry and exit are measured as a pair; the programs' shares cannot be told apart.
+        half_ns = cost_ns / 2 if is_call and cost_ns is not None else None
+        return probe_record(attachment, half_ns, hits.get(name))

@@ -1,0 +1,209 @@
+"""Records one VM from the host: its rings into its trace, and what is sampled beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+import pyarrow as pa
+
+from tracer.capture import LossCounter
+from tracer.guest_files import files_of_regions
+from tracer.host_account import Account, Subject
+from tracer.host_engine import HostEngine, Target
+from tracer.host_events import VmEvents
+from tracer.host_rows import HostRows
+from tracer.host_tally import Tally
+from tracer.live import VmStats
+from tracer.machine import clock_anchor, read_text, side_info
+from tracer.memory_map import MemoryMap, find_regions
+from tracer.residency import residency_batch
+from tracer.ring_size import longest_wait_s
+from tracer.trace.errors import AerostatError
+from tracer.trace.manifest import Manifest
+from tracer.trace.progress import Progress
+from tracer.trace.schema import SAMPLES, Mark, Side
+from tracer.trace.writer import TraceWriter
+from tracer.vmm import is_running
+
+
+class HostCapture:
+    """The attached probes of one VM, their rings, and the trace they go to.
+
+    Args:
+        engine: The programs of this host.
+        subject: The VM.
+        writer: Where to; closed by `finish`.
+        progress: Told what takes time.
+
+    Raises:
+        ProbeError: The in- and deflate handler cannot be probed.
+        ProcessError: The process is gone or may not be read.
+    """
+
+    def __init__(
+        self, engine: HostEngine, subject: Subject, writer: TraceWriter, progress: Progress
+    ) -> None:
+        self.subject = subject
+        self._writer = writer
+        self._map = MemoryMap(find_regions(subject.vmm))
+        files = files_of_regions(subject.vmm.pid, self._map.regions)
+        self._tally = Tally()
+        self._rows = HostRows(
+            writer, self._map, files, calls_observed=subject.calls_observed, tally=self._tally
+        )
+        self._resources = contextlib.ExitStack()
+        with self._resources:
+            self._pidfd = os.pidfd_open(subject.vmm.pid)
+            self._resources.callback(os.close, self._pidfd)
+            self._probes = engine.add(
+                Target(
+                    pid=subject.vmm.pid,
+                    sites=subject.sites,
+                    regions=self._map.regions,
+                    files=tuple(files),
+                    merge=subject.detail != "calls",
+                    ring_bytes=subject.ring_bytes,
+                    quota=subject.quota,
+                )
+            )
+            self._resources.callback(self._probes.close)
+            self._events = VmEvents(self._probes, writer, subject.vmm.pid, self._map.regions)
+            self._account = Account(engine, self._probes, self._rows)
+            self._losses = LossCounter(writer, self._account.lost)
+            # Before the first request can wait in a ring: a scan of much memory takes seconds.
+            progress("scan resident memory")
+            residency = residency_batch(subject.vmm.pid, self._map.regions, time.monotonic_ns())
+            self._account.attached = [*engine.call_attachments, *self._probes.attach()]
+            self._begin = clock_anchor()
+            self._actual_begin = self._ask_actual()
+            writer.describe(self._manifest(None, {}, ""))
+            writer.append("residency", residency)
+            writer.mark(Mark.ATTACH, self._begin[0], text=f"pid {subject.vmm.pid}")
+            self._resources = self._resources.pop_all()
+
+    def close(self) -> None:
+        """Detach and free; the writer is the caller's."""
+        self._resources.close()
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long its rings may go undrained."""
+        return longest_wait_s(self.subject.detail)
+
+    def used_share(self) -> float:
+        """How full the fuller of its rings is, 0 to 1."""
+        return max(self._probes.requests.used_share, self._probes.calls.used_share)
+
+    def drain(self) -> int:
+        """Take what waits in the rings; return how many request records there were.
+
+        Requests first, so that their calls are there by then.
+        """
+        requests = self._probes.requests.read()
+        taken = self._rows.add(requests, self._probes.calls.read())
+        self._events.look()
+        return taken
+
+    def ended(self) -> str | None:
+        """Why the VM cannot be recorded any further, or None."""
+        return self._events.end_reason if is_running(self._pidfd) else "vm-exited"
+
+    def sample(self) -> None:
+        """Write a row of samples, what was lost, and where `actual` has got to."""
+        self._losses.check()
+        self._events.mark_actual()
+        if self.subject.sites is None:
+            self._rows.add(self._probes.requests.read(), self._probes.take_dead_threads())
+        row = self._sample_row()
+        if row is not None:
+            self._writer.append("samples", pa.RecordBatch.from_pylist([row], schema=SAMPLES))
+
+    def finish(self, reason: str) -> None:
+        """Detach, write what is left, and close the trace.
+
+        Args:
+            reason: Why the recording ends.
+        """
+        pid, actual_end = self.subject.vmm.pid, self._ask_actual()
+        if reason == "vm-exited":
+            self._writer.mark(Mark.VM_EXIT, time.monotonic_ns(), text=f"pid {pid} ended")
+        end = clock_anchor()
+        left_open = self._probes.stop()
+        self.drain()
+        self._rows.add(self._probes.requests.read(), left_open)
+        self._rows.finish()
+        self._events.mark_actual()
+        self._losses.check()
+        self._writer.mark(Mark.DETACH, time.monotonic_ns())
+        counters = self._account.counters()
+        if self._actual_begin is not None and actual_end is not None:
+            counters |= {"actual_bytes_begin": self._actual_begin, "actual_bytes_end": actual_end}
+        self._writer.close(self._manifest(end, counters, reason))
+
+    def stats(self) -> VmStats:
+        """Sum up what was seen so far."""
+        tally, vmm, observed = self._tally, self.subject.vmm, self.subject.calls_observed
+        return VmStats(
+            name=self.subject.name or vmm.name or f"pid {vmm.pid}",
+            pid=vmm.pid,
+            uuid=vmm.uuid,
+            ts_ns=time.monotonic_ns(),
+            memory_bytes=vmm.memory_bytes,
+            actual_bytes=self._events.actual_bytes,
+            target_bytes=self._events.target_bytes,
+            pages=dict(tally.pages),
+            requests=dict(tally.requests),
+            runs=tally.runs,
+            discard_calls=tally.discard_calls if observed else None,
+            discard_ns=tally.discard_ns if observed else None,
+            discard_bytes=tally.discard_bytes if observed else None,
+            busy_ns=tally.busy_ns,
+            longest_ns=tally.longest_ns,
+            lost=self._losses.by_cause,
+            written_bytes=self._writer.written_bytes,
+            probe_ns=self._account.probe_ns(),
+        )
+
+    def _ask_actual(self) -> int | None:
+        try:
+            return self.subject.actual_bytes() if self.subject.actual_bytes else None
+        except AerostatError:
+            return None  # The monitor went away with the VM: not observed.
+
+    def _sample_row(self) -> dict[str, int | None] | None:
+        pid = self.subject.vmm.pid
+        pages = read_text(f"/proc/{pid}/statm")
+        stat = read_text(f"/proc/{pid}/stat")
+        if pages is None or stat is None:
+            return None
+        asked = self._ask_actual()
+        return {
+            "side": Side.HOST,
+            "ts_ns": time.monotonic_ns(),
+            "balloon_actual_bytes": self._events.actual_bytes if asked is None else asked,
+            "balloon_target_bytes": self._events.target_bytes,
+            "rss_bytes": int(pages.split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+            # Field 10 of proc(5) stat, counted after the name, which may hold spaces.
+            "minor_faults": int(stat.rpartition(")")[2].split()[7]),
+        }
+
+    def _manifest(
+        self, end: tuple[int, int] | None, counters: dict[str, int], reason: str
+    ) -> Manifest:
+        side = side_info(
+            begin=self._begin,
+            end=end,
+            detail=self.subject.detail,
+            probes=self._account.probe_records(),
+            counters={**counters, "ring_bytes": self.subject.ring_bytes},
+        )
+        return Manifest(
+            sides={"host": side},
+            vm=self.subject.info(),
+            regions=self._map.regions,
+            complete=True,
+            end_reason=reason,
+            scenario=self.subject.scenario,
+        )

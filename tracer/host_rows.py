@@ -1,0 +1,138 @@
+"""Turns one VM's records into rows: whole requests in order, calls with their request."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tracer import decode
+from tracer.capture import Gather
+from tracer.guest_files import FileRegions, gpa_of_offsets
+from tracer.host_tally import Tally
+from tracer.memory_map import MemoryMap
+from tracer.ring import Records
+from tracer.trace.schema import PFN_SHIFT, Call
+from tracer.trace.writer import TraceWriter
+
+_REMEMBERED = 8192
+"""Requests whose calls may still come: those of two batches."""
+
+
+class HostRows:
+    """Gathers records and writes them, batch by batch.
+
+    The programs name a request by a token that may have gaps, where requests were lost, and two
+    series; the trace numbers them as they come.
+
+    Args:
+        writer: Where to.
+        memory_map: Guest memory.
+        files: Descriptors of the VMM behind it.
+        calls_observed: Whether system calls are recorded.
+        tally: Told what was written.
+    """
+
+    def __init__(
+        self,
+        writer: TraceWriter,
+        memory_map: MemoryMap,
+        files: FileRegions,
+        *,
+        calls_observed: bool,
+        tally: Tally,
+    ) -> None:
+        self._writer, self._map, self._files = writer, memory_map, files
+        self._calls_observed, self._tally = calls_observed, tally
+        self._held = np.empty(0, decode.HOST_REQUEST)
+        self._early = np.empty(0, decode.HOST_CALLS)
+        self._seq_of: dict[int, int] = {}
+        self._last_token = np.full(2, -1, np.int64)
+        self._next_seq = 0
+        self.strangers = self.partial = self.misplaced = 0
+        self._requests = Gather(self._write_requests)
+        self._calls = Gather(self._write_calls)
+
+    def add(self, requests: Records, calls: Records) -> int:
+        """Take records in the order of their rings; return how many requests there were."""
+        taken = self._requests.add(requests)
+        self._calls.add(calls)
+        return taken
+
+    def finish(self) -> None:
+        """Write what waits.
+
+        Calls of a request that the capture did not see to its end are dropped.
+        """
+        self._requests.flush()
+        self._write_whole(self._held)
+        self._calls.flush()
+        self._write_calls(np.empty(0, decode.HOST_CALLS))
+
+    def _write_requests(self, records: Records) -> None:
+        """Write whole requests; the chunks of one that is still to be completed wait."""
+        records = np.concatenate((self._held, records))
+        whole = len(records)
+        if whole and not decode.is_last_chunk(records[-1:])[0]:
+            whole = int(np.flatnonzero(records["token"] == records["token"][-1])[0])
+        self._held = records[whole:]
+        self._write_whole(records[:whole])
+
+    def _write_whole(self, records: Records) -> None:
+        for series in (0, 1):
+            tokens = records["token"][records["token"] % 2 == series]
+            if len(tokens):
+                self._last_token[series] = tokens[-1]
+        known = decode.host_queues(records) != decode.UNKNOWN_QUEUE
+        first = decode.first_chunks(records)
+        self.strangers += int(np.count_nonzero(~known & first))
+        self.partial += int(np.count_nonzero(known & first & decode.is_partial(records)))
+        records, first = records[known], first[known]
+        self._number(records["token"][first].tolist())
+        self._check_map(records)
+        batch = decode.host_requests(
+            records,
+            self._next_seq,
+            calls_observed=self._calls_observed,
+            guest_pfns=self._guest_pfns(),
+        )
+        self._next_seq += batch.num_rows
+        self._tally.add_requests(batch)
+        self._writer.append("requests", batch)
+
+    def _number(self, tokens: list[int]) -> None:
+        kept = list(self._seq_of.items())[-_REMEMBERED:]
+        fresh = zip(tokens, range(self._next_seq, self._next_seq + len(tokens)), strict=True)
+        self._seq_of = dict([*kept, *fresh])
+
+    def _write_calls(self, records: Records) -> None:
+        """Write the calls of requests that are written; those of one still under way wait."""
+        records = np.concatenate((self._early, records))
+        tokens = records["token"]
+        has_request = tokens != decode.NO_REQUEST
+        last = self._last_token[(tokens % 2).astype(np.int64)]
+        is_early = has_request & (tokens.astype(np.int64) > last)
+        self._early, records = records[is_early], records[~is_early]
+        unique, place = np.unique(records["token"], return_inverse=True)
+        seqs = np.array([self._seq_of.get(token, -1) for token in unique.tolist()], np.int64)
+        batch = decode.host_calls(records, seqs[place], self._gpa(records))
+        self._tally.add_calls(batch)
+        self._writer.append("calls", batch)
+
+    def _guest_pfns(self) -> npt.NDArray[np.int64] | None:
+        if not self._map.regions:
+            return None
+        spans = [(region.gpa, region.gpa + region.length_bytes) for region in self._map.regions]
+        return np.array(spans, np.int64) >> PFN_SHIFT
+
+    def _gpa(self, calls: Records) -> npt.NDArray[np.int64]:
+        by_address = self._map.gpa_of_hva(calls["address"])
+        by_file = gpa_of_offsets(self._files, calls["fd"], calls["address"])
+        return np.where(calls["call"] == Call.FALLOCATE, by_file, by_address)
+
+    def _check_map(self, records: Records) -> None:
+        """Count requests whose own descriptor lies elsewhere than the memory map says."""
+        if not self._map.regions:
+            return
+        named = records[records["total"] > 0]
+        expected = self._map.gpa_of_hva(named["first_hva"])
+        self.misplaced += int(np.count_nonzero(expected != named["first_gpa"].astype(np.int64)))
