@@ -138,7 +138,7 @@ def _host_calls() -> list[Check]:
             _tried(group, point, way, program, mechanisms) for point, way in _ways(HOST_CALL_POINTS)
         ]
     try:
-        with HostEngine(calls=True, other_calls=False) as engine:
+        with HostEngine(calls=True) as engine:
             pair_ns = engine.call_cost_ns
             chosen = {_word(a.way) for a in engine.call_attachments if a.way is not None}
     except AerostatError:

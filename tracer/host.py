@@ -1,24 +1,20 @@
-"""Records VMs from their host: what QEMU's balloon is asked to do, and the discards it does."""
+"""Records VMs from their host: what the balloon is asked to do, and the discards that follow."""
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tracer import host_probes
 from tracer.capture import CaptureOptions, run_loop
-from tracer.host_account import Subject
-from tracer.host_capture import HostCapture
+from tracer.host_account import Settings
 from tracer.host_engine import HostEngine, Quota
+from tracer.host_session import Ended, HostSession
 from tracer.privilege import require_root
 from tracer.ring_size import ring_bytes
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
-from tracer.trace.schema import Side
-from tracer.trace.writer import TraceWriter
 from tracer.vmm import inspect
 
 DETAILS = ("requests", "discards", "calls")
@@ -53,7 +49,7 @@ class HostOptions(CaptureOptions):
 def record_host(
     options: HostOptions, progress: Progress = silent, stop: threading.Event | None = None
 ) -> Path:
-    """Record until `stop` is set, the duration has passed or the VM exits.
+    """Record one VM until `stop` is set, the duration has passed or the VM ends.
 
     Args:
         options: What to record and where to.
@@ -64,19 +60,14 @@ def record_host(
         The bundle. What was lost is in its manifest, never an error here.
 
     Raises:
-        ProcessError: The pid is no QEMU.
-        SymbolError: QEMU's balloon handlers are not found.
+        ProcessError: The pid is no VMM.
         MissingPrivilegeError: Not root, no BCC, or a required probe does not attach.
         TraceError: The bundle exists or cannot be written.
     """
     check_detail(options.detail)
     vmm = inspect(options.pid)
     require_root(f"process {options.pid}")
-    progress("find probe sites")
-    sites = host_probes.find_sites(options.pid)
-    subject = Subject(
-        vmm=vmm,
-        sites=sites,
+    settings = Settings(
         detail=options.detail,
         ring_bytes=options.ring_bytes or ring_bytes(options.detail),
         quota=options.quota,
@@ -84,15 +75,21 @@ def record_host(
         name=options.vm_name,
         scenario=options.scenario,
     )
-    with TraceWriter(options.output, Side.HOST, force=options.force) as writer:
-        progress("compile and attach")
-        with (
-            HostEngine(calls=options.detail != "requests", other_calls=False) as engine,
-            contextlib.closing(HostCapture(engine, subject, writer, progress)) as capture,
-        ):
+    ends: list[Ended] = []
+    progress("compile and attach")
+    with HostEngine(calls=options.detail != "requests") as engine:
+        session = HostSession(engine, settings, on_end=ends.append, progress=progress)
+        session.add(vmm, options.output, force=options.force)
+        try:
             options.ready()
-            reason = run_loop(capture, options, stop or threading.Event(), progress)
-            capture.finish(reason)
+            reason = run_loop(session, options, stop or threading.Event(), progress)
+        except BaseException as problem:
+            session.abandon(problem)
+            raise
+        session.finish(reason)
+    for end in ends:
+        if end.error is not None:
+            raise end.error
     return options.output
 
 

@@ -10,17 +10,16 @@ from tracer.host_engine import Count, Event, HostEngine, Quota, VmProbes
 from tracer.host_probes import QemuSites
 from tracer.host_rows import HostRows
 from tracer.machine import probe_record
+from tracer.probes import HANDLER_WORDS, host_request_points
 from tracer.trace.manifest import ProbeRecord, VmInfo
 from tracer.vmm import Vmm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """One VM and how it is recorded.
+class Settings:
+    """How a VM is recorded.
 
     Attributes:
-        vmm: Its process.
-        sites: Its balloon handlers; None where they are not known.
         detail: requests, discards or calls.
         ring_bytes: Size of each of its rings.
         quota: What it may put into them in a second.
@@ -29,8 +28,6 @@ class Subject:
         scenario: What is being done to the VM, for the manifest.
     """
 
-    vmm: Vmm
-    sites: QemuSites | None
     detail: str
     ring_bytes: int
     quota: Quota
@@ -38,16 +35,45 @@ class Subject:
     name: str | None = None
     scenario: str | None = None
 
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One VM, and how it is recorded.
+
+    Attributes:
+        vmm: Its process.
+        sites: Its balloon handlers; None where they are not known.
+        settings: How it is recorded.
+        why_no_sites: Why its handlers are not known.
+    """
+
+    vmm: Vmm
+    sites: QemuSites | None
+    settings: Settings
+    why_no_sites: str = ""
+
     @property
     def calls_observed(self) -> bool:
         """Whether its discard calls are recorded: always, where there is nothing else."""
-        return self.detail != "requests" or self.sites is None
+        return self.settings.detail != "requests" or self.sites is None
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return self.settings.name or self.vmm.name or f"pid {self.vmm.pid}"
+
+    def unreached(self) -> list[Attachment]:
+        """Name the points that cannot be probed for want of the handlers' places."""
+        if self.sites is not None:
+            return []
+        points = host_request_points(range(len(HANDLER_WORDS)))
+        return [Attachment(point, None, self.why_no_sites) for point in points]
 
     def info(self) -> VmInfo:
         """Describe the VM for the manifest."""
         vmm, sites = self.vmm, self.sites
         return VmInfo(
-            name=self.name or vmm.name,
+            name=self.settings.name or vmm.name,
             uuid=vmm.uuid,
             pid=vmm.pid,
             exe=vmm.exe.name,
@@ -91,6 +117,11 @@ class Account:
             ("calls", "ring"): counts[Count.LOST_CALLS] + counts[Count.LOST_THREADS],
             ("calls", "quota"): counts[Count.QUOTA_CALLS],
         }
+
+    def refused(self) -> int:
+        """Count the records that the VM's quota refused."""
+        counts = self._probes.counts()
+        return counts[Count.QUOTA_REQUESTS] + counts[Count.QUOTA_CALLS]
 
     def counters(self) -> dict[str, int]:
         """Sum up for the manifest."""

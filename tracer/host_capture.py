@@ -12,7 +12,7 @@ from tracer.capture import LossCounter
 from tracer.guest_files import files_of_regions
 from tracer.host_account import Account, Subject
 from tracer.host_engine import HostEngine, Target
-from tracer.host_events import VmEvents
+from tracer.host_events import QuotaEpisodes, VmEvents
 from tracer.host_rows import HostRows
 from tracer.host_tally import Tally
 from tracer.live import VmStats
@@ -63,19 +63,23 @@ class HostCapture:
                     sites=subject.sites,
                     regions=self._map.regions,
                     files=tuple(files),
-                    merge=subject.detail != "calls",
-                    ring_bytes=subject.ring_bytes,
-                    quota=subject.quota,
+                    merge=subject.settings.detail != "calls",
+                    ring_bytes=subject.settings.ring_bytes,
+                    quota=subject.settings.quota,
                 )
             )
             self._resources.callback(self._probes.close)
             self._events = VmEvents(self._probes, writer, subject.vmm.pid, self._map.regions)
             self._account = Account(engine, self._probes, self._rows)
             self._losses = LossCounter(writer, self._account.lost)
+            self._quota = QuotaEpisodes(self._account.refused, writer)
             # Before the first request can wait in a ring: a scan of much memory takes seconds.
             progress("scan resident memory")
             residency = residency_batch(subject.vmm.pid, self._map.regions, time.monotonic_ns())
-            self._account.attached = [*engine.call_attachments, *self._probes.attach()]
+            if subject.sites is None:
+                engine.watch_other_calls()
+            attached = (*self._probes.attach(), *subject.unreached())
+            self._account.attached = [*engine.call_attachments, *attached]
             self._begin = clock_anchor()
             self._actual_begin = self._ask_actual()
             writer.describe(self._manifest(None, {}, ""))
@@ -90,7 +94,7 @@ class HostCapture:
     @property
     def longest_wait_s(self) -> float:
         """How long its rings may go undrained."""
-        return longest_wait_s(self.subject.detail)
+        return longest_wait_s(self.subject.settings.detail)
 
     def used_share(self) -> float:
         """How full the fuller of its rings is, 0 to 1."""
@@ -113,6 +117,7 @@ class HostCapture:
     def sample(self) -> None:
         """Write a row of samples, what was lost, and where `actual` has got to."""
         self._losses.check()
+        self._quota.look()
         self._events.mark_actual()
         if self.subject.sites is None:
             self._rows.add(self._probes.requests.read(), self._probes.take_dead_threads())
@@ -136,6 +141,8 @@ class HostCapture:
         self._rows.finish()
         self._events.mark_actual()
         self._losses.check()
+        self._quota.look()
+        self._quota.close()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())
         counters = self._account.counters()
         if self._actual_begin is not None and actual_end is not None:
@@ -146,7 +153,7 @@ class HostCapture:
         """Sum up what was seen so far."""
         tally, vmm, observed = self._tally, self.subject.vmm, self.subject.calls_observed
         return VmStats(
-            name=self.subject.name or vmm.name or f"pid {vmm.pid}",
+            name=self.subject.name,
             pid=vmm.pid,
             uuid=vmm.uuid,
             ts_ns=time.monotonic_ns(),
@@ -168,7 +175,9 @@ class HostCapture:
 
     def _ask_actual(self) -> int | None:
         try:
-            return self.subject.actual_bytes() if self.subject.actual_bytes else None
+            return (
+                self.subject.settings.actual_bytes() if self.subject.settings.actual_bytes else None
+            )
         except AerostatError:
             return None  # The monitor went away with the VM: not observed.
 
@@ -195,9 +204,9 @@ class HostCapture:
         side = side_info(
             begin=self._begin,
             end=end,
-            detail=self.subject.detail,
+            detail=self.subject.settings.detail,
             probes=self._account.probe_records(),
-            counters={**counters, "ring_bytes": self.subject.ring_bytes},
+            counters={**counters, "ring_bytes": self.subject.settings.ring_bytes},
         )
         return Manifest(
             sides={"host": side},
@@ -205,5 +214,5 @@ class HostCapture:
             regions=self._map.regions,
             complete=True,
             end_reason=reason,
-            scenario=self.subject.scenario,
+            scenario=self.subject.settings.scenario,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ from tracer.call_cost import CallCost
 from tracer.errors import ProbeError
 from tracer.host_probes import QemuSites
 from tracer.libbpf import create_ring, drop_map, put_map
-from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS
+from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Point
 from tracer.ring import Records, Ring
 from tracer.trace.manifest import Region
 
@@ -71,10 +71,13 @@ class EventLog:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What one VM may put into its rings in a second; a guest decides how much it would."""
+    """What one VM may put into its rings in a second; a guest decides how much it would.
 
-    records_per_s: int = 200_000
-    bytes_per_s: int = 256 << 20
+    The defaults are more than one thread can cause, with a record for each discarded page.
+    """
+
+    records_per_s: int = 4_000_000
+    bytes_per_s: int = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,33 +108,44 @@ class HostEngine:
     """The compiled programs and the probes that serve every VM: those of the system calls.
 
     Args:
-        calls: Whether discards are recorded; without it no system call is probed.
-        other_calls: Whether process_madvise and mmap are probed too.
+        calls: Whether discards are recorded; without it no system call is probed until a VM needs
+            it whose handlers are not known.
 
     Raises:
         BccError: BCC is missing or does not compile the source.
         ProbeError: The kernel refuses the programs.
     """
 
-    def __init__(self, *, calls: bool, other_calls: bool) -> None:
+    def __init__(self, *, calls: bool) -> None:
         self.program = host_probes.compile_host()
         self.call_attachments: list[Attachment] = []
         self.call_cost_ns: float | None = None
         self._free = list(range(host_probes.MAX_VMS - 1, _OWN_SLOT, -1))
-        cost = CallCost()
+        self._detach_calls: list[Callable[[], None]] = []
         if calls:
-            self._attach_calls(HOST_CALL_POINTS)
-            self.call_cost_ns = cost.traced_ns(self)
-        if other_calls:
-            self._attach_calls(HOST_OTHER_CALL_POINTS)
-        self._detach_calls = self.program.claim()
+            self._watch_calls()
 
-    def _attach_calls(self, points: Sequence[Any]) -> None:
-        self.call_attachments += host_probes.attach_calls(self.program, tuple(points))
+    def _watch_calls(self) -> None:
+        cost = CallCost()
+        self._attach_calls(HOST_CALL_POINTS)
+        self.call_cost_ns = cost.traced_ns(self)
+
+    def watch_other_calls(self) -> None:
+        """Probe every system call that can give memory back: for a VMM that is not QEMU."""
+        done = {attachment.point for attachment in self.call_attachments}
+        if not done:
+            self._watch_calls()
+        if not done.issuperset(HOST_OTHER_CALL_POINTS):
+            self._attach_calls(HOST_OTHER_CALL_POINTS)
+
+    def _attach_calls(self, points: tuple[Point, ...]) -> None:
+        self.call_attachments += host_probes.attach_calls(self.program, points)
+        self._detach_calls.append(self.program.claim())
 
     def close(self) -> None:
         """Detach what serves every VM, and free the maps."""
-        self._detach_calls()
+        for detach in self._detach_calls:
+            detach()
         self.program.close()
 
     def __enter__(self) -> HostEngine:

@@ -112,3 +112,38 @@ class VmEvents:
             batch = residency_batch(self._pid, self._regions, time.monotonic_ns())
             self._writer.append("residency", batch)
         self._next_snapshot_s = begin_s + (time.monotonic() - begin_s) * _SNAPSHOT_SHARE
+
+
+class QuotaEpisodes:
+    """Writes one mark for each span of time in which a VM was over its quota.
+
+    Args:
+        refused: Counts the records that were refused so far.
+        writer: Where the marks go.
+    """
+
+    def __init__(self, refused: Callable[[], int], writer: TraceWriter) -> None:
+        self._refused, self._writer = refused, writer
+        self._looked_ns = time.monotonic_ns()
+        self._seen = 0
+        self._since_ns: int | None = None
+        self._before = 0
+
+    def look(self) -> None:
+        """Open a span where records were refused since the last look; close it where none were."""
+        now_ns, count = time.monotonic_ns(), self._refused()
+        if count > self._seen and self._since_ns is None:
+            self._since_ns, self._before = self._looked_ns, self._seen
+        elif count == self._seen:
+            self.close()
+        self._seen, self._looked_ns = count, now_ns
+
+    def close(self) -> None:
+        """End the span that is open, if one is."""
+        if self._since_ns is not None:
+            refused = self._refused() - self._before
+            text = "refused by the VM's quota"
+            self._writer.mark(
+                Mark.QUOTA, self._looked_ns, since_ns=self._since_ns, value=refused, text=text
+            )
+            self._since_ns = None

@@ -26,7 +26,7 @@ class CallRecorder:
     """Records this thread's discards with the real program and drains them with the real ring."""
 
     def __init__(self, merge: bool, kinds: tuple[Kind, ...]) -> None:
-        self.engine = HostEngine(calls=False, other_calls=False)
+        self.engine = HostEngine(calls=False)
         every = host_probes.host_mechanisms(None, 0)
         mechanisms = {kind: every[kind] for kind in kinds}
         self.attached = attach_all(self.engine.program, POINTS, mechanisms)

@@ -1,47 +1,18 @@
 """The host's recorder on a program of QEMU's shape whose every request and discard is known."""
 
 import mmap
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from tests.standins.build import StandIn, qemu_like
-from tracer.host import HostOptions, record_host
+from tests.kernel.recording import recording
+from tests.standins.build import qemu_like
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.runs import decode_runs
 from tracer.trace.schema import Queue, Side
 
 PAGE = 4096
 DEVICE = ("-device", "virtio-balloon-pci,free-page-reporting=on")
-
-
-@contextmanager
-def recording(vm: StandIn, output: Path) -> Iterator[None]:
-    """Record while the block runs; the trace is closed when it is left."""
-    ready, stop = threading.Event(), threading.Event()
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            record_host(HostOptions(output, pid=vm.pid, ready=ready.set), stop=stop)
-        except BaseException as error:
-            failure.append(error)
-            ready.set()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    ready.wait(60)
-    try:
-        if not failure:
-            yield
-    finally:
-        stop.set()
-        thread.join(60)
-    if failure:
-        raise failure[0]
 
 
 def rows(trace: Trace, table: str, queue: Queue | None = None) -> list[dict]:

@@ -85,7 +85,7 @@ def test_recovered_functions_are_the_handlers_of_the_live_queues(vm):
     """QEMU's own memory says which function serves each queue: it must be the recovered one."""
     sites = host_probes.find_sites(vm.pid)
     with (
-        HostEngine(calls=False, other_calls=False) as engine,
+        HostEngine(calls=False) as engine,
         contextlib.closing(engine.add(target_of(vm.pid, sites))) as probes,
     ):
         probes.attach()

@@ -1,0 +1,38 @@
+"""Records a stand-in while a block runs, in a thread of this process."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.standins.build import StandIn
+from tracer.host import HostOptions, record_host
+
+WAIT_S = 60
+
+
+@contextmanager
+def recording(vm: StandIn, output: Path, **options: Any) -> Iterator[None]:
+    """Record with HostOptions while the block runs; the trace is closed when it is left."""
+    ready, stop = threading.Event(), threading.Event()
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            record_host(HostOptions(output, pid=vm.pid, ready=ready.set, **options), stop=stop)
+        except BaseException as error:
+            failure.append(error)
+            ready.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait(WAIT_S)
+    try:
+        if not failure:
+            yield
+    finally:
+        stop.set()
+        thread.join(WAIT_S)
+    if failure:
+        raise failure[0]
