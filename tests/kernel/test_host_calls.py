@@ -100,6 +100,61 @@ def test_hole_punches_are_recorded_with_their_file_offset(recorder, pages):
     assert (run["address"], run["advice"]) == (0, keep_size_punch_hole)
 
 
+def process_madvise(pieces: list[tuple[int, int]]) -> int:
+    """Discard a vector of (address, bytes) of this process; bytes advised."""
+    vector = (ctypes.c_uint64 * (2 * len(pieces)))(*[word for piece in pieces for word in piece])
+    pidfd = os.pidfd_open(os.getpid())
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    done = call(440, pidfd, ctypes.byref(vector), len(pieces), DONTNEED, 0)
+    os.close(pidfd)
+    return done
+
+
+def test_the_pieces_of_a_vector_are_calls_and_adjacent_ones_are_merged(recorder, pages):
+    memory, address = pages
+    pieces = [(address + page * PAGE, PAGE) for page in (50, 49, 48, 10)]
+    with recorder.in_request(token=3):
+        assert process_madvise(pieces) == 4 * PAGE
+        close_run(memory)
+    falling, single = recorder.ring.read()
+    assert (falling["call"], falling["count"], falling["step"], falling["pieces"]) == (2, 3, -1, 4)
+    assert falling["address"] == address + 50 * PAGE
+    assert falling["total_ns"] > 0
+    assert (single["count"], single["address"], single["pieces"]) == (1, address + 10 * PAGE, 0)
+    assert single["total_ns"] == 0  # the first piece carries the time of all
+
+
+def test_pieces_beyond_those_that_are_looked_at_are_counted_as_lost(recorder, pages):
+    memory, address = pages
+    pieces = [(address + 2 * page * PAGE, PAGE) for page in range(100)]
+    with recorder.in_request(token=3):
+        assert process_madvise(pieces) == 100 * PAGE
+        close_run(memory)
+    runs = recorder.ring.read()
+    assert runs["count"].sum() + recorder.lost() == 100
+    assert recorder.lost() == 36
+
+
+def test_fresh_memory_mapped_over_the_guests_is_recorded_and_other_mappings_are_not(
+    recorder, pages
+):
+    memory, address = pages
+    mmap_call = ctypes.CDLL(None).mmap
+    mmap_call.restype = ctypes.c_void_p
+    mmap_call.argtypes = [ctypes.c_void_p, *[ctypes.c_size_t] * 5]
+    fixed_private_anonymous = 0x10 | 0x02 | 0x20
+    with recorder.in_request(token=3):
+        for page in (4, 5):
+            at = address + page * PAGE
+            assert mmap_call(at, PAGE, 3, fixed_private_anonymous, 2**64 - 1, 0) == at
+        other = mmap.mmap(-1, PAGE)
+        close_run(memory)
+    other.close()
+    (run,) = recorder.ring.read()
+    assert (run["call"], run["count"], run["step"]) == (3, 2, 1)
+    assert (run["address"], run["advice"]) == (address + 4 * PAGE, fixed_private_anonymous)
+
+
 def test_a_thread_outside_a_request_leaves_no_trace(recorder, pages):
     memory, _ = pages
     for page in range(23):
