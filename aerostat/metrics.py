@@ -56,6 +56,11 @@ _GAUGES = (
         "vm_target_bytes", "Memory that the guest is asked to keep.", lambda vm: vm.target_bytes
     ),
     _Series(
+        "vm_longest_request_seconds",
+        "Longest time between taking a request and returning it, since recording began.",
+        lambda vm: vm.longest_ns / _NS_PER_S,
+    ),
+    _Series(
         "vm_last_sample_timestamp_seconds",
         "When the figures of this VM were taken.",
         lambda vm: time.time() - (time.monotonic_ns() - vm.ts_ns) / _NS_PER_S,
@@ -89,6 +94,11 @@ _COUNTERS = (
         "discard_seconds_total",
         "Time in these system calls.",
         lambda vm: None if vm.discard_ns is None else vm.discard_ns / _NS_PER_S,
+    ),
+    _Series(
+        "discarded_bytes_total",
+        "Guest memory that these system calls covered.",
+        lambda vm: vm.discard_bytes,
     ),
     _Series("lost_events_total", "Events that the trace lacks.", lambda vm: vm.lost, "cause"),
     _Series("written_bytes_total", "Bytes written to the trace.", lambda vm: vm.written_bytes),

@@ -30,7 +30,9 @@ NOTHING = VmStats(
     runs=0,
     discard_calls=None,
     discard_ns=None,
+    discard_bytes=None,
     busy_ns=0,
+    longest_ns=0,
     lost={},
     written_bytes=0,
     probe_ns=None,
@@ -48,7 +50,9 @@ BUSY = VmStats(
     runs=9,
     discard_calls=512,
     discard_ns=1_500_000_000,
+    discard_bytes=512 * 4096,
     busy_ns=2_000_000_000,
+    longest_ns=1_250_000_000,
     lost={"ring": 7, "quota": 0},
     written_bytes=4096,
     probe_ns=250_000_000.0,
@@ -99,6 +103,8 @@ def test_every_figure_in_base_units():
     assert only(samples, "request_seconds_total", **vm) == 2.0
     assert only(samples, "discard_calls_total", **vm) == 512
     assert only(samples, "discard_seconds_total", **vm) == 1.5
+    assert only(samples, "discarded_bytes_total", **vm) == 512 * 4096
+    assert only(samples, "vm_longest_request_seconds", **vm) == 1.25
     assert only(samples, "lost_events_total", **vm, cause="ring") == 7
     assert only(samples, "lost_events_total", **vm, cause="quota") == 0
     assert only(samples, "written_bytes_total", **vm) == 4096
@@ -144,6 +150,7 @@ def test_what_was_not_observed_is_absent():
     samples, _ = exposed(NOTHING)
     assert {name for name, _ in samples} == {
         "aerostat_vm_last_sample_timestamp_seconds",
+        "aerostat_vm_longest_request_seconds",
         "aerostat_runs_total",
         "aerostat_request_seconds_total",
         "aerostat_written_bytes_total",

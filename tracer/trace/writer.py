@@ -75,12 +75,6 @@ class TraceWriter:
         """Bytes written to segments since the begin, those removed since then included."""
         return self._store.written_bytes
 
-    @property
-    def written_bytes(self) -> int:
-        """Bytes of segments on disk, open ones included."""
-        closed = sum(segment.bytes for segment in self._segments)
-        return closed + sum(segment.size_bytes for segment in self._open.values())
-
     def describe(self, manifest: Manifest) -> None:
         """Put on disk what has become known, so that a crash keeps it; `close` may still change it.
 
