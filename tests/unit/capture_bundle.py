@@ -141,7 +141,9 @@ def write_side(
     for table, schema, items in (("requests", REQUESTS, rows), ("calls", CALLS, calls)):
         if items:
             writer.append(table, pa.RecordBatch.from_pylist(list(items), schema=schema))
-    writer.close(Manifest(sides={name: info}, losses=tuple(losses)))
+    for loss in losses:
+        writer.loss(loss.stream, loss.count, loss.since_ns, loss.until_ns, cause=loss.cause)
+    writer.close(Manifest(sides={name: info}))
     return path
 
 

@@ -105,15 +105,12 @@ def test_the_fingerprint_sees_a_changed_column(monkeypatch):
     "constant", ["16 MiB", "32 deep", "1 GiB", "64 times", "64 MiB, after 60 s"]
 )
 def test_the_bounds_are_those_of_the_code(constant):
-    from inspect import signature
-
     from tracer.trace.layout import MAX_SEGMENT_BYTES
     from tracer.trace.manifest import MAX_DEPTH, MAX_MANIFEST_BYTES
     from tracer.trace.segment_reader import FREE_BYTES, MAX_EXPANSION
-    from tracer.trace.writer import TraceWriter
+    from tracer.trace.storage import Storage
 
     assert constant in TEXT
-    options = signature(TraceWriter.__init__).parameters
     assert (MAX_MANIFEST_BYTES, MAX_DEPTH, MAX_SEGMENT_BYTES) == (16 << 20, 32, 1 << 30)
     assert (MAX_EXPANSION, FREE_BYTES) == (64, 64 << 20)
-    assert (options["rotate_bytes"].default, options["rotate_ns"].default) == (64 << 20, 60 * 10**9)
+    assert (Storage().rotate_bytes, Storage().rotate_ns) == (64 << 20, 60 * 10**9)

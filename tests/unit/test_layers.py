@@ -23,6 +23,7 @@ ONLY_IN = {
     "elftools": ("tracer/elf.py",),
     "click": ("aerostat/",),
     "rich": ("aerostat/",),
+    "prometheus_client": ("aerostat/metrics.py",),
     "qemu": ("lab/qmp.py",),
 }
 PURE = ("replay/strategies/", "replay/plan.py", "replay/ranges.py")
@@ -92,6 +93,7 @@ def test_no_package_reaches_over_its_wall() -> None:
         ("tracer/btf.py", "import importlib\nimportlib.import_module('bcc')"),
         ("tracer/btf.py", "from elftools.elf import elffile"),
         ("replay/results.py", "import click"),
+        ("aerostat/verbs/record.py", "import prometheus_client"),
         ("lab/vm.py", "from qemu.qmp import QMPClient"),
         ("lab/vm.py", "import aerostat"),
         ("replay/strategies/huge.py", "from time import monotonic_ns"),
@@ -123,7 +125,8 @@ def test_import_needs_no_capture_library(module: str) -> None:
 
 def loaded_by(statement: str) -> list[str]:
     """Which capture libraries a fresh interpreter has loaded after a statement."""
-    code = f"{statement}\nimport sys\nprint(*({{'bcc','elftools','qemu'}} & set(sys.modules)))"
+    late = {"bcc", "elftools", "prometheus_client", "qemu"}
+    code = f"{statement}\nimport sys\nprint(*({late} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -23,7 +23,8 @@ def test_both_sides_in_one_trace(tmp_path):
         tmp_path / "guest.balloon",
         Side.GUEST,
         rotate_bytes=1,
-        manifest=described(Side.GUEST, losses=(loss,), labels={"in": "guest"}, vm=None),
+        losses=(loss,),
+        manifest=described(Side.GUEST, labels={"in": "guest"}, vm=None),
     )
     before = snapshot(guest)
     manifest = adopt_segments(host, guest, Side.GUEST)

@@ -11,6 +11,7 @@ from tests.unit.trace_samples import (
     described,
     request,
     requests,
+    tell,
     torn_trace,
     write_trace,
 )
@@ -28,10 +29,11 @@ def codes(trace):
     return {finding.code for finding in check_trace(trace)}
 
 
-def written(tmp_path, rows, call_rows=(), side=Side.HOST, **manifest):
+def written(tmp_path, rows, call_rows=(), side=Side.HOST, losses=(), **manifest):
     writer = TraceWriter(tmp_path / "a.balloon", side)
     writer.append("requests", requests(rows))
     writer.append("calls", calls(call_rows))
+    tell(writer, losses)
     writer.close(described(side, **manifest))
     return open_trace(writer.path)
 

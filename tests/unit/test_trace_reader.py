@@ -11,7 +11,14 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from tests.unit.trace_samples import described, request, requests, torn_trace, write_trace
+from tests.unit.trace_samples import (
+    described,
+    large_batch,
+    request,
+    requests,
+    torn_trace,
+    write_trace,
+)
 from tracer.trace.adopt import adopt_segments
 from tracer.trace.columns import flat_runs
 from tracer.trace.errors import ForeignTraceError, TornTraceError, TraceError
@@ -20,6 +27,7 @@ from tracer.trace.layout import sha256_of, write_manifest
 from tracer.trace.manifest import Manifest, Segment
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import MARKS, REQUESTS, TABLES, Mark, Side
+from tracer.trace.storage import Storage
 from tracer.trace.writer import TraceWriter
 
 FILE = "requests/host-00001.arrow"
@@ -289,9 +297,9 @@ def test_closed_segments_open_in_other_tools(tmp_path):
 def test_dataset_discovery_skips_the_open_part(tmp_path):
     import pyarrow.dataset as ds
 
-    with TraceWriter(tmp_path / "a.balloon", Side.HOST, rotate_bytes=1) as writer:
-        writer.append("requests", requests([request(0), request(1)]))
-        writer._rotate_bytes = 1 << 20
+    storage = Storage(rotate_bytes=40_000)
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST, storage=storage) as writer:
+        writer.append("requests", large_batch(0, 2))
         writer.append("requests", requests([request(2)]))
         assert len(list((writer.path / "requests").glob("_*.part"))) == 1
         assert ds.dataset(writer.path / "requests", format="ipc").count_rows() == 2

@@ -23,9 +23,11 @@ RECORDER = """
 import sys
 from tests.unit.trace_samples import described, request, requests
 from tracer.trace.schema import Side
+from tracer.trace.storage import Storage
 from tracer.trace.writer import TraceWriter
 
-writer = TraceWriter(sys.argv[1], Side.HOST, manifest=described(), rotate_bytes=60_000)
+storage = Storage(rotate_bytes=60_000)
+writer = TraceWriter(sys.argv[1], Side.HOST, manifest=described(), storage=storage)
 for batch in range(1_000_000):
     writer.append("requests", requests(request(batch * 20 + row) for row in range(20)))
     print(batch, flush=True)
@@ -103,7 +105,7 @@ def test_output_leaves_the_original_alone(tmp_path):
 
 @pytest.mark.parametrize("damage", ["gone", "torn", "hostile"])
 def test_the_manifest_is_rebuilt(tmp_path, damage):
-    path = write_trace(tmp_path / "a.balloon", manifest=described(losses=(LOSS,)))
+    path = write_trace(tmp_path / "a.balloon", losses=(LOSS,))
     file = path / "manifest.json"
     if damage == "gone":
         file.unlink()

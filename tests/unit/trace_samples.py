@@ -2,10 +2,12 @@
 
 import os
 
+import numpy as np
 import pyarrow as pa
 
 from tracer.trace.manifest import Manifest, Region, SideInfo, VmInfo
 from tracer.trace.schema import CALLS, REQUESTS, RESIDENCY, Queue, Side, Wire
+from tracer.trace.storage import Storage
 from tracer.trace.writer import TraceWriter
 
 GIB = 1 << 30
@@ -49,6 +51,13 @@ def requests(rows):
     return pa.RecordBatch.from_pylist(list(rows), schema=REQUESTS)
 
 
+def large_batch(first_seq, rows):
+    """Requests whose runs do not compress, 20 KB each, to fill disks and budgets with."""
+    rng = np.random.default_rng(first_seq)
+    lists = [[(int(pfn), 1) for pfn in rng.integers(0, 1 << 19, 5000)] for _ in range(rows)]
+    return requests(request(first_seq + i, runs) for i, runs in enumerate(lists))
+
+
 def calls(rows):
     return pa.RecordBatch.from_pylist(list(rows), schema=CALLS)
 
@@ -70,14 +79,23 @@ def described(side=Side.HOST, **columns):
     return Manifest(sides={side.name.lower(): SideInfo(4096, 100, 9000)}, **columns)
 
 
-def write_trace(path, side=Side.HOST, batches=3, rows=20, manifest=None, **options):
+def tell(writer, losses):
+    """Hand losses to a writer."""
+    for loss in losses:
+        writer.loss(loss.stream, loss.count, loss.since_ns, loss.until_ns, cause=loss.cause)
+
+
+def write_trace(
+    path, side=Side.HOST, batches=3, rows=20, manifest=None, force=False, losses=(), **storage
+):
     """A whole trace: `batches` batches of `rows` requests, one call for each request."""
-    writer = TraceWriter(path, side, **options)
+    writer = TraceWriter(path, side, force=force, storage=Storage(**storage))
     for batch in range(batches):
         numbers = range(batch * rows, (batch + 1) * rows)
         writer.append("requests", requests(request(seq, side=side) for seq in numbers))
         if side is Side.HOST:
             writer.append("calls", calls(call(seq) for seq in numbers))
+    tell(writer, losses)
     writer.close(manifest or described(side))
     return path
 

@@ -222,15 +222,17 @@ def _losses(trace: Trace) -> list[Finding]:
     if _totals(rows) != _totals(listed):
         text = f"the marks tell of losses {_totals(rows)}, the manifest of {_totals(listed)}"
         found.append(error("loss-rows", text))
-    for (side, stream), count in sorted(_totals(listed).items()):
-        found.append(error("loss", f"{count} {stream} of the {side} were lost"))
+    for (side, stream, cause), count in sorted(_totals(listed).items()):
+        why = f" ({cause})" if cause else ""
+        found.append(error("loss", f"{count} {stream} of the {side} were lost{why}"))
     return found
 
 
-def _totals(losses: tuple[Loss, ...]) -> dict[tuple[str, str], int]:
-    totals: dict[tuple[str, str], int] = {}
+def _totals(losses: tuple[Loss, ...]) -> dict[tuple[str, str, str], int]:
+    """Add up by side, stream and cause: the manifest's list may be shorter than the rows."""
+    totals: dict[tuple[str, str, str], int] = {}
     for loss in losses:
-        key = (loss.side, loss.stream)
+        key = (loss.side, loss.stream, loss.cause or "")
         totals[key] = totals.get(key, 0) + loss.count
     return totals
 

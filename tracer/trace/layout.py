@@ -15,7 +15,7 @@ from tracer.trace.errors import (
     TraceError,
     salvage_remedy,
 )
-from tracer.trace.manifest import MAX_MANIFEST_BYTES, Manifest
+from tracer.trace.manifest import MAX_MANIFEST_BYTES, Manifest, Segment
 from tracer.trace.manifest_parts import SIDES
 from tracer.trace.schema import TABLES
 
@@ -135,15 +135,29 @@ def read_manifest(bundle: Path) -> Manifest:
         raise
 
 
-def write_manifest(bundle: Path, manifest: Manifest) -> None:
-    """Replace the manifest in one step: whoever reads sees the old one or the new one, whole."""
+def write_manifest(bundle: Path, manifest: Manifest) -> int:
+    """Replace the manifest in one step: whoever reads sees the old one or the new one, whole.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        OSError: The disk is full, or fails; the old one stays.
+    """
     fresh = bundle / f"_{MANIFEST}.new"
-    with fresh.open("wb") as file:
-        file.write(manifest.to_json().encode())
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(bundle / MANIFEST)
+    text = manifest.to_json().encode()
+    try:
+        with fresh.open("wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(bundle / MANIFEST)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
     sync(bundle)
+    return len(text)
 
 
 def sync(path: Path) -> None:
@@ -159,6 +173,19 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_segment(bundle: Path, file: str, rows: int) -> Segment:
+    """Say of a closed segment what the manifest lists of it."""
+    path = bundle / file
+    return Segment(
+        table=file.partition("/")[0],
+        side=side_of(file),
+        file=file,
+        rows=rows,
+        bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+    )
 
 
 def lock(bundle: Path) -> int:

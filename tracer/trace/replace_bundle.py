@@ -25,7 +25,13 @@ def make_bundle(path: Path, *, force: bool) -> None:
     """
     try:
         if path.is_symlink() or path.exists():
-            _clear(path, force=force)
+            if not force:
+                raise TraceError(
+                    f"{path} exists",
+                    reason="a trace is never overwritten unasked",
+                    remedy="use --force",
+                )
+            remove_bundle(path)
         path.mkdir()
     except OSError as problem:
         raise TraceError(
@@ -35,12 +41,12 @@ def make_bundle(path: Path, *, force: bool) -> None:
         ) from problem
 
 
-def _clear(path: Path, *, force: bool) -> None:
-    """Remove a bundle of aerostat and nothing else: any other file in it stops this first."""
-    if not force:
-        raise TraceError(
-            f"{path} exists", reason="a trace is never overwritten unasked", remedy="use --force"
-        )
+def remove_bundle(path: Path) -> None:
+    """Remove a bundle of aerostat and nothing else: any other file in it stops this first.
+
+    Raises:
+        TraceError: It is not, or not only, a bundle, or is being written.
+    """
     foreign = [] if path.is_dir() and not path.is_symlink() else [path.name]
     try:
         read_manifest(path)

@@ -14,23 +14,22 @@ from tracer.trace.layout import (
     DAMAGED_MANIFEST,
     MANIFEST,
     RESERVE,
+    describe_segment,
     files_on_disk,
     hidden_file,
     lock,
     part_file,
-    sha256_of,
-    side_of,
     sync,
     write_manifest,
 )
 from tracer.trace.manifest import Segment
-from tracer.trace.open_segment import OPTIONS
 from tracer.trace.reader import open_trace
 from tracer.trace.salvage_source import copy_bundle, read_or_rebuild
 from tracer.trace.schema import TABLES
 from tracer.trace.segment_reader import Tail, closed_batches, torn_batches
 
 END_REASON = "salvaged"
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ class _Salvage:
             self._findings.append(error("segment-damaged", f"{problem.what} ({problem.reason})"))
             return None
         (self._bundle / part_file(file)).unlink(missing_ok=True)
-        segment = self._describe(file, rows)
+        segment = describe_segment(self._bundle, file, rows)
         listed = self._listed.get(file, segment)
         if listed.sha256 != segment.sha256:
             self._findings.append(
@@ -157,7 +156,7 @@ class _Salvage:
         try:
             with (
                 pa.OSFile(str(fresh), "wb") as sink,
-                pa.ipc.new_file(sink, TABLES[table], options=OPTIONS) as writer,
+                pa.ipc.new_file(sink, TABLES[table], options=_OPTIONS) as writer,
             ):
                 for batch in torn_batches(source, table, tail):
                     writer.write_batch(batch)
@@ -179,7 +178,7 @@ class _Salvage:
             path.unlink(missing_ok=True)
         sync(path.parent)
         part.unlink(missing_ok=True)
-        return self._describe(file, rows) if rows else None
+        return describe_segment(self._bundle, file, rows) if rows else None
 
     def _note(self, source: Path, rows: int, tail: Tail) -> None:
         text = f"{source.parent.name}/{source.name}: kept {rows} rows"
@@ -193,17 +192,6 @@ class _Salvage:
             self._dropped_bytes += source.stat().st_size
         source.rename(self._bundle / hidden_file(file, ".unreadable"))
         self._findings.append(error("segment-unreadable", f"{problem.what} ({problem.reason})"))
-
-    def _describe(self, file: str, rows: int) -> Segment:
-        path = self._bundle / file
-        return Segment(
-            table=file.partition("/")[0],
-            side=side_of(file),
-            file=file,
-            rows=rows,
-            bytes=path.stat().st_size,
-            sha256=sha256_of(path),
-        )
 
     def _end_reason(self) -> str:
         """Say that it was salvaged, and keep what the recorder still could say itself."""

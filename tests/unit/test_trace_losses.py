@@ -1,0 +1,88 @@
+"""Losses that go on for days: all counted, in few rows."""
+
+import time
+
+from tests.unit.trace_samples import described, residency
+from tracer.trace import loss_book
+from tracer.trace.check import check_trace
+from tracer.trace.loss_book import LONGEST_WIDTH_NS, MOST_ENTRIES, WIDTH_NS, LossBook
+from tracer.trace.manifest import MAX_MANIFEST_BYTES, Loss, Manifest
+from tracer.trace.reader import open_trace
+from tracer.trace.schema import Side
+from tracer.trace.writer import TraceWriter
+
+DAY_NS = 86_400 * 10**9
+
+
+def loss(stream, count, since_ns, until_ns, cause="ring"):
+    return Loss("host", stream, count, since_ns, until_ns, cause)
+
+
+def test_the_first_loss_is_written_at_once_and_the_next_together(tmp_path):
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST) as writer:
+        for number in range(100):
+            writer.loss("requests", 2, number, number + 1, cause="ring")
+        assert [item.count for item in open_trace(writer.path).marked_losses()] == [2]
+        writer.close(described())
+    trace = open_trace(writer.path)
+    assert [(item.count, item.since_ns, item.until_ns) for item in trace.losses] == [
+        (2, 0, 1),
+        (198, 1, 100),
+    ]
+    assert trace.marked_losses() == trace.losses
+    assert {finding.code for finding in check_trace(trace)} == {"loss"}
+
+
+def test_time_alone_writes_a_loss_that_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_book, "WIDTH_NS", 50 * 10**6)
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST) as writer:
+        writer.loss("requests", 1, 0, 1, cause="ring")
+        writer.loss("requests", 7, 1, 2, cause="ring")
+        writer.tick()
+        assert sum(item.count for item in open_trace(writer.path).marked_losses()) == 1
+        time.sleep(0.06)
+        writer.tick()
+        assert sum(item.count for item in open_trace(writer.path).marked_losses()) == 8
+
+
+def test_causes_and_streams_stay_apart(tmp_path):
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST) as writer:
+        for cause in ("ring", "quota", None):
+            for stream in ("requests", "calls"):
+                writer.loss(stream, 1, 0, 1, cause=cause)
+                writer.loss(stream, 1, 1, 2, cause=cause)
+        writer.close(described())
+    trace = open_trace(writer.path)
+    assert len(trace.losses) == 12
+    assert {(item.stream, item.cause) for item in trace.losses} == {
+        (stream, cause) for stream in ("requests", "calls") for cause in ("ring", "quota", None)
+    }
+
+
+def test_ten_days_of_losses_in_every_second():
+    book = LossBook()
+    rows = 0
+    step_ns = WIDTH_NS // 2
+    for now_ns in range(0, 10 * DAY_NS, step_ns * 10):
+        for stream in ("requests", "calls"):
+            book.add(loss(stream, 3, now_ns, now_ns + step_ns))
+        rows += len(book.take(now_ns + step_ns))
+    rows += len(book.take(10 * DAY_NS, everything=True))
+    assert sum(item.count for item in book.entries) == 2 * 3 * (10 * DAY_NS // (step_ns * 10))
+    assert len(book.entries) <= MOST_ENTRIES
+    assert rows < 2 * (10 * DAY_NS // LONGEST_WIDTH_NS) + 10 * MOST_ENTRIES
+    assert len(Manifest(losses=book.entries).to_json()) < MAX_MANIFEST_BYTES / 32
+
+
+def test_a_span_without_a_known_begin_stays_so():
+    merged = loss_book.merged([loss("calls", 1, None, 5), loss("calls", 2, 1, 9)])
+    assert (merged.count, merged.since_ns, merged.until_ns) == (3, None, 9)
+
+
+def test_an_unclosed_trace_tells_of_losses(tmp_path):
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST) as writer:
+        writer.append("residency", residency(1))
+        writer.loss("requests", 4, 1, 2, cause="ring")
+    trace = open_trace(writer.path)
+    assert not trace.is_complete
+    assert [item.count for item in trace.losses] == [4]

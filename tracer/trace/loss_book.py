@@ -1,0 +1,84 @@
+"""Losses of one side: few rows and a short list, however long and often events are lost."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from tracer.trace.manifest import Loss
+
+WIDTH_NS = 10**9
+LONGEST_WIDTH_NS = 60 * 10**9
+MOST_ENTRIES = 2048
+"""A day of losses in every second would otherwise fill the manifest, which ends at 16 MiB."""
+
+Key = tuple[str, str | None]
+
+
+class LossBook:
+    """Merges losses of the same stream and cause that fall into one width of time.
+
+    The first one is written at once, and what follows within the width becomes one row. When the
+    list has grown to `MOST_ENTRIES`, neighbours in it become one, and from then on the width is
+    twice as long, up to `LONGEST_WIDTH_NS`.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[Loss] = []
+        self._waiting: dict[Key, Loss] = {}
+        self._next_ns: dict[Key, int] = {}
+        self._width_ns = WIDTH_NS
+
+    @property
+    def entries(self) -> tuple[Loss, ...]:
+        """All losses so far, for the manifest."""
+        return (*self._entries, *self._waiting.values())
+
+    def add(self, loss: Loss) -> None:
+        """Take note of a loss; it becomes part of a row that `take` gives."""
+        key = (loss.stream, loss.cause)
+        waiting = self._waiting.get(key)
+        self._waiting[key] = loss if waiting is None else merged([waiting, loss])
+
+    def take(self, now_ns: int, *, everything: bool = False) -> list[Loss]:
+        """Take the losses whose rows are to be written now.
+
+        Args:
+            now_ns: CLOCK_MONOTONIC.
+            everything: Also those whose width has not passed.
+        """
+        keys = [key for key in self._waiting if everything or now_ns >= self._next_ns.get(key, 0)]
+        for key in keys:
+            self._next_ns[key] = now_ns + self._width_ns
+        rows = [self._waiting.pop(key) for key in keys]
+        self._entries += rows
+        if len(self._entries) > MOST_ENTRIES:
+            self._entries = halved(self._entries)
+            self._width_ns = min(2 * self._width_ns, LONGEST_WIDTH_NS)
+        return rows
+
+
+def merged(losses: Sequence[Loss]) -> Loss:
+    """Make one loss of several of the same side, stream and cause.
+
+    Its span begins where the first began: at no known time if one of them does not know.
+    """
+    begins = [loss.since_ns for loss in losses if loss.since_ns is not None]
+    return replace(
+        losses[0],
+        count=sum(loss.count for loss in losses),
+        since_ns=min(begins) if len(begins) == len(losses) else None,
+        until_ns=max(loss.until_ns for loss in losses),
+    )
+
+
+def halved(losses: Sequence[Loss]) -> list[Loss]:
+    """Merge each loss with the next one of the same stream and cause, pair by pair."""
+
+    def key(loss: Loss) -> tuple[str, str]:
+        return loss.stream, loss.cause or ""
+
+    found = []
+    for _, group in groupby(sorted(losses, key=key), key):
+        alike = list(group)
+        found += [merged(alike[i : i + 2]) for i in range(0, len(alike), 2)]
+    return sorted(found, key=lambda loss: loss.until_ns)
