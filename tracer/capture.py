@@ -5,14 +5,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from tracer.flight import FlightOptions, FlightRecorder
+from tracer.flight_dump import Dump
+from tracer.live import VmStats
 from tracer.ring import Records
 from tracer.trace.progress import Progress
+from tracer.trace.schema import Side
+from tracer.trace.sink import Sink
+from tracer.trace.storage import Storage
 from tracer.trace.writer import TraceWriter
 
 DRAIN_SHORTEST_S = 0.01
@@ -30,6 +36,10 @@ def nothing() -> None:
     """Do nothing: the default where nobody waits for the probes."""
 
 
+def forget(_: object) -> None:
+    """Do nothing with what is told: the default where nobody listens."""
+
+
 @dataclass(frozen=True, slots=True)
 class CaptureOptions:
     """What both recorders are told.
@@ -40,6 +50,13 @@ class CaptureOptions:
         duration_s: Stop by itself after so many seconds.
         ready: Called once, when every probe is attached.
         sample_every_s: Time between two rows of the samples table, and two looks for losses.
+        storage: How the trace lies on the disk.
+        flight: Hold the last seconds in memory in place of a trace, and keep them when something
+            happens: OUTPUT-00001.balloon and so on.
+        alive: Called every round of the loop: it still turns.
+        told: Called with the figures of every VM after each row of samples.
+        kept: Called with each bundle that the flight recorder has made, and its error if it failed.
+        keep: Set it, and the flight recorder keeps what it holds.
     """
 
     output: Path
@@ -47,6 +64,33 @@ class CaptureOptions:
     duration_s: float | None = None
     ready: Ready = nothing
     sample_every_s: float = 1.0
+    storage: Storage = field(default_factory=Storage)
+    flight: FlightOptions | None = None
+    alive: Ready = nothing
+    told: Callable[[list[VmStats]], None] = forget
+    kept: Callable[[Dump], None] = forget
+    keep: threading.Event = field(default_factory=threading.Event)
+
+    def open_sink(self, output: Path, side: Side) -> Sink:
+        """Make what one side of one VM is recorded into.
+
+        Raises:
+            TraceError: The bundle exists, or cannot be made.
+        """
+        if self.flight is not None:
+            return FlightRecorder(output, side, options=self.flight, storage=self.storage)
+        return TraceWriter(output, side, force=self.force, storage=self.storage)
+
+    def tend(self, sink: Sink) -> None:
+        """Let a sink do what time alone asks for; called every round."""
+        self.tell_dumps(sink)
+        sink.tick()
+
+    def tell_dumps(self, sink: Sink) -> None:
+        """Tell of bundles that a flight recorder has made since; after its close, of the last."""
+        if isinstance(sink, FlightRecorder):
+            for dump in sink.dumps():
+                self.kept(dump)
 
 
 class Source(Protocol):
@@ -109,9 +153,7 @@ class LossCounter:
         lost: Reads the counts, by (stream, cause).
     """
 
-    def __init__(
-        self, writer: TraceWriter, lost: Callable[[], Mapping[tuple[str, str], int]]
-    ) -> None:
+    def __init__(self, writer: Sink, lost: Callable[[], Mapping[tuple[str, str], int]]) -> None:
         self._writer = writer
         self._lost = lost
         self._seen: dict[tuple[str, str], int] = dict.fromkeys(lost(), 0)
@@ -155,6 +197,7 @@ def run_loop(
         longest_s = source.longest_wait_s
         wait_s = max(wait_s / 4, DRAIN_SHORTEST_S) if is_filling else min(2 * wait_s, longest_s)
         requests += source.drain()
+        options.alive()
         if now_s >= next_sample_s:
             source.sample()
             progress("record", requests)

@@ -78,8 +78,8 @@ def record_host(
     ends: list[Ended] = []
     progress("compile and attach")
     with HostEngine(calls=options.detail != "requests") as engine:
-        session = HostSession(engine, settings, on_end=ends.append, progress=progress)
-        session.add(vmm, options.output, force=options.force)
+        session = HostSession(engine, settings, options, on_end=ends.append, progress=progress)
+        session.add(vmm, options.output)
         try:
             options.ready()
             reason = run_loop(session, options, stop or threading.Event(), progress)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 
 import pyarrow as pa
 
 from tracer.capture import LossCounter
+from tracer.clock_watch import ClockEvent
 from tracer.guest_files import files_of_regions
 from tracer.host_account import Account, Subject
 from tracer.host_engine import HostEngine, Target
@@ -24,7 +26,7 @@ from tracer.trace.errors import AerostatError
 from tracer.trace.manifest import Manifest
 from tracer.trace.progress import Progress
 from tracer.trace.schema import SAMPLES, Mark, Side
-from tracer.trace.writer import TraceWriter
+from tracer.trace.sink import Sink
 from tracer.vmm import is_running
 
 
@@ -43,7 +45,7 @@ class HostCapture:
     """
 
     def __init__(
-        self, engine: HostEngine, subject: Subject, writer: TraceWriter, progress: Progress
+        self, engine: HostEngine, subject: Subject, writer: Sink, progress: Progress
     ) -> None:
         self.subject = subject
         self._writer = writer
@@ -112,7 +114,14 @@ class HostCapture:
 
     def ended(self) -> str | None:
         """Why the VM cannot be recorded any further, or None."""
-        return self._events.end_reason if is_running(self._pidfd) else "vm-exited"
+        if not is_running(self._pidfd):
+            return "vm-exited"
+        return self._events.end_reason or self._writer.stop_reason
+
+    def note_clocks(self, events: Iterable[ClockEvent]) -> None:
+        """Mark that this machine slept, or that its wall clock was set."""
+        for mark, ts_ns, since_ns, value in events:
+            self._writer.mark(mark, ts_ns, since_ns=since_ns, value=value)
 
     def sample(self) -> None:
         """Write a row of samples, what was lost, and where `actual` has got to."""

@@ -11,7 +11,7 @@ from tracer.residency import residency_batch
 from tracer.trace.errors import AerostatError
 from tracer.trace.manifest import Region
 from tracer.trace.schema import Mark
-from tracer.trace.writer import TraceWriter
+from tracer.trace.sink import Sink
 
 _RUN_STATES = (
     "debug",
@@ -52,7 +52,7 @@ class VmEvents:
     """
 
     def __init__(
-        self, probes: VmProbes, writer: TraceWriter, pid: int, regions: tuple[Region, ...]
+        self, probes: VmProbes, writer: Sink, pid: int, regions: tuple[Region, ...]
     ) -> None:
         self._probes, self._writer, self._pid, self._regions = probes, writer, pid, regions
         self._seen = dict.fromkeys(Event, 0)
@@ -122,7 +122,7 @@ class QuotaEpisodes:
         writer: Where the marks go.
     """
 
-    def __init__(self, refused: Callable[[], int], writer: TraceWriter) -> None:
+    def __init__(self, refused: Callable[[], int], writer: Sink) -> None:
         self._refused, self._writer = refused, writer
         self._looked_ns = time.monotonic_ns()
         self._seen = 0

@@ -12,7 +12,7 @@ from tracer.host_tally import Tally
 from tracer.memory_map import MemoryMap
 from tracer.ring import Records
 from tracer.trace.schema import PFN_SHIFT, Call
-from tracer.trace.writer import TraceWriter
+from tracer.trace.sink import Sink
 
 _REMEMBERED = 8192
 """Requests whose calls may still come: those of two batches."""
@@ -34,7 +34,7 @@ class HostRows:
 
     def __init__(
         self,
-        writer: TraceWriter,
+        writer: Sink,
         memory_map: MemoryMap,
         files: FileRegions,
         *,

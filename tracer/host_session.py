@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracer import host_probes
-from tracer.capture import DRAIN_LONGEST_S
+from tracer.capture import DRAIN_LONGEST_S, CaptureOptions
+from tracer.clock_watch import ClockEvent, ClockWatch
 from tracer.errors import SymbolError
+from tracer.flight import FlightRecorder
 from tracer.host_account import Settings, Subject
 from tracer.host_capture import HostCapture
 from tracer.host_engine import HostEngine
@@ -17,7 +19,6 @@ from tracer.live import VmStats
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress
 from tracer.trace.schema import Side
-from tracer.trace.writer import TraceWriter
 from tracer.vmm import Vmm
 
 
@@ -44,8 +45,8 @@ class Recorded:
     Args:
         engine: The programs of this host.
         subject: The VM.
+        options: Where to, and how: `output` is the session's, not this VM's.
         output: The bundle to make.
-        force: Replace a bundle that is there.
         progress: Told what takes time.
 
     Raises:
@@ -56,24 +57,39 @@ class Recorded:
         self,
         engine: HostEngine,
         subject: Subject,
+        options: CaptureOptions,
         output: Path,
-        *,
-        force: bool,
         progress: Progress,
     ) -> None:
-        self.vmm, self.output = subject.vmm, output
+        self.vmm, self.output, self._options = subject.vmm, output, options
         self._resources = contextlib.ExitStack()
         with self._resources:
-            writer = self._resources.enter_context(TraceWriter(output, Side.HOST, force=force))
-            self.capture = HostCapture(engine, subject, writer, progress)
+            self.sink = self._resources.enter_context(options.open_sink(output, Side.HOST))
+            self.capture = HostCapture(engine, subject, self.sink, progress)
             self._resources.callback(self.capture.close)
             self._resources = self._resources.pop_all()
+
+    def drain(self) -> int:
+        """Take what waits in its rings; return how many request records there were."""
+        taken = self.capture.drain()
+        self._options.tend(self.sink)
+        return taken
+
+    def sample(self, clocks: Iterable[ClockEvent]) -> None:
+        """Write a row of samples and what the clocks did; let the flight recorder look."""
+        self.capture.sample()
+        self.capture.note_clocks(clocks)
+        if isinstance(self.sink, FlightRecorder):
+            self.sink.watch(self.capture.stats())
+            if self._options.keep.is_set():
+                self.sink.request()
 
     def finish(self, reason: str) -> Ended:
         """Close the trace in order and free the probes; an error ends up in what is returned."""
         try:
             with self._resources:
                 self.capture.finish(reason)
+            self._options.tell_dumps(self.sink)
         except AerostatError as error:
             return Ended(self.vmm, self.output, str(error), error)
         return Ended(self.vmm, self.output, reason)
@@ -91,27 +107,30 @@ class HostSession:
     Args:
         engine: The programs of this host.
         settings: How each VM is recorded.
+        options: Where to and for how long; its `output` is not looked at.
         on_end: Told of each VM that is recorded no more.
         progress: Told what takes time.
         follow: Gives VMs that have appeared since it was last asked, with the bundle to make of
             each; None where the session is over when its last VM is.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  three things it works with and three that it tells
         self,
         engine: HostEngine,
         settings: Settings,
+        options: CaptureOptions,
         *,
         on_end: Callable[[Ended], None],
         progress: Progress,
         follow: Callable[[], Iterable[tuple[Vmm, Path]]] | None = None,
     ) -> None:
-        self._engine, self._settings = engine, settings
+        self._engine, self._settings, self._options = engine, settings, options
+        self._clocks = ClockWatch()
         self._on_end, self._progress, self._follow = on_end, progress, follow
         self._recorded: list[Recorded] = []
         self._last_end: Ended | None = None
 
-    def add(self, vmm: Vmm, output: Path, *, force: bool = False) -> None:
+    def add(self, vmm: Vmm, output: Path) -> None:
         """Begin to record a VM.
 
         Raises:
@@ -119,7 +138,7 @@ class HostSession:
         """
         self._progress("find probe sites")
         subject = subject_of(vmm, self._settings)
-        recorded = Recorded(self._engine, subject, output, force=force, progress=self._progress)
+        recorded = Recorded(self._engine, subject, self._options, output, self._progress)
         self._recorded.append(recorded)
 
     @property
@@ -138,7 +157,7 @@ class HostSession:
         taken = 0
         for recorded in list(self._recorded):
             try:
-                taken += recorded.capture.drain()
+                taken += recorded.drain()
             except AerostatError as error:
                 recorded.fail(error)
                 self._drop(recorded, Ended(recorded.vmm, recorded.output, str(error), error))
@@ -146,9 +165,10 @@ class HostSession:
 
     def sample(self) -> None:
         """Write a row of samples for every VM, and take up those that have appeared."""
+        clocks = self._clocks.check()
         for recorded in list(self._recorded):
             try:
-                recorded.capture.sample()
+                recorded.sample(clocks)
             except AerostatError as error:
                 recorded.fail(error)
                 self._drop(recorded, Ended(recorded.vmm, recorded.output, str(error), error))
@@ -157,6 +177,8 @@ class HostSession:
                 self.add(vmm, output)
             except AerostatError as error:
                 self._on_end(Ended(vmm, None, str(error), error))
+        self._options.keep.clear()
+        self._options.told(self.stats())
 
     def ended(self) -> str | None:
         """Close what has ended; why nothing is left to record, or None."""

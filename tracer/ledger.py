@@ -143,7 +143,11 @@ class _Book:
             self._counted(queue, name)
         apart = self._apart.get(queue, 0)
         within = None if host is None else host - apart
-        self._line(f"{name}: host requests", within, "host requests", guest)
+        lost = self._lost_pages(name)
+        self._line(f"{name}: host requests", within, "host requests", None if lost else guest)
+        if lost and within is not None:
+            source = "host requests, and the pages that lost ones named"
+            self._line(f"{name}: host requests and lost", within + lost, source, guest)
         if apart:
             source = "host requests while the guest was not recorded"
             self._line(f"{name}: host only", apart, source, None)
@@ -211,6 +215,10 @@ class _Book:
         if info is None:
             return None
         return self._columns.total("pages", self._columns.rows(side, queue)) or 0
+
+    def _lost_pages(self, name: str) -> int:
+        """Pages of requests that the host's probes saw and could not keep."""
+        return _counter(self._host, f"lost_{name}_pages") or 0
 
     def _counted(self, queue: Queue, name: str) -> None:
         """Hold the guest kernel's own counter against the driver's requests.
