@@ -8,13 +8,17 @@ from types import FrameType
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
+def stop_on_signal(*, keep: bool = False) -> Iterator[tuple[threading.Event, threading.Event]]:
     """Hand out an event that the first SIGINT or SIGTERM sets; a second one interrupts at once.
 
+    Args:
+        keep: Take SIGUSR1 too, which else ends the process.
+
     Yields:
-        The event; the capture watches it and closes its trace when it is set.
+        The event; the capture watches it and closes its trace when it is set. And one that SIGUSR1
+        sets: a flight recorder keeps what it holds, and clears it.
     """
-    stop = threading.Event()
+    stop, kept = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
@@ -24,8 +28,10 @@ def stop_on_signal() -> Iterator[threading.Event]:
     before = {
         number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
     }
+    if keep:
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: kept.set())
     try:
-        yield stop
+        yield stop, kept
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -169,9 +169,9 @@ def host_recorder(vm: LabVm, capture: HostCapture, progress: Progress) -> HostRe
     """
 
     def record(stop: threading.Event, ready: Callable[[], None]) -> Path:
-        from tracer.host import HostOptions, record_host
+        from tracer.host import VmOptions, record_host
 
-        options = HostOptions(
+        options = VmOptions(
             pid=vm.pid,
             output=capture.output,
             detail=capture.detail,

@@ -19,6 +19,8 @@ from tracer.capture import (
     LossCounter,
     run_loop,
 )
+from tracer.clock_watch import ClockWatch
+from tracer.flight import FlightRecorder
 from tracer.guest_probes import Driver, attach_driver
 from tracer.machine import (
     balloon_counters,
@@ -32,7 +34,7 @@ from tracer.ring import Records, Ring
 from tracer.trace.manifest import Manifest, ProbeRecord, VmInfo
 from tracer.trace.progress import Progress, silent
 from tracer.trace.schema import SAMPLES, Caller, Mark, Side
-from tracer.trace.writer import TraceWriter
+from tracer.trace.sink import Sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def record_guest(
     driver = driver or attach_driver(fentry=options.fentry)
     with (
         contextlib.closing(driver.program),
-        TraceWriter(options.output, Side.GUEST, force=options.force) as writer,
+        options.open_sink(options.output, Side.GUEST) as writer,
     ):
         return _GuestCapture(driver, options, writer).run(stop or threading.Event(), progress)
 
@@ -75,9 +77,10 @@ def record_guest(
 class _GuestCapture:
     """The attached probes of the driver, their ring, and the trace they go to."""
 
-    def __init__(self, driver: Driver, options: GuestOptions, writer: TraceWriter) -> None:
+    def __init__(self, driver: Driver, options: GuestOptions, writer: Sink) -> None:
         self._options, self._writer = options, writer
         self._program, self._attached = driver.program, driver.attached
+        self._clocks = ClockWatch()
         self._next_seq = 0
         self._strangers = self._partial = 0
         self._batch = Gather(self._write_requests)
@@ -119,12 +122,15 @@ class _GuestCapture:
         """How full the ring is, 0 to 1."""
         return self._requests.used_share
 
-    def ended(self) -> None:
-        """A guest that ends ends its recorder."""
+    def ended(self) -> str | None:
+        """Why the trace can hold no more, or None; a guest that ends ends its recorder."""
+        return self._writer.stop_reason
 
     def drain(self) -> int:
         """Take what waits in the ring; return how many records there were."""
-        return self._batch.add(self._requests.read())
+        taken = self._batch.add(self._requests.read())
+        self._options.tend(self._writer)
+        return taken
 
     def _write_requests(self, records: Records) -> None:
         known = records["queue"] != decode.UNKNOWN_QUEUE
@@ -152,6 +158,13 @@ class _GuestCapture:
     def sample(self) -> None:
         """Write a row of samples, and what was lost since the last."""
         self._losses.check()
+        for mark, ts_ns, since_ns, value in self._clocks.check():
+            self._writer.mark(mark, ts_ns, since_ns=since_ns, value=value)
+        if isinstance(self._writer, FlightRecorder) and self._options.keep.is_set():
+            self._options.keep.clear()
+            self.drain()
+            self._batch.flush()
+            self._writer.request()
         counted = balloon_counters()
         memory = dict(
             line.split(":", 1) for line in (read_text("/proc/meminfo") or "").splitlines()

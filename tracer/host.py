@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tracer.capture import CaptureOptions, run_loop
 from tracer.host_account import Settings
 from tracer.host_engine import HostEngine, Quota
+from tracer.host_events import SUSPENDED
 from tracer.host_session import Ended, HostSession
 from tracer.privilege import require_root
 from tracer.ring_size import ring_bytes
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
-from tracer.vmm import inspect
+from tracer.vmm import Vmm, inspect
 
 DETAILS = ("requests", "discards", "calls")
 """requests: every PFN, no system-call probe; discards: and the calls, adjacent ones merged in the
 kernel; calls: every single call."""
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_MAX_NAME = 100
 
 
 @dataclass(frozen=True, slots=True)
 class HostOptions(CaptureOptions):
-    """What the host's recorder is told.
+    """What the host's recorder is told, of one VM or of all.
+
+    Attributes:
+        detail: One of DETAILS.
+        ring_bytes: Size of each of a VM's rings, a power of two of pages; chosen where None.
+        quota: What a VM may put into them in a second.
+    """
+
+    detail: str = field(default="discards", kw_only=True)
+    ring_bytes: int | None = field(default=None, kw_only=True)
+    quota: Quota = field(default_factory=Quota, kw_only=True)
+
+    def settings(self) -> Settings:
+        """How each VM is recorded.
+
+        Raises:
+            AerostatError: The detail is none of DETAILS.
+        """
+        if self.detail not in DETAILS:
+            raise AerostatError(
+                f"there is no detail {self.detail!r}", remedy=f"choose of {', '.join(DETAILS)}"
+            )
+        size_bytes = self.ring_bytes or ring_bytes(self.detail)
+        return Settings(detail=self.detail, ring_bytes=size_bytes, quota=self.quota)
+
+
+@dataclass(frozen=True, slots=True)
+class VmOptions(HostOptions):
+    """What is to be recorded of one VM.
 
     Attributes:
         pid: The VMM's process.
-        detail: One of DETAILS.
-        ring_bytes: Size of each of its rings, a power of two of pages; chosen where None.
-        quota: What the VM may put into them in a second.
         actual_bytes: Reads the device's `actual` (guest memory without the balloon) over QMP, where
             the caller has a monitor connection.
         vm_name: Name for the manifest; the command line's where None.
@@ -38,16 +68,22 @@ class HostOptions(CaptureOptions):
     """
 
     pid: int = field(kw_only=True)
-    detail: str = field(default="discards", kw_only=True)
-    ring_bytes: int | None = field(default=None, kw_only=True)
-    quota: Quota = field(default_factory=Quota, kw_only=True)
     actual_bytes: Callable[[], int] | None = field(default=None, kw_only=True)
     vm_name: str | None = field(default=None, kw_only=True)
     scenario: str | None = field(default=None, kw_only=True)
 
+    def settings(self) -> Settings:
+        """How the VM is recorded."""
+        return replace(
+            HostOptions.settings(self),
+            actual_bytes=self.actual_bytes,
+            name=self.vm_name,
+            scenario=self.scenario,
+        )
+
 
 def record_host(
-    options: HostOptions, progress: Progress = silent, stop: threading.Event | None = None
+    options: VmOptions, progress: Progress = silent, stop: threading.Event | None = None
 ) -> Path:
     """Record one VM until `stop` is set, the duration has passed or the VM ends.
 
@@ -64,42 +100,85 @@ def record_host(
         MissingPrivilegeError: Not root, no BCC, or a required probe does not attach.
         TraceError: The bundle exists or cannot be written.
     """
-    check_detail(options.detail)
-    vmm = inspect(options.pid)
+    settings, vmm = options.settings(), inspect(options.pid)
     require_root(f"process {options.pid}")
-    settings = Settings(
-        detail=options.detail,
-        ring_bytes=options.ring_bytes or ring_bytes(options.detail),
-        quota=options.quota,
-        actual_bytes=options.actual_bytes,
-        name=options.vm_name,
-        scenario=options.scenario,
-    )
     ends: list[Ended] = []
     progress("compile and attach")
     with HostEngine(calls=options.detail != "requests") as engine:
         session = HostSession(engine, settings, options, on_end=ends.append, progress=progress)
         session.add(vmm, options.output)
-        try:
-            options.ready()
-            reason = run_loop(session, options, stop or threading.Event(), progress)
-        except BaseException as problem:
-            session.abandon(problem)
-            raise
-        session.finish(reason)
+        _run(session, options, stop, progress)
     for end in ends:
         if end.error is not None:
             raise end.error
     return options.output
 
 
-def check_detail(detail: str) -> None:
-    """Refuse a detail that does not exist.
+def record_all(
+    options: HostOptions,
+    appeared: Callable[[], Iterable[Vmm]],
+    on_end: Callable[[Ended], None],
+    progress: Progress = silent,
+    stop: threading.Event | None = None,
+) -> None:
+    """Record every VM of this host, each into a bundle of its own, until `stop` is set.
+
+    A VM that starts is taken up, one that ends is closed. One that was suspended goes on in a new
+    bundle, which begins at once.
+
+    Args:
+        options: How; `output` is the directory of the bundles.
+        appeared: Gives the VMs that it has not given before; asked with every row of samples.
+        on_end: Told of each VM whose trace is closed, or that could not be recorded.
+        progress: Told how many requests were recorded.
+        stop: Set it to end the capture.
 
     Raises:
-        AerostatError: It is none of DETAILS.
+        MissingPrivilegeError: Not root, or no BCC.
     """
-    if detail not in DETAILS:
-        raise AerostatError(
-            f"there is no detail {detail!r}", remedy=f"choose of {', '.join(DETAILS)}"
+    settings, suspended = options.settings(), []
+    require_root("the VMs of this host")
+
+    def ended(end: Ended) -> None:
+        if end.reason == SUSPENDED:
+            suspended.append(end.vmm)
+        on_end(end)
+
+    def follow() -> Iterator[tuple[Vmm, Path]]:
+        resumed, suspended[:] = list(suspended), []
+        for vmm in (*resumed, *appeared()):
+            yield vmm, next_bundle(options.output, vmm)
+
+    progress("compile and attach")
+    with HostEngine(calls=options.detail != "requests") as engine:
+        session = HostSession(
+            engine, settings, options, on_end=ended, progress=progress, follow=follow
         )
+        _run(session, options, stop, progress)
+
+
+def _run(
+    session: HostSession, options: HostOptions, stop: threading.Event | None, progress: Progress
+) -> None:
+    try:
+        options.ready()
+        reason = run_loop(session, options, stop or threading.Event(), progress)
+    except BaseException as problem:
+        session.abandon(problem)
+        raise
+    session.finish(reason)
+
+
+def next_bundle(directory: Path, vmm: Vmm) -> Path:
+    """Name the bundle of a VM's next trace: nothing that is there is touched.
+
+    Args:
+        directory: Where the bundles lie.
+        vmm: The VM; what its name holds beside letters, digits and `._-` becomes `_`.
+    """
+    stem = _UNSAFE.sub("_", vmm.name or vmm.uuid or "").strip("._")[:_MAX_NAME] or "vm"
+    for number in itertools.count(1):
+        path = directory / f"{stem}-{vmm.pid}-{number:03}.balloon"
+        if not path.exists():
+            return path
+    raise AssertionError

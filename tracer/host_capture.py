@@ -118,6 +118,11 @@ class HostCapture:
             return "vm-exited"
         return self._events.end_reason or self._writer.stop_reason
 
+    def flush(self) -> None:
+        """Write every row that waits to become a batch worth its while."""
+        self.drain()
+        self._rows.flush()
+
     def note_clocks(self, events: Iterable[ClockEvent]) -> None:
         """Mark that this machine slept, or that its wall clock was set."""
         for mark, ts_ns, since_ns, value in events:

@@ -31,7 +31,8 @@ _RUN_STATES = (
     "guest-panicked",
 )
 """RunState of qapi/run-state.json, in order: the same from QEMU 2.0 to 10.0."""
-_END_STATES = {"paused": "vm-suspended", "suspended": "vm-suspended", "postmigrate": "vm-migrated"}
+SUSPENDED = "vm-suspended"
+_END_STATES = {"paused": SUSPENDED, "suspended": SUSPENDED, "postmigrate": "vm-migrated"}
 """States that end a trace: the guest's time stands still, or goes on elsewhere."""
 _SNAPSHOT_SHARE = 20
 """A residency snapshot may take one part in so many of the recorder's time."""

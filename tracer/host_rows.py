@@ -58,6 +58,11 @@ class HostRows:
         self._calls.add(calls)
         return taken
 
+    def flush(self) -> None:
+        """Write what waits to become a batch worth its while."""
+        self._requests.flush()
+        self._calls.flush()
+
     def finish(self) -> None:
         """Write what waits.
 

@@ -82,6 +82,7 @@ class Recorded:
         if isinstance(self.sink, FlightRecorder):
             self.sink.watch(self.capture.stats())
             if self._options.keep.is_set():
+                self.capture.flush()
                 self.sink.request()
 
     def finish(self, reason: str) -> Ended:

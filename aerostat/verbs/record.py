@@ -1,4 +1,4 @@
-"""`aerostat record`: capture one side of a VM until told to stop.
+"""`aerostat record`: capture one side of a VM, or every VM of a host, until told to stop.
 
 Also runs inside an emulated guest, where every import costs seconds: keep them few and late.
 """
@@ -11,48 +11,33 @@ from typing import Any
 import click
 
 from aerostat.judge import require_whole
-from aerostat.options import PATH, duration, force_option, talk_options
+from aerostat.options import PATH, force_option, talk_options
 from aerostat.output import refuse_existing
 from aerostat.progress import progress_on_stderr
+from aerostat.record_options import (
+    capture_options,
+    detail_options,
+    flight_options,
+    host_options,
+    service_options,
+    storage_options,
+    what_options,
+)
+from aerostat.recording import Listeners, listeners
 from aerostat.stop import stop_on_signal
 from tracer.trace.progress import Progress
 
-NS_PER_S = 1_000_000_000
-DETAILS = ("requests", "discards", "calls")
-
 
 @click.command("record")
-@click.option("--pid", type=click.IntRange(min=1), help="Record the VMM with this process id.")
-@click.option("--guest", is_flag=True, help="Record the driver of the guest this runs in.")
+@what_options
 @click.option("-o", "--output", type=PATH, required=True, help="The trace to make, NAME.balloon.")
-@click.option(
-    "--detail",
-    type=click.Choice(DETAILS),
-    default="discards",
-    show_default=True,
-    help="How much of the host's discards to keep.",
-)
-@click.option(
-    "--probes",
-    type=click.Choice(("fentry", "kprobe")),
-    help="Insist on one kind of guest probe; fentry is tried first otherwise.",
-)
-@click.option("--duration", type=duration, help="Stop after this long, such as 30s or 5m.")
-@click.option("--ready-file", type=PATH, help="Make this file once every probe is attached.")
+@detail_options
+@storage_options
+@flight_options
+@service_options
 @force_option
 @talk_options
-def command(
-    pid: int | None,
-    guest: bool,
-    output: Path,
-    detail: str,
-    probes: str | None,
-    duration: int | None,
-    ready_file: Path | None,
-    force: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+def command(**given: Any) -> None:
     """Record what the balloon of a running VM does, from the host or in the guest.
 
     Runs until Ctrl-C, until --duration has passed, or until the VM ends, and then closes the trace.
@@ -62,33 +47,43 @@ def command(
     Examples:
       aerostat record --pid 4242 -o host.balloon
       aerostat record --pid 4242 -o host.balloon --detail calls --duration 30s
+      aerostat record --pid 4242 -o host.balloon --flight 60s --stuck 10s
       aerostat record --guest -o guest.balloon
     """
-    if guest == (pid is not None):
+    if given["guest"] == (given["pid"] is not None):
         raise click.UsageError("give either --pid PID or --guest")
-    if probes is not None and not guest:
-        raise click.UsageError("--probes is for --guest; the host's probes have one kind each")
-    refuse_existing(output, force=force)
+    if given["probes"] is not None and not given["guest"]:
+        raise click.UsageError("--probes is for --guest; the host's probes are chosen by cost")
+    output: Path = given["output"]
+    refuse_existing(output, force=given["force"])
+    common = capture_options(given)
+    with (
+        stop_on_signal(keep=given["flight"] is not None) as (stop, keep),
+        progress_on_stderr(verbose=given["verbose"], quiet=given["quiet"]) as progress,
+        listeners(given) as told,
+    ):
+        common |= {**told.hooks(), "keep": keep}
+        if given["guest"]:
+            fentry = None if given["probes"] is None else given["probes"] == "fentry"
+            _record_guest(common, fentry, progress, stop)
+        else:
+            _record_host({**common, **host_options(given), "pid": given["pid"]}, progress, stop)
+        for trace in told.kept if given["flight"] is not None else [output]:
+            _judge(trace, told)
+
+
+def _judge(trace: Path, told: Listeners) -> None:
+    """Raise where a trace is not whole."""
     # Only what the recorder loads anyway: the reader would cost an emulated guest seconds.
     from tracer.trace.manifest import Manifest
 
-    ready = _Ready(output, ready_file, quiet=quiet)
-    duration_s = None if duration is None else duration / NS_PER_S
-    common = {"output": output, "force": force, "duration_s": duration_s, "ready": ready}
-    with stop_on_signal() as stop, progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
-        if pid is None:
-            fentry = None if probes is None else probes == "fentry"
-            trace = _record_guest(common, fentry, progress, stop)
-        else:
-            trace = _record_host({**common, "pid": pid, "detail": detail}, progress, stop)
     require_whole(trace, Manifest.from_json((trace / "manifest.json").read_bytes()))
-    if not quiet:
-        click.echo(f"aerostat: {trace} is complete; see: aerostat show {trace}", err=True)
+    told.say(f"{trace} is complete; see: aerostat show {trace}")
 
 
 def _record_guest(
     options: dict[str, Any], fentry: bool | None, progress: Progress, stop: threading.Event
-) -> Path:
+) -> None:
     """Attach the probes while the libraries that write the trace are still being loaded.
 
     Both take seconds in an emulated guest, and the compiler runs outside the interpreter's lock.
@@ -100,32 +95,17 @@ def _record_guest(
         from tracer.guest import GuestOptions, record_guest
 
         driver = attaching.result()
-    return record_guest(GuestOptions(**options), progress, stop, driver)
+    record_guest(GuestOptions(**options), progress, stop, driver)
 
 
-def _record_host(options: dict[str, Any], progress: Progress, stop: threading.Event) -> Path:
+def _record_host(options: dict[str, Any], progress: Progress, stop: threading.Event) -> None:
     """Record, and close the ledger of the one side there is."""
-    from tracer.host import HostOptions, record_host
+    from tracer.host import VmOptions, record_host
     from tracer.merge import settle
     from tracer.privilege import require_root
 
     # Before the process is looked at: without root that fails for a lesser reason.
     require_root(f"process {options['pid']}")
-    trace = record_host(HostOptions(**options), progress, stop)
-    settle(trace)
-    return trace
-
-
-class _Ready:
-    """Says that every probe is attached: to the user, and to a script by way of a file."""
-
-    def __init__(self, output: Path, ready_file: Path | None, *, quiet: bool) -> None:
-        self._output = output
-        self._ready_file = ready_file
-        self._quiet = quiet
-
-    def __call__(self) -> None:
-        if self._ready_file is not None:
-            self._ready_file.touch()
-        if not self._quiet:
-            click.echo(f"aerostat: recording to {self._output}; Ctrl-C ends it", err=True)
+    trace = record_host(VmOptions(**options), progress, stop)
+    if options["flight"] is None:
+        settle(trace)

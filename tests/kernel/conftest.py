@@ -3,6 +3,7 @@
 import contextlib
 import mmap
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,3 +79,11 @@ def pages() -> Iterator[tuple[mmap.mmap, int]]:
     del view
     yield memory, address
     memory.close()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A TCP port of this machine that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from tests.standins.build import StandIn
-from tracer.host import HostOptions, record_host
+from tracer.host import VmOptions, record_host
 
 WAIT_S = 60
 
 
 @contextmanager
 def recording(vm: StandIn, output: Path, **options: Any) -> Iterator[None]:
-    """Record with HostOptions while the block runs; the trace is closed when it is left."""
+    """Record with VmOptions while the block runs; the trace is closed when it is left."""
     ready, stop = threading.Event(), threading.Event()
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
-            record_host(HostOptions(output, pid=vm.pid, ready=ready.set, **options), stop=stop)
+            record_host(VmOptions(output, pid=vm.pid, ready=ready.set, **options), stop=stop)
         except BaseException as error:
             failure.append(error)
             ready.set()

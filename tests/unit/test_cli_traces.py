@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from aerostat import record_options
 from aerostat.cli import main
 from aerostat.verbs import lab as lab_verb
-from aerostat.verbs import record as record_verb
 from tests.unit.capture_bundle import write_guest, write_host
 from tracer.trace.errors import ExitCode
 from tracer.trace.manifest import Loss
@@ -173,4 +173,4 @@ def test_choices_are_those_of_the_libraries() -> None:
 
     assert set(lab_verb.SCENARIOS) == set(SCENARIOS)
     assert set(lab_verb.PAIRS) == set(PAIRS)
-    assert set(record_verb.DETAILS) == set(DETAILS)
+    assert set(record_options.DETAILS) == set(DETAILS)

@@ -69,7 +69,7 @@ def test_a_terminal_gets_bars_on_stderr_only(no_color: str | None) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_stops_and_the_second_interrupts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with stop_on_signal() as stop:
+    with stop_on_signal() as (stop, _):
         assert not stop.is_set()
         os.kill(os.getpid(), number)
         assert stop.is_set()

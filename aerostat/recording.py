@@ -1,0 +1,116 @@
+"""What a running recorder tells: the user, a script, the service manager, Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tracer.notify import Notifier
+
+if TYPE_CHECKING:
+    from aerostat.metrics import MetricsExport
+    from tracer.flight_dump import Dump
+    from tracer.live import VmStats
+
+_SAY_AGAIN_S = 60
+
+
+class Listeners:
+    """Passes on what the recorder says; nothing that fails here ends a recording.
+
+    Args:
+        output: Where it records to, for the words.
+        ready_file: Made once every probe is attached.
+        metrics: Told the figures of every VM, where there is one.
+        quiet: Say nothing on stderr.
+
+    Attributes:
+        kept: Bundles that the flight recorder has made.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        ready_file: Path | None,
+        metrics: MetricsExport | None,
+        *,
+        quiet: bool,
+    ) -> None:
+        self._output, self._ready_file, self._quiet = output, ready_file, quiet
+        self._metrics = metrics
+        self._notifier = Notifier.from_environment()
+        self._silent_until_s = 0.0
+        self.kept: list[Path] = []
+
+    def ready(self) -> None:
+        """Every probe is attached."""
+        if self._ready_file is not None:
+            self._ready_file.touch()
+        self._notifier.ready(f"recording to {self._output}")
+        self.say(f"recording to {self._output}; Ctrl-C ends it")
+
+    def alive(self) -> None:
+        """The loop still turns."""
+        self._notifier.alive()
+
+    def told(self, vms: list[VmStats]) -> None:
+        """Take the figures of every VM that is recorded now."""
+        requests = sum(sum(vm.requests.values()) for vm in vms)
+        lost = sum(sum(vm.lost.values()) for vm in vms)
+        self._notifier.status(f"{len(vms)} VMs, {requests} requests, {lost} events lost")
+        problem = self._metrics.update(vms) if self._metrics is not None else None
+        now_s = time.monotonic()
+        if problem is not None and now_s >= self._silent_until_s:
+            self._silent_until_s = now_s + _SAY_AGAIN_S
+            self.say(problem)
+
+    def dumped(self, dump: Dump) -> None:
+        """The flight recorder has made a bundle, or failed to."""
+        if dump.problem is not None:
+            self.say(f"cannot keep what led to this: {dump.reason}: {dump.problem}")
+            return
+        self.kept.append(dump.path)
+        self.say(f"kept {dump.path}: {dump.reason}")
+
+    def stopping(self) -> None:
+        """The recorder is closing its traces."""
+        self._notifier.stopping("closing")
+
+    def say(self, text: str) -> None:
+        """Write one line to stderr."""
+        if not self._quiet:
+            click.echo(f"aerostat: {text}", err=True)
+
+    def hooks(self) -> dict[str, Any]:
+        """The arguments of CaptureOptions that end up here."""
+        return {
+            "ready": self.ready,
+            "alive": self.alive,
+            "told": self.told,
+            "kept": self.dumped,
+        }
+
+
+@contextmanager
+def listeners(given: dict[str, Any]) -> Iterator[Listeners]:
+    """Make them from the options of `aerostat record`, and end them.
+
+    Raises:
+        AerostatError: The metrics file or address is not to be had.
+    """
+    with contextlib.ExitStack() as resources:
+        metrics = None
+        if given["metrics_file"] is not None or given["metrics_listen"] is not None:
+            from aerostat.metrics import MetricsExport
+
+            export = MetricsExport(file=given["metrics_file"], listen=given["metrics_listen"])
+            metrics = resources.enter_context(export)
+        made = Listeners(Path(given["output"]), given["ready_file"], metrics, quiet=given["quiet"])
+        resources.callback(made.stopping)
+        yield made

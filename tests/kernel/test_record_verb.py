@@ -1,0 +1,258 @@
+"""`aerostat record` as a user runs it, on a stand-in whose every request is known."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.standins.build import StandIn, qemu_like
+from tracer.trace.check import check_trace
+from tracer.trace.errors import ExitCode
+from tracer.trace.reader import Trace, open_trace
+from tracer.trace.schema import Mark
+
+WAIT_S = 60
+
+
+class Recorder:
+    """A running `aerostat record`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(WAIT_S)
+
+
+@contextmanager
+def recording(vm: StandIn, output: Path, *options: str) -> Iterator[Recorder]:
+    """Run the verb until the block is left; it is attached when the block begins."""
+    ready = output.with_suffix(".ready")
+    ready.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "aerostat", "record", "--pid", str(vm.pid), "-o", str(output)]
+    argv += ["--ready-file", str(ready), "--quiet", *options]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + WAIT_S
+    try:
+        while not ready.exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "the recorder was not ready in time"
+            time.sleep(0.02)
+        yield Recorder(process)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def refused(vm_pid: int, output: Path, *options: str) -> tuple[int, str]:
+    argv = [sys.executable, "-m", "aerostat", "record", "--pid", str(vm_pid), "-o", str(output)]
+    run = subprocess.run(
+        [*argv, *options], check=False, capture_output=True, text=True, timeout=WAIT_S
+    )
+    return run.returncode, run.stderr
+
+
+def until(true: Callable[[], bool], wait_s: float = 20) -> None:
+    """Wait until a callable returns something true."""
+    deadline = time.monotonic() + wait_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def marks(trace: Trace, mark: Mark) -> list[dict]:
+    return [row for row in trace.table("marks").to_pylist() if row["mark"] == mark]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_recording_in_order(number, tmp_path):
+    output = tmp_path / "host.balloon"
+    with qemu_like("-m", "256M") as vm, recording(vm, output) as recorder:
+        did = vm.send("inflate", 1000, 5000, -1)
+        assert recorder.end(number) == ExitCode.OK
+    trace = open_trace(output)
+    assert trace.is_complete
+    assert pc.sum(trace.table("requests")["pages"]).as_py() == did.pages == 5000
+
+
+def test_two_recorders_of_one_vm_each_see_everything(tmp_path):
+    bundles = [tmp_path / name for name in ("a.balloon", "b.balloon")]
+    with (
+        qemu_like("-m", "256M") as vm,
+        recording(vm, bundles[0]) as first,
+        recording(vm, bundles[1]) as second,
+    ):
+        did = vm.send("inflate", 1000, 5000, -1)
+        assert [first.end(), second.end()] == [ExitCode.OK, ExitCode.OK]
+    tables = [open_trace(bundle).table("requests") for bundle in bundles]
+    assert tables[0]["runs"] == tables[1]["runs"]
+    assert tables[0].num_rows == did.requests
+    assert pc.sum(tables[0]["discard_calls"]).as_py() == did.calls
+
+
+def test_two_recorders_cannot_share_a_bundle(tmp_path):
+    output = tmp_path / "host.balloon"
+    with qemu_like("-m", "256M") as vm, recording(vm, output) as recorder:
+        for options in ([], ["--force"]):
+            code, said = refused(vm.pid, output, *options)
+            assert code == ExitCode.FAILURE
+            assert str(output) in said
+        vm.send("inflate", 1000, 256, 1)
+        assert recorder.end() == ExitCode.OK
+    assert open_trace(output).table("requests").num_rows == 1
+
+
+def test_the_flight_recorder_keeps_what_was_before_a_signal_and_goes_on(tmp_path):
+    output = tmp_path / "host.balloon"
+    first, second = (tmp_path / f"host-0000{number}.balloon" for number in (1, 2))
+    options = ["--flight", "60s", "--sample-every", "100ms"]
+    with qemu_like("-m", "256M") as vm, recording(vm, output, *options) as recorder:
+        vm.send("inflate", 1000, 256, 1)
+        recorder.process.send_signal(signal.SIGUSR1)
+        until((first / "manifest.json").exists)
+        time.sleep(0.5)
+        vm.send("inflate", 2000, 512, 1)
+        recorder.process.send_signal(signal.SIGUSR1)
+        until((second / "manifest.json").exists)
+        time.sleep(0.5)
+        assert recorder.end() == ExitCode.OK
+    assert not output.exists()
+    for bundle, requests in ((first, 1), (second, 3)):
+        trace = open_trace(bundle)
+        assert trace.is_complete
+        assert trace.table("requests").num_rows == requests
+        assert "SIGUSR1" in marks(trace, Mark.TRIGGER)[0]["text"]
+        assert not [f for f in check_trace(trace) if f.severity == "error"]
+
+
+def test_the_flight_recorder_keeps_what_led_to_a_stuck_target(tmp_path):
+    output = tmp_path / "host.balloon"
+    kept = tmp_path / "host-00001.balloon"
+    options = ["--flight", "60s", "--stuck", "3s", "--sample-every", "100ms"]
+    with qemu_like("-m", "1G") as vm, recording(vm, output, *options) as recorder:
+        vm.send("actual", 1 << 30)
+        vm.send("target", 512 << 20)
+        vm.send("inflate", 1000, 256, 1)
+        vm.send("actual", (1 << 30) - (1 << 20))
+        until((kept / "manifest.json").exists)
+        time.sleep(0.5)
+        assert recorder.end() == ExitCode.OK
+    trace = open_trace(kept)
+    assert (
+        "stuck" in marks(trace, Mark.TRIGGER)[0]["text"]
+        or "short" in (marks(trace, Mark.TRIGGER)[0]["text"])
+    )
+    assert marks(trace, Mark.TARGET)[0]["value"] == 512 << 20
+
+
+def test_a_full_disk_closes_the_trace_and_says_so(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(small)], check=True)
+    output = small / "host.balloon"
+    try:
+        with (
+            qemu_like("-m", "256M") as vm,
+            recording(vm, output, "--detail", "calls") as recorder,
+        ):
+            vm.send("flood", 8)
+            code = recorder.process.wait(WAIT_S)
+            said = recorder.process.stderr.read()
+        trace = open_trace(output)
+        assert trace.is_complete
+        assert trace.manifest.end_reason == "disk-full"
+        assert {loss.cause for loss in trace.losses} >= {"disk"}
+        assert code == ExitCode.CAPTURE_INCOMPLETE
+        assert str(output) in said
+        assert trace.table("requests").num_rows > 0
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_anything_is_probed(tmp_path):
+    fixed = tmp_path / "fixed"
+    fixed.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(fixed)], check=True)
+    try:
+        with qemu_like("-m", "256M") as vm:
+            code, said = refused(vm.pid, fixed / "host.balloon")
+    finally:
+        subprocess.run(["umount", str(fixed)], check=True)
+    assert code == ExitCode.FAILURE
+    assert "Read-only" in said
+
+
+@pytest.mark.parametrize("ring", ["1000", "12K", "2K"])
+def test_a_ring_that_is_no_ring_is_wrong_usage(ring, tmp_path):
+    code, said = refused(os.getpid(), tmp_path / "host.balloon", "--ring", ring)
+    assert code == ExitCode.USAGE
+    assert "power of two" in said
+
+
+def test_metrics_tell_what_the_trace_holds(tmp_path):
+    output, file = tmp_path / "host.balloon", tmp_path / "aerostat.prom"
+    options = ["--metrics-file", str(file), "--sample-every", "100ms"]
+
+    def moved_bytes() -> float:
+        families = text_string_to_metric_families(file.read_text())
+        samples = [sample for family in families for sample in family.samples]
+        named = [sample for sample in samples if sample.name == "aerostat_moved_bytes_total"]
+        return sum(sample.value for sample in named if sample.labels["vm"] == "web")
+
+    with (
+        qemu_like("-m", "256M", "-name", "guest=web") as vm,
+        recording(vm, output, *options) as recorder,
+    ):
+        did = vm.send("inflate", 1000, 5000, -1)
+        until(lambda: moved_bytes() == 4096 * did.pages)
+        assert recorder.end() == ExitCode.OK
+    assert not file.exists()
+
+
+def test_an_endpoint_answers_prometheus(tmp_path, unused_port):
+    output = tmp_path / "host.balloon"
+    options = ["--metrics-listen", f"127.0.0.1:{unused_port}"]
+    with (
+        qemu_like("-m", "256M", "-name", "guest=web") as vm,
+        recording(vm, output, *options) as recorder,
+    ):
+        text = urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/metrics").read()
+        assert recorder.end() == ExitCode.OK
+    assert b"aerostat_build_info" in text
+
+
+def test_a_suspended_vm_ends_its_trace_with_a_mark(tmp_path):
+    output = tmp_path / "host.balloon"
+    with qemu_like("-m", "256M") as vm, recording(vm, output) as recorder:
+        vm.send("inflate", 1000, 256, 1)
+        vm.send("runstate", 4)
+        assert recorder.process.wait(WAIT_S) == ExitCode.OK
+    trace = open_trace(output)
+    assert trace.manifest.end_reason == "vm-suspended"
+    assert [row["text"] for row in marks(trace, Mark.RUN_STATE)] == ["paused"]
+
+
+def test_a_migrated_vm_ends_its_trace_with_a_mark(tmp_path):
+    output = tmp_path / "host.balloon"
+    with qemu_like("-m", "256M") as vm, recording(vm, output) as recorder:
+        vm.send("runstate", 7)
+        vm.send("runstate", 5)
+        assert recorder.process.wait(WAIT_S) == ExitCode.OK
+    trace = open_trace(output)
+    assert trace.manifest.end_reason == "vm-migrated"
+    assert [row["text"] for row in marks(trace, Mark.RUN_STATE)] == [
+        "finish-migrate",
+        "postmigrate",
+    ]
