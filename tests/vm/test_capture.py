@@ -1,6 +1,7 @@
 """Both sides of a real VM, on two pairs of QEMU and kernel: every page, no loss."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -233,6 +234,18 @@ def test_the_host_sees_targets_and_actual_without_a_monitor(trace):
     probes = {probe.point: probe for probe in trace.manifest.sides["host"].probes}
     assert probes["target"].hits == 2
     assert probes["actual"].hits >= 2 * 40
+
+
+def test_every_way_to_the_system_calls_sees_the_same_ones(vm):
+    """In the guest, whose kernel has them all: so they are what a user's host would use."""
+    script = (Path(__file__).parent / "call_ways.py").read_text()
+    seen = json.loads(vm.agent.run([vm.agent.python, "-c", script], timeout_s=240))
+    assert list(seen) == ["fentry", "kprobe", "tracepoint", "raw tracepoint"]
+    for name, found in seen.items():
+        kinds = {"fentry": {"fentry", "fexit"}, "kprobe": {"kprobe", "kretprobe"}}.get(name, {name})
+        assert set(found["ways"].values()) == kinds, found["ways"]
+        assert found["runs"] == [[1000, -1, 4], [1, 0, 3]]
+        assert found["calls"] == 1002
 
 
 def start_recorder(vm, bundle: Path, *more: str) -> subprocess.Popen:
