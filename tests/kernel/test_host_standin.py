@@ -1,0 +1,106 @@
+"""The host's recorder on a program of QEMU's shape whose every request and discard is known."""
+
+import mmap
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from tests.standins.build import StandIn, qemu_like
+from tracer.host import HostOptions, record_host
+from tracer.trace.reader import Trace, open_trace
+from tracer.trace.runs import decode_runs
+from tracer.trace.schema import Queue, Side
+
+PAGE = 4096
+DEVICE = ("-device", "virtio-balloon-pci,free-page-reporting=on")
+
+
+@contextmanager
+def recording(vm: StandIn, output: Path) -> Iterator[None]:
+    """Record while the block runs; the trace is closed when it is left."""
+    ready, stop = threading.Event(), threading.Event()
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            record_host(HostOptions(output, pid=vm.pid, ready=ready.set), stop=stop)
+        except BaseException as error:
+            failure.append(error)
+            ready.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait(60)
+    try:
+        if not failure:
+            yield
+    finally:
+        stop.set()
+        thread.join(60)
+    if failure:
+        raise failure[0]
+
+
+def rows(trace: Trace, table: str, queue: Queue | None = None) -> list[dict]:
+    found = trace.table(table, Side.HOST).to_pylist()
+    return [row for row in found if queue is None or row["queue"] == queue]
+
+
+def pages(requests: list[dict]) -> list[int]:
+    runs = [run for row in requests for run in row["runs"]]
+    pfn, length = (np.array([run[key] for run in runs], np.int64) for key in ("pfn", "pages"))
+    return decode_runs(pfn, length).tolist()
+
+
+def discarded(calls: list[dict], advice: int) -> list[int]:
+    """The PFN of every call with this advice, in order, from runs of like calls."""
+    found = []
+    for row in calls:
+        if row["advice"] == advice and row["length_bytes"] == PAGE:
+            found += [row["gpa"] // PAGE + row["step"] * i for i in range(row["count"])]
+    return found
+
+
+def test_every_request_page_and_discard_of_a_qemu_is_recorded(tmp_path: Path):
+    output = tmp_path / "host.balloon"
+    with qemu_like("-m", "2G", "-name", "guest=stand-in", *DEVICE) as vm:
+        with recording(vm, output):
+            inflated = vm.send("inflate", 10_000, 1000, -1)
+            deflated = vm.send("deflate", 9001, 1000, 1)
+            reported = vm.send("report", "64m", "2m", "128m", "4m")
+            assert vm.send("noise", 100).noise == 100
+        (part,) = vm.parts
+    trace = open_trace(output)
+    (region,) = trace.manifest.regions
+    assert (region.hva, region.length_bytes) == (part["hva"], 2 << 30)
+    assert trace.manifest.vm.name == "stand-in"
+    assert trace.losses == ()
+
+    falling, rising = list(range(10_000, 9000, -1)), list(range(9001, 10_001))
+    assert [did.requests for did in (inflated, deflated, reported)] == [4, 4, 1]
+    assert len(rows(trace, "requests")) == 9
+    assert pages(rows(trace, "requests", Queue.INFLATE)) == falling
+    assert pages(rows(trace, "requests", Queue.DEFLATE)) == rising
+    (report,) = rows(trace, "requests", Queue.REPORTING)
+    assert report["runs"] == [{"pfn": 64 * 256, "pages": 512}, {"pfn": 128 * 256, "pages": 1024}]
+
+    calls = rows(trace, "calls")
+    assert discarded(calls, mmap.MADV_DONTNEED) == falling
+    assert discarded(calls, mmap.MADV_WILLNEED) == rising
+    every = [inflated, deflated, reported]
+    assert sum(row["count"] for row in calls) == sum(did.calls for did in every) == 2002
+    lengths = sum(row["count"] * row["length_bytes"] for row in calls)
+    assert lengths == sum(did.call_bytes for did in every)
+
+
+def test_pages_outside_guest_memory_cause_no_call(tmp_path: Path):
+    output = tmp_path / "host.balloon"
+    with qemu_like("-m", "64M", *DEVICE) as vm, recording(vm, output):
+        did = vm.send("garbage", 5, 0xFFFFFFFF, 7, 1 << 30, 9)
+    assert (did.pages, did.rejected, did.calls) == (5, 2, 3)
+    trace = open_trace(output)
+    assert pages(rows(trace, "requests")) == [5, 0xFFFFFFFF, 7, 1 << 30, 9]
+    assert discarded(rows(trace, "calls"), mmap.MADV_DONTNEED) == [5, 7, 9]
