@@ -47,7 +47,10 @@ def _listen(text: str) -> tuple[str, int]:
 _listen.__name__ = "address:port"
 
 what_options = _group(
+    click.option("--vm", "name", metavar="NAME", help="Record the VM of this name."),
+    click.option("--uuid", help="Record the VM with this UUID."),
     click.option("--pid", type=click.IntRange(min=1), help="Record the VMM with this process id."),
+    click.option("--all", "every", is_flag=True, help="Record every VM, also those yet to start."),
     click.option("--guest", is_flag=True, help="Record the driver of the guest this runs in."),
 )
 """Which VM."""

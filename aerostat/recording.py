@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tracer.notify import Notifier
+from tracer.trace.errors import CaptureIncompleteError
+from tracer.trace.manifest import Manifest
 
 if TYPE_CHECKING:
     from aerostat.metrics import MetricsExport
     from tracer.flight_dump import Dump
+    from tracer.host_session import Ended as HostEnded
     from tracer.live import VmStats
 
 _SAY_AGAIN_S = 60
@@ -114,3 +117,49 @@ def listeners(given: dict[str, Any]) -> Iterator[Listeners]:
         made = Listeners(Path(given["output"]), given["ready_file"], metrics, quiet=given["quiet"])
         resources.callback(made.stopping)
         yield made
+
+
+class Ended:
+    """What became of the VMs of `record --all`.
+
+    Args:
+        told: Says it to the user.
+        settles: Whether each has a trace whose ledger is to be closed.
+    """
+
+    def __init__(self, told: Listeners, *, settles: bool) -> None:
+        self._told, self._settles = told, settles
+        self._wrong: list[str] = []
+
+    def take(self, end: HostEnded) -> None:
+        """Close the ledger of a VM that is recorded no more, and say how it ended."""
+        from tracer.merge import settle
+
+        name = f"{end.vmm.name or 'a VM'} (pid {end.vmm.pid})"
+        if end.error is not None:
+            self._wrong.append(f"{name}: {end.error.what}")
+            self._told.say(f"{name} is not recorded: {end.error}")
+            return
+        self._told.say(f"{name}: {end.reason}; see: aerostat show {end.trace}")
+        if self._settles and end.trace is not None:
+            self._look_at(settle(end.trace), str(end.trace))
+
+    def _look_at(self, manifest: Manifest, name: str) -> None:
+        lost = sum(loss.count for loss in manifest.losses)
+        if lost:
+            self._wrong.append(f"{name}: {lost} events were lost")
+
+    def judge(self, kept: list[Path]) -> None:
+        """Raise where a trace, or what a flight recorder kept, is not whole.
+
+        Raises:
+            CaptureIncompleteError: With the first few of what is wrong.
+        """
+        for bundle in kept:
+            self._look_at(Manifest.from_json((bundle / "manifest.json").read_bytes()), str(bundle))
+        if self._wrong:
+            raise CaptureIncompleteError(
+                f"{len(self._wrong)} recordings are not whole",
+                reason="; ".join(self._wrong[:5]),
+                remedy="aerostat show TRACE says what is missing and where",
+            )

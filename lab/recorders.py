@@ -170,9 +170,10 @@ def host_recorder(vm: LabVm, capture: HostCapture, progress: Progress) -> HostRe
 
     def record(stop: threading.Event, ready: Callable[[], None]) -> Path:
         from tracer.host import VmOptions, record_host
+        from tracer.vmm import inspect
 
         options = VmOptions(
-            pid=vm.pid,
+            vmm=inspect(vm.pid),
             output=capture.output,
             detail=capture.detail,
             force=capture.force,

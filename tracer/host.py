@@ -18,7 +18,7 @@ from tracer.privilege import require_root
 from tracer.ring_size import ring_bytes
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
-from tracer.vmm import Vmm, inspect
+from tracer.vmm import Vmm
 
 DETAILS = ("requests", "discards", "calls")
 """requests: every PFN, no system-call probe; discards: and the calls, adjacent ones merged in the
@@ -60,14 +60,14 @@ class VmOptions(HostOptions):
     """What is to be recorded of one VM.
 
     Attributes:
-        pid: The VMM's process.
+        vmm: Which.
         actual_bytes: Reads the device's `actual` (guest memory without the balloon) over QMP, where
             the caller has a monitor connection.
         vm_name: Name for the manifest; the command line's where None.
         scenario: What is being done to the VM, for the manifest.
     """
 
-    pid: int = field(kw_only=True)
+    vmm: Vmm = field(kw_only=True)
     actual_bytes: Callable[[], int] | None = field(default=None, kw_only=True)
     vm_name: str | None = field(default=None, kw_only=True)
     scenario: str | None = field(default=None, kw_only=True)
@@ -96,17 +96,17 @@ def record_host(
         The bundle. What was lost is in its manifest, never an error here.
 
     Raises:
-        ProcessError: The pid is no VMM.
+        ProcessError: The VM has ended, or may not be read.
         MissingPrivilegeError: Not root, no BCC, or a required probe does not attach.
         TraceError: The bundle exists or cannot be written.
     """
-    settings, vmm = options.settings(), inspect(options.pid)
-    require_root(f"process {options.pid}")
+    settings = options.settings()
+    require_root(f"process {options.vmm.pid}")
     ends: list[Ended] = []
     progress("compile and attach")
     with HostEngine(calls=options.detail != "requests") as engine:
         session = HostSession(engine, settings, options, on_end=ends.append, progress=progress)
-        session.add(vmm, options.output)
+        session.add(options.vmm, options.output)
         _run(session, options, stop, progress)
     for end in ends:
         if end.error is not None:

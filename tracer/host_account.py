@@ -78,7 +78,8 @@ class Subject:
             pid=vmm.pid,
             exe=vmm.exe.name,
             build_id=sites.build_id if sites else None,
-            vmm="qemu",
+            vmm=vmm.kind,
+            manager=vmm.manager,
             vmm_version=sites.version if sites else None,
             memory_bytes=vmm.memory_bytes,
             vcpus=vmm.vcpus,
@@ -133,7 +134,6 @@ class Account:
         return sums | {
             "lost_inflate_pages": counts[Count.LOST_INFLATE_PAGES],
             "lost_deflate_pages": counts[Count.LOST_DEFLATE_PAGES],
-            "misplaced_requests": self._rows.misplaced,
             "outside_calls": counts[Count.OUTSIDE_CALLS],
         }
 

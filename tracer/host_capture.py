@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tracer.capture import LossCounter
 from tracer.clock_watch import ClockEvent
-from tracer.guest_files import files_of_regions
+from tracer.guest_map import GuestMap
 from tracer.host_account import Account, Subject
 from tracer.host_engine import HostEngine, Target
 from tracer.host_events import QuotaEpisodes, VmEvents
@@ -19,7 +19,7 @@ from tracer.host_rows import HostRows
 from tracer.host_tally import Tally
 from tracer.live import VmStats
 from tracer.machine import clock_anchor, read_text, side_info
-from tracer.memory_map import MemoryMap, find_regions
+from tracer.process import is_running
 from tracer.residency import residency_batch
 from tracer.ring_size import longest_wait_s
 from tracer.trace.errors import AerostatError
@@ -27,7 +27,6 @@ from tracer.trace.manifest import Manifest
 from tracer.trace.progress import Progress
 from tracer.trace.schema import SAMPLES, Mark, Side
 from tracer.trace.sink import Sink
-from tracer.vmm import is_running
 
 
 class HostCapture:
@@ -49,35 +48,36 @@ class HostCapture:
     ) -> None:
         self.subject = subject
         self._writer = writer
-        self._map = MemoryMap(find_regions(subject.vmm))
-        files = files_of_regions(subject.vmm.pid, self._map.regions)
+        self._memory = GuestMap(subject.vmm)
         self._tally = Tally()
         self._rows = HostRows(
-            writer, self._map, files, calls_observed=subject.calls_observed, tally=self._tally
+            writer, self._memory, calls_observed=subject.calls_observed, tally=self._tally
         )
         self._resources = contextlib.ExitStack()
         with self._resources:
-            self._pidfd = os.pidfd_open(subject.vmm.pid)
+            self._pidfd = subject.vmm.hold()
             self._resources.callback(os.close, self._pidfd)
             self._probes = engine.add(
                 Target(
                     pid=subject.vmm.pid,
                     sites=subject.sites,
-                    regions=self._map.regions,
-                    files=tuple(files),
+                    spans=self._memory.spans,
+                    descriptors=self._memory.descriptors,
                     merge=subject.settings.detail != "calls",
                     ring_bytes=subject.settings.ring_bytes,
                     quota=subject.settings.quota,
                 )
             )
             self._resources.callback(self._probes.close)
-            self._events = VmEvents(self._probes, writer, subject.vmm.pid, self._map.regions)
+            self._events = VmEvents(
+                self._probes, writer, subject.vmm.pid, lambda: self._memory.regions
+            )
             self._account = Account(engine, self._probes, self._rows)
             self._losses = LossCounter(writer, self._account.lost)
             self._quota = QuotaEpisodes(self._account.refused, writer)
             # Before the first request can wait in a ring: a scan of much memory takes seconds.
             progress("scan resident memory")
-            residency = residency_batch(subject.vmm.pid, self._map.regions, time.monotonic_ns())
+            residency = residency_batch(subject.vmm.pid, self._memory.regions, time.monotonic_ns())
             if subject.sites is None:
                 engine.watch_other_calls()
             attached = (*self._probes.attach(), *subject.unreached())
@@ -158,7 +158,7 @@ class HostCapture:
         self._quota.look()
         self._quota.close()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())
-        counters = self._account.counters()
+        counters = self._account.counters() | {"misplaced_requests": self._memory.misplaced}
         if self._actual_begin is not None and actual_end is not None:
             counters |= {"actual_bytes_begin": self._actual_begin, "actual_bytes_end": actual_end}
         self._writer.close(self._manifest(end, counters, reason))
@@ -225,7 +225,7 @@ class HostCapture:
         return Manifest(
             sides={"host": side},
             vm=self.subject.info(),
-            regions=self._map.regions,
+            regions=self._memory.regions,
             complete=True,
             end_reason=reason,
             scenario=self.subject.settings.scenario,

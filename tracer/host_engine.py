@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -21,7 +21,6 @@ from tracer.host_probes import QemuSites
 from tracer.libbpf import create_ring, drop_map, put_map
 from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Point
 from tracer.ring import Records, Ring
-from tracer.trace.manifest import Region
 
 _FLAG_MERGE, _FLAG_ALL_CALLS = 1, 2
 _REGIONS = 8
@@ -88,8 +87,8 @@ class Target:
         pid: Its VMM.
         sites: The balloon's handlers in it; None where they are not known, and every discard of
             guest memory is recorded in place of requests.
-        regions: Guest memory: GPAs and HVAs.
-        files: Descriptors in the VMM of the files behind that memory.
+        spans: Guest memory: HVAs, half-open; for a VMM whose handlers are not known.
+        descriptors: Those of the VMM that lead to the files behind that memory; likewise.
         merge: Whether adjacent calls are merged in the kernel.
         ring_bytes: Size of each of its two rings, a power of two of pages.
         quota: Its share of this host's recorder.
@@ -97,8 +96,8 @@ class Target:
 
     pid: int
     sites: QemuSites | None
-    regions: tuple[Region, ...]
-    files: Collection[int]
+    spans: Sequence[tuple[int, int]]
+    descriptors: Collection[int]
     merge: bool
     ring_bytes: int
     quota: Quota
@@ -259,11 +258,9 @@ class VmProbes:
         """Tell the programs which addresses and files are guest memory."""
         memories = self._engine.program["memories"]
         leaf = memories.Leaf()
-        for index, region in enumerate(self._target.regions[:_REGIONS]):
-            if region.hva is not None:
-                leaf.begin[index] = region.hva
-                leaf.end[index] = region.hva + region.length_bytes
-        for index, fd in enumerate(sorted(self._target.files)[:_REGIONS]):
+        for index, (start, end) in enumerate(self._target.spans[:_REGIONS]):
+            leaf.begin[index], leaf.end[index] = start, end
+        for index, fd in enumerate(sorted(self._target.descriptors)[:_REGIONS]):
             leaf.fd[index], leaf.fd_valid[index] = fd, 1
         memories[memories.Key(self._target.pid)] = leaf
 

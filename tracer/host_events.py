@@ -45,7 +45,7 @@ class VmEvents:
         probes: Where the events are counted.
         writer: Where the marks go.
         pid: The VMM.
-        regions: Guest memory, whose residency is kept when the target changes.
+        regions: Says where guest memory lies, whose residency is kept when the target changes.
 
     Attributes:
         target_bytes: The latest target, None before the first change.
@@ -53,7 +53,7 @@ class VmEvents:
     """
 
     def __init__(
-        self, probes: VmProbes, writer: Sink, pid: int, regions: tuple[Region, ...]
+        self, probes: VmProbes, writer: Sink, pid: int, regions: Callable[[], tuple[Region, ...]]
     ) -> None:
         self._probes, self._writer, self._pid, self._regions = probes, writer, pid, regions
         self._seen = dict.fromkeys(Event, 0)
@@ -110,7 +110,7 @@ class VmEvents:
         if begin_s < self._next_snapshot_s:
             return
         with contextlib.suppress(AerostatError):
-            batch = residency_batch(self._pid, self._regions, time.monotonic_ns())
+            batch = residency_batch(self._pid, self._regions(), time.monotonic_ns())
             self._writer.append("residency", batch)
         self._next_snapshot_s = begin_s + (time.monotonic() - begin_s) * _SNAPSHOT_SHARE
 

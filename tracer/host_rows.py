@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from tracer import decode
 from tracer.capture import Gather
-from tracer.guest_files import FileRegions, gpa_of_offsets
+from tracer.guest_map import GuestMap
 from tracer.host_tally import Tally
-from tracer.memory_map import MemoryMap
 from tracer.ring import Records
-from tracer.trace.schema import PFN_SHIFT, Call
 from tracer.trace.sink import Sink
 
 _REMEMBERED = 8192
@@ -26,8 +23,7 @@ class HostRows:
 
     Args:
         writer: Where to.
-        memory_map: Guest memory.
-        files: Descriptors of the VMM behind it.
+        memory: Where the guest's memory lies; it learns from the requests.
         calls_observed: Whether system calls are recorded.
         tally: Told what was written.
     """
@@ -35,20 +31,19 @@ class HostRows:
     def __init__(
         self,
         writer: Sink,
-        memory_map: MemoryMap,
-        files: FileRegions,
+        memory: GuestMap,
         *,
         calls_observed: bool,
         tally: Tally,
     ) -> None:
-        self._writer, self._map, self._files = writer, memory_map, files
+        self._writer, self._memory = writer, memory
         self._calls_observed, self._tally = calls_observed, tally
         self._held = np.empty(0, decode.HOST_REQUEST)
         self._early = np.empty(0, decode.HOST_CALLS)
         self._seq_of: dict[int, int] = {}
         self._last_token = np.full(2, -1, np.int64)
         self._next_seq = 0
-        self.strangers = self.partial = self.misplaced = 0
+        self.strangers = self.partial = 0
         self._requests = Gather(self._write_requests)
         self._calls = Gather(self._write_calls)
 
@@ -93,12 +88,12 @@ class HostRows:
         self.partial += int(np.count_nonzero(known & first & decode.is_partial(records)))
         records, first = records[known], first[known]
         self._number(records["token"][first].tolist())
-        self._check_map(records)
+        self._memory.learn(records)
         batch = decode.host_requests(
             records,
             self._next_seq,
             calls_observed=self._calls_observed,
-            guest_pfns=self._guest_pfns(),
+            guest_pfns=self._memory.guest_pfns(),
         )
         self._next_seq += batch.num_rows
         self._tally.add_requests(batch)
@@ -119,25 +114,6 @@ class HostRows:
         self._early, records = records[is_early], records[~is_early]
         unique, place = np.unique(records["token"], return_inverse=True)
         seqs = np.array([self._seq_of.get(token, -1) for token in unique.tolist()], np.int64)
-        batch = decode.host_calls(records, seqs[place], self._gpa(records))
+        batch = decode.host_calls(records, seqs[place], self._memory.gpa_of_calls(records))
         self._tally.add_calls(batch)
         self._writer.append("calls", batch)
-
-    def _guest_pfns(self) -> npt.NDArray[np.int64] | None:
-        if not self._map.regions:
-            return None
-        spans = [(region.gpa, region.gpa + region.length_bytes) for region in self._map.regions]
-        return np.array(spans, np.int64) >> PFN_SHIFT
-
-    def _gpa(self, calls: Records) -> npt.NDArray[np.int64]:
-        by_address = self._map.gpa_of_hva(calls["address"])
-        by_file = gpa_of_offsets(self._files, calls["fd"], calls["address"])
-        return np.where(calls["call"] == Call.FALLOCATE, by_file, by_address)
-
-    def _check_map(self, records: Records) -> None:
-        """Count requests whose own descriptor lies elsewhere than the memory map says."""
-        if not self._map.regions:
-            return
-        named = records[records["total"] > 0]
-        expected = self._map.gpa_of_hva(named["first_hva"])
-        self.misplaced += int(np.count_nonzero(expected != named["first_gpa"].astype(np.int64)))

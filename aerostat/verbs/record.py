@@ -23,14 +23,16 @@ from aerostat.record_options import (
     storage_options,
     what_options,
 )
-from aerostat.recording import Listeners, listeners
+from aerostat.recording import Ended, Listeners, listeners
 from aerostat.stop import stop_on_signal
 from tracer.trace.progress import Progress
 
 
 @click.command("record")
 @what_options
-@click.option("-o", "--output", type=PATH, required=True, help="The trace to make, NAME.balloon.")
+@click.option(
+    "-o", "--output", type=PATH, required=True, help="The trace to make; a directory with --all."
+)
 @detail_options
 @storage_options
 @flight_options
@@ -41,21 +43,18 @@ def command(**given: Any) -> None:
     """Record what the balloon of a running VM does, from the host or in the guest.
 
     Runs until Ctrl-C, until --duration has passed, or until the VM ends, and then closes the trace.
-    Exit code 5 means that the trace is there but events are missing.
+    Exit code 5 means that the trace is there but events are missing. `aerostat vms` lists the VMs.
 
     \b
     Examples:
-      aerostat record --pid 4242 -o host.balloon
+      aerostat record --vm web-1 -o web-1.balloon
       aerostat record --pid 4242 -o host.balloon --detail calls --duration 30s
-      aerostat record --pid 4242 -o host.balloon --flight 60s --stuck 10s
+      aerostat record --vm web-1 -o web-1.balloon --flight 60s --stuck 10s
+      aerostat record --all -o traces.d --budget 1G --metrics-listen :9105
       aerostat record --guest -o guest.balloon
     """
-    if given["guest"] == (given["pid"] is not None):
-        raise click.UsageError("give either --pid PID or --guest")
-    if given["probes"] is not None and not given["guest"]:
-        raise click.UsageError("--probes is for --guest; the host's probes are chosen by cost")
+    _check(given)
     output: Path = given["output"]
-    refuse_existing(output, force=given["force"])
     common = capture_options(given)
     with (
         stop_on_signal(keep=given["flight"] is not None) as (stop, keep),
@@ -66,10 +65,26 @@ def command(**given: Any) -> None:
         if given["guest"]:
             fentry = None if given["probes"] is None else given["probes"] == "fentry"
             _record_guest(common, fentry, progress, stop)
+        elif given["every"]:
+            _record_all({**common, **host_options(given)}, told, progress, stop)
+            return
         else:
-            _record_host({**common, **host_options(given), "pid": given["pid"]}, progress, stop)
+            _record_host(given, {**common, **host_options(given)}, progress, stop)
         for trace in told.kept if given["flight"] is not None else [output]:
             _judge(trace, told)
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Refuse options that do not go together, and an output that is there."""
+    by_name = given["name"] is not None or given["uuid"] is not None or given["pid"] is not None
+    if [by_name, given["every"], given["guest"]].count(True) != 1:
+        raise click.UsageError("give one of --vm, --uuid, --pid; or --all; or --guest")
+    if given["probes"] is not None and not given["guest"]:
+        raise click.UsageError("--probes is for --guest; the host's probes are chosen by cost")
+    if not given["every"]:
+        refuse_existing(given["output"], force=given["force"])
+    elif given["force"]:
+        raise click.UsageError("--all replaces nothing: each trace gets a name of its own")
 
 
 def _judge(trace: Path, told: Listeners) -> None:
@@ -98,14 +113,36 @@ def _record_guest(
     record_guest(GuestOptions(**options), progress, stop, driver)
 
 
-def _record_host(options: dict[str, Any], progress: Progress, stop: threading.Event) -> None:
-    """Record, and close the ledger of the one side there is."""
+def _record_host(
+    given: dict[str, Any], options: dict[str, Any], progress: Progress, stop: threading.Event
+) -> None:
+    """Record one VM, and close the ledger of the one side there is."""
+    from tracer.discover import find_vm
     from tracer.host import VmOptions, record_host
     from tracer.merge import settle
     from tracer.privilege import require_root
 
     # Before the process is looked at: without root that fails for a lesser reason.
-    require_root(f"process {options['pid']}")
-    trace = record_host(VmOptions(**options), progress, stop)
+    require_root("a VM")
+    vmm = find_vm(pid=given["pid"], name=given["name"], uuid=given["uuid"])
+    trace = record_host(VmOptions(**options, vmm=vmm), progress, stop)
     if options["flight"] is None:
         settle(trace)
+
+
+def _record_all(
+    options: dict[str, Any], told: Listeners, progress: Progress, stop: threading.Event
+) -> None:
+    """Record every VM of the host; say of each what became of it.
+
+    Raises:
+        CaptureIncompleteError: A VM could not be recorded, or its trace is not whole.
+    """
+    from tracer.discover import Watch
+    from tracer.host import HostOptions, record_all
+
+    options["output"].mkdir(parents=True, exist_ok=True)
+    ended = Ended(told, settles=options["flight"] is None)
+    watch = Watch()
+    record_all(HostOptions(**options), lambda: watch.poll().appeared, ended.take, progress, stop)
+    ended.judge(told.kept)

@@ -34,8 +34,8 @@ class CallRecorder:
         target = Target(
             pid=os.getpid(),
             sites=NO_SITES,
-            regions=(),
-            files=(),
+            spans=(),
+            descriptors=(),
             merge=merge,
             ring_bytes=RING_BYTES,
             quota=Quota(),

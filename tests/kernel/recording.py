@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.standins.build import StandIn
 from tracer.host import VmOptions, record_host
+from tracer.vmm import inspect
 
 WAIT_S = 60
 
@@ -20,7 +21,9 @@ def recording(vm: StandIn, output: Path, **options: Any) -> Iterator[None]:
 
     def run() -> None:
         try:
-            record_host(VmOptions(output, pid=vm.pid, ready=ready.set, **options), stop=stop)
+            record_host(
+                VmOptions(output, vmm=inspect(vm.pid), ready=ready.set, **options), stop=stop
+            )
         except BaseException as error:
             failure.append(error)
             ready.set()

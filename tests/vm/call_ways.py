@@ -58,8 +58,8 @@ def seen_by(engine: HostEngine, probes: VmProbes, kinds: tuple[Kind, ...]) -> di
 own = Target(
     pid=os.getpid(),
     sites=QemuSites(Path(), None, None, (), 0, {}),
-    regions=(),
-    files=(),
+    spans=(),
+    descriptors=(),
     merge=True,
     ring_bytes=1 << 20,
     quota=Quota(),

@@ -74,8 +74,8 @@ def target_of(pid: int, sites: host_probes.QemuSites) -> Target:
     return Target(
         pid=pid,
         sites=sites,
-        regions=(),
-        files=(),
+        spans=(),
+        descriptors=(),
         merge=True,
         ring_bytes=4 << 20,
         quota=Quota(),

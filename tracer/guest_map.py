@@ -1,0 +1,93 @@
+"""Where a guest's memory lies while it is recorded: looked up once, then learned from requests."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tracer.learned_map import LearnedMap
+from tracer.memory_map import find_memory
+from tracer.region_files import file_descriptors
+from tracer.ring import Records
+from tracer.trace.manifest import Region
+from tracer.trace.schema import PFN_SHIFT, Call
+from tracer.translation import MemoryMap
+from tracer.vmm import Vmm
+
+
+class GuestMap:
+    """GPAs of one VM's requests and calls.
+
+    Args:
+        vmm: The VM.
+
+    Attributes:
+        spans: HVAs, half-open, that a discard must touch to be the guest's.
+        descriptors: Descriptors in the VMM of the files behind them.
+        misplaced: Requests whose own descriptor contradicts the map, as it was then.
+
+    Raises:
+        ProcessError: The process is gone, or its mappings may not be read.
+    """
+
+    def __init__(self, vmm: Vmm) -> None:
+        self._pid = vmm.pid
+        memory = find_memory(vmm)
+        self._learned = LearnedMap(memory)
+        self.spans = tuple((extent.start, extent.end) for extent in memory.likely)
+        whole = tuple(
+            extent.region("extent", 0, extent.start, extent.length_bytes)
+            for extent in memory.likely
+        )
+        self.descriptors = frozenset[int]().union(*file_descriptors(vmm.pid, whole))
+        self.misplaced = 0
+        self._settle()
+
+    def _settle(self) -> None:
+        regions = self._learned.regions
+        self._map = MemoryMap(regions, file_descriptors(self._pid, regions))
+        spans = [(region.gpa, region.gpa + region.length_bytes) for region in regions]
+        self._pfns = np.array(spans, np.int64).reshape(-1, 2) >> PFN_SHIFT
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What is certain by now."""
+        return self._map.regions
+
+    @property
+    def reason(self) -> str:
+        """Why the map is not certain; empty where it is."""
+        return self._learned.reason
+
+    def learn(self, requests: Records) -> None:
+        """Look at where each request's own descriptor lies.
+
+        Args:
+            requests: HOST_REQUEST[n].
+        """
+        named = requests[requests["total"] > 0]
+        if not len(named):
+            return
+        expected = self._map.gpa_of_hva(named["first_hva"])
+        given = named["first_gpa"].astype(np.int64)
+        wrong = (expected >= 0) & (expected != given)
+        self.misplaced += int(np.count_nonzero(wrong))
+        if self._learned.add(given, named["first_hva"].astype(np.int64)):
+            self._settle()
+
+    def guest_pfns(self) -> npt.NDArray[np.int64] | None:
+        """First PFN and end of each region, int64[m, 2]; None where the map is not certain."""
+        return self._pfns if self._learned.is_certain else None
+
+    def gpa_of_calls(self, calls: Records) -> npt.NDArray[np.int64]:
+        """Translate where each call begins.
+
+        Args:
+            calls: HOST_CALLS[n].
+
+        Returns:
+            int64[n], -1 where it is not guest memory, or not known.
+        """
+        by_address = self._map.gpa_of_hva(calls["address"])
+        by_file = self._map.gpa_of_offset(calls["address"], calls["fd"])
+        return np.where(calls["call"] == Call.FALLOCATE, by_file, by_address)
