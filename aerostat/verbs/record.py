@@ -19,25 +19,28 @@ from aerostat.record_options import (
     detail_options,
     flight_options,
     host_options,
+    prove_options,
     service_options,
     storage_options,
     what_options,
 )
 from aerostat.recording import Listeners, listeners
 from aerostat.stop import stop_on_signal
+from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
 
 
 @click.command("record")
 @what_options
-@click.option("-o", "--output", type=PATH, required=True, help="The trace to make, NAME.balloon.")
+@click.option("-o", "--output", type=PATH, help="The trace to make, NAME.balloon.")
 @detail_options
 @storage_options
 @flight_options
 @service_options
+@prove_options
 @force_option
 @talk_options
-def command(**given: Any) -> None:
+def command(**given: Any) -> ExitCode:
     """Record what the balloon of a running VM does, from the host or in the guest.
 
     Runs until Ctrl-C, until --duration has passed, or until the VM ends, and then closes the trace.
@@ -49,7 +52,14 @@ def command(**given: Any) -> None:
       aerostat record --pid 4242 -o host.balloon --detail calls --duration 30s
       aerostat record --pid 4242 -o host.balloon --flight 60s --stuck 10s
       aerostat record --guest -o guest.balloon
+      aerostat record --prove
     """
+    if given["prove"]:
+        return _prove(given)
+    if given["as_json"]:
+        raise click.UsageError("--json goes with --prove: a capture's result is its trace")
+    if given["output"] is None:
+        raise click.UsageError("give the trace to make: -o NAME.balloon")
     if given["guest"] == (given["pid"] is not None):
         raise click.UsageError("give either --pid PID or --guest")
     if given["probes"] is not None and not given["guest"]:
@@ -70,6 +80,19 @@ def command(**given: Any) -> None:
             _record_host({**common, **host_options(given), "pid": given["pid"]}, progress, stop)
         for trace in told.kept if given["flight"] is not None else [output]:
             _judge(trace, told)
+    return ExitCode.OK
+
+
+def _prove(given: dict[str, Any]) -> ExitCode:
+    """Kill recorders instead of recording."""
+    if given["guest"]:
+        raise click.UsageError("--prove goes without --guest")
+    from aerostat.prove import prove_record
+
+    with progress_on_stderr(verbose=given["verbose"], quiet=given["quiet"]) as progress:
+        return prove_record(
+            given["output"], given["pid"], given["duration"], progress, given["as_json"]
+        )
 
 
 def _judge(trace: Path, told: Listeners) -> None:
