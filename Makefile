@@ -9,9 +9,10 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
-# BCC and its clang; what the C extension is built with; the VM of the lab and what its disk is made of.
+# BCC and its clang; what the C extension is built with; the VM of the lab and what its disk is made of;
+# systemd-analyze, which checks the unit.
 PACKAGES := python3-bpfcc python3-venv python3-dev gcc libc6-dev qemu-system-x86 busybox-static \
-	e2fsprogs
+	e2fsprogs systemd
 NATIVE := $(wildcard replay/native/*.c replay/native/*.h replay/native/build_core.py)
 
 .PHONY: help setup demo test bench clean

@@ -24,6 +24,8 @@ def require_whole(path: Path, manifest: "Manifest", account: "Ledger | None" = N
     lost = sum(loss.count for loss in manifest.losses)
     if not manifest.complete:
         reason = manifest.end_reason or "the recording did not end as it should"
+    elif manifest.end_reason == "disk-full":
+        reason = "the disk was full"
     elif lost:
         reason = f"{lost} events were lost"
     elif account is not None and account.balanced is False:

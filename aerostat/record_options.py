@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from aerostat.options import PATH, duration, size
+from aerostat.options import PATH, duration, json_option, size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 NS_PER_S = 1_000_000_000
@@ -154,6 +154,14 @@ service_options = _group(
     ),
 )
 """How it runs and whom it tells."""
+
+prove_options = _group(
+    click.option(
+        "--prove", is_flag=True, help="Kill recorders in mid-batch and count what they leave."
+    ),
+    json_option,
+)
+"""No recording, but a proof of what one leaves when it is killed."""
 
 
 def capture_options(given: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ class Listeners:
         return {
             "ready": self.ready,
             "alive": self.alive,
+            "closing": self.stopping,
             "told": self.told,
             "kept": self.dumped,
         }
@@ -115,7 +116,6 @@ def listeners(given: dict[str, Any]) -> Iterator[Listeners]:
             export = MetricsExport(file=given["metrics_file"], listen=given["metrics_listen"])
             metrics = resources.enter_context(export)
         made = Listeners(Path(given["output"]), given["ready_file"], metrics, quiet=given["quiet"])
-        resources.callback(made.stopping)
         yield made
 
 

@@ -54,6 +54,7 @@ class CaptureOptions:
         flight: Hold the last seconds in memory in place of a trace, and keep them when something
             happens: OUTPUT-00001.balloon and so on.
         alive: Called every round of the loop: it still turns.
+        closing: Called when the loop is over and traces are about to be closed.
         told: Called with the figures of every VM after each row of samples.
         kept: Called with each bundle that the flight recorder has made, and its error if it failed.
         keep: Set it, and the flight recorder keeps what it holds.
@@ -67,6 +68,7 @@ class CaptureOptions:
     storage: Storage = field(default_factory=Storage)
     flight: FlightOptions | None = None
     alive: Ready = nothing
+    closing: Ready = nothing
     told: Callable[[list[VmStats]], None] = forget
     kept: Callable[[Dump], None] = forget
     keep: threading.Event = field(default_factory=threading.Event)
@@ -187,6 +189,15 @@ def run_loop(
     Returns:
         Why it ended: stopped, duration, or what the source says.
     """
+    try:
+        return _turn(source, options, stop, progress)
+    finally:
+        options.closing()
+
+
+def _turn(
+    source: Source, options: CaptureOptions, stop: threading.Event, progress: Progress
+) -> str:
     begin_s = time.monotonic()
     next_sample_s = begin_s
     requests = 0

@@ -19,27 +19,28 @@ from aerostat.record_options import (
     detail_options,
     flight_options,
     host_options,
+    prove_options,
     service_options,
     storage_options,
     what_options,
 )
 from aerostat.recording import Ended, Listeners, listeners
 from aerostat.stop import stop_on_signal
+from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
 
 
 @click.command("record")
 @what_options
-@click.option(
-    "-o", "--output", type=PATH, required=True, help="The trace to make; a directory with --all."
-)
+@click.option("-o", "--output", type=PATH, help="The trace to make; a directory with --all.")
 @detail_options
 @storage_options
 @flight_options
 @service_options
+@prove_options
 @force_option
 @talk_options
-def command(**given: Any) -> None:
+def command(**given: Any) -> ExitCode:
     """Record what the balloon of a running VM does, from the host or in the guest.
 
     Runs until Ctrl-C, until --duration has passed, or until the VM ends, and then closes the trace.
@@ -52,7 +53,10 @@ def command(**given: Any) -> None:
       aerostat record --vm web-1 -o web-1.balloon --flight 60s --stuck 10s
       aerostat record --all -o traces.d --budget 1G --metrics-listen :9105
       aerostat record --guest -o guest.balloon
+      aerostat record --prove
     """
+    if given["prove"]:
+        return _prove(given)
     _check(given)
     output: Path = given["output"]
     common = capture_options(given)
@@ -67,15 +71,33 @@ def command(**given: Any) -> None:
             _record_guest(common, fentry, progress, stop)
         elif given["every"]:
             _record_all({**common, **host_options(given)}, told, progress, stop)
-            return
+            return ExitCode.OK
         else:
             _record_host(given, {**common, **host_options(given)}, progress, stop)
         for trace in told.kept if given["flight"] is not None else [output]:
             _judge(trace, told)
+    return ExitCode.OK
+
+
+def _prove(given: dict[str, Any]) -> ExitCode:
+    """Kill recorders instead of recording."""
+    others = ("guest", "every", "name", "uuid")
+    if any(given[option] for option in others):
+        raise click.UsageError("--prove goes with no VM but one that --pid names")
+    from aerostat.prove import prove_record
+
+    with progress_on_stderr(verbose=given["verbose"], quiet=given["quiet"]) as progress:
+        return prove_record(
+            given["output"], given["pid"], given["duration"], progress, given["as_json"]
+        )
 
 
 def _check(given: dict[str, Any]) -> None:
     """Refuse options that do not go together, and an output that is there."""
+    if given["as_json"]:
+        raise click.UsageError("--json goes with --prove: a capture's result is its trace")
+    if given["output"] is None:
+        raise click.UsageError("say where to: -o NAME.balloon, or a directory with --all")
     by_name = given["name"] is not None or given["uuid"] is not None or given["pid"] is not None
     if [by_name, given["every"], given["guest"]].count(True) != 1:
         raise click.UsageError("give one of --vm, --uuid, --pid; or --all; or --guest")

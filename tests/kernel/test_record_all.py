@@ -1,0 +1,168 @@
+"""Every VM of a host at once: those that come and go, and those of other VMMs than QEMU."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from tests.kernel.recording import recording
+from tests.standins.build import firecracker_like, qemu_like
+from tracer.host_engine import Quota
+from tracer.trace.errors import ExitCode
+from tracer.trace.reader import Trace, open_trace
+from tracer.trace.schema import Call, Mark
+
+PAGE = 4096
+WAIT_S = 60
+
+
+@contextmanager
+def recording_all(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, "-m", "aerostat", "record", "--all", "-o", str(directory)]
+    argv += ["--sample-every", "200ms", *options]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def attached(directory: Path, name: str) -> bool:
+    """Whether a VM of this name has a trace whose probes are attached."""
+    bundles = directory.glob(f"{name}-*.balloon")
+    return any(list(bundle.glob("marks/*")) for bundle in bundles)
+
+
+def trace_of(directory: Path, name: str) -> Trace:
+    (bundle,) = directory.glob(f"{name}-*.balloon")
+    return open_trace(bundle)
+
+
+def pages(trace: Trace) -> int:
+    return pc.sum(trace.table("requests")["pages"]).as_py() or 0
+
+
+def test_vms_that_start_and_end_are_taken_up_and_closed(tmp_path):
+    directory = tmp_path / "traces.d"
+    one = qemu_like("-m", "256M", "-name", "guest=first")
+    with one as first, recording_all(directory) as recorder:
+        until(lambda: attached(directory, "first"))
+        did = first.send("inflate", 1000, 3000, -1)
+        with qemu_like("-m", "256M", "-name", "guest=second") as second:
+            until(lambda: attached(directory, "second"))
+            also = second.send("inflate", 5000, 700, 1)
+        until(lambda: trace_of(directory, "second").is_complete)
+        more = first.send("deflate", 1000, 500, -1)
+        recorder.send_signal(signal.SIGTERM)
+        assert recorder.wait(WAIT_S) == ExitCode.OK
+    one, two = trace_of(directory, "first"), trace_of(directory, "second")
+    assert one.is_complete
+    assert pages(one) == did.pages + more.pages
+    assert pages(two) == also.pages
+    assert two.manifest.end_reason == "vm-exited"
+    assert Mark.VM_EXIT in two.table("marks")["mark"].to_pylist()
+
+
+def test_a_flooding_guest_costs_no_other_vm_an_event(tmp_path):
+    directory = tmp_path / "traces.d"
+    quiet = qemu_like("-m", "256M", "-name", "guest=quiet")
+    noisy = qemu_like("-m", "256M", "-name", "guest=noisy")
+    options = ["--detail", "calls", "--ring", "1M", "--quota-records", "20000"]
+    with quiet as calm, noisy as flood, recording_all(directory, *options) as recorder:
+        until(lambda: attached(directory, "quiet") and attached(directory, "noisy"))
+        with ThreadPoolExecutor(1) as worker:
+            flooding = worker.submit(flood.send, "flood", 3)
+            done = [calm.send("inflate", 256 * number, 256, 1) for number in range(20)]
+            flooded = flooding.result()
+        recorder.send_signal(signal.SIGINT)
+        assert recorder.wait(WAIT_S) == ExitCode.CAPTURE_INCOMPLETE
+    calm_trace, flood_trace = trace_of(directory, "quiet"), trace_of(directory, "noisy")
+    assert calm_trace.losses == ()
+    assert pages(calm_trace) == sum(did.pages for did in done) == 20 * 256
+    assert pc.sum(calm_trace.table("calls")["count"]).as_py() == 20 * 256
+    lost = [loss for loss in flood_trace.losses if loss.stream == "requests"]
+    recorded = flood_trace.table("requests").num_rows
+    assert recorded + sum(loss.count for loss in lost) == flooded.requests
+    assert {loss.cause for loss in flood_trace.losses} >= {"quota"}
+
+
+def test_a_vm_that_was_suspended_goes_on_in_the_next_trace(tmp_path):
+    directory = tmp_path / "traces.d"
+    sleepy = qemu_like("-m", "256M", "-name", "guest=sleepy")
+    with sleepy as vm, recording_all(directory) as recorder:
+        until(lambda: attached(directory, "sleepy"))
+        vm.send("inflate", 1000, 256, 1)
+        vm.send("runstate", 4)
+        until(lambda: list(directory.glob("sleepy-*-002.balloon/marks/*")))
+        vm.send("runstate", 9)
+        vm.send("inflate", 2000, 512, 1)
+        recorder.send_signal(signal.SIGINT)
+        assert recorder.wait(WAIT_S) == ExitCode.OK
+    first, second = (open_trace(path) for path in sorted(directory.glob("sleepy-*.balloon")))
+    assert (first.manifest.end_reason, pages(first)) == ("vm-suspended", 256)
+    assert (second.manifest.end_reason, pages(second)) == ("stopped", 512)
+
+
+@pytest.mark.parametrize(
+    ("backing", "discard", "call"),
+    [
+        ("anon", "madvise", Call.MADVISE),
+        ("anon", "remap", Call.MMAP),
+        ("anon", "vector", Call.PROCESS_MADVISE),
+        ("memfd", "punch", Call.FALLOCATE),
+    ],
+)
+def test_a_vmm_without_known_handlers_is_recorded_by_its_calls(backing, discard, call, tmp_path):
+    """Sorted, merged discards over two regions, below and above the hole; others left out."""
+    output = tmp_path / "host.balloon"
+    argv = ("--id", "micro", "--mem-size-mib", "6144", "--backing", backing, "--discard", discard)
+    with firecracker_like(*argv) as vm, recording(vm, output):
+        low = vm.send("inflate", 1000, 600, -1)
+        high = vm.send("inflate", (5 << 30) // PAGE, 300, 1)
+        vm.send("noise", 200)
+    trace = open_trace(output)
+    assert trace.manifest.vm.vmm == "firecracker"
+    assert {region.gpa for region in trace.manifest.regions} == {0, 4 << 30}
+    assert trace.table("requests").num_rows == 0
+    assert trace.losses == ()
+    calls = trace.table("calls").filter(pc.equal(trace.table("calls")["errno"], 0))
+    calls = calls.filter(pc.equal(calls["call"], int(call)))
+    assert pc.all(pc.is_valid(calls["gpa"])).as_py()
+    spans = zip(calls["gpa"].to_numpy() // PAGE, calls["length_bytes"].to_numpy(), strict=True)
+    found = np.sort(np.concatenate([np.arange(pfn, pfn + size // PAGE) for pfn, size in spans]))
+    wanted = [*range(401, 1001), *range((5 << 30) // PAGE, (5 << 30) // PAGE + 300)]
+    assert found.tolist() == wanted
+    assert low.pages + high.pages == len(wanted)
+    points = {probe.point: probe for probe in trace.manifest.sides["host"].probes}
+    assert points["queues-pop"].status == "failed"
+    assert "virtqueue_pop" in points["queues-pop"].reason
+
+
+def test_a_quota_holds_without_requests_too(tmp_path):
+    output = tmp_path / "host.balloon"
+    quota = Quota(records_per_s=50, bytes_per_s=1 << 30)
+    vmm = firecracker_like("--mem-size-mib", "256")
+    with vmm as vm, recording(vm, output, detail="calls", quota=quota):
+        did = vm.send("flood", 2)
+    trace = open_trace(output)
+    recorded = pc.sum(trace.table("calls")["count"]).as_py()
+    refused = sum(loss.count for loss in trace.losses if loss.cause == "quota")
+    assert recorded + refused == did.calls
+    assert recorded <= 50 * 4
