@@ -1,109 +1,144 @@
-"""Where guest-physical memory lies in the VMM: regions, and HVA <-> GPA over whole arrays."""
+"""Where guest-physical memory lies in a VMM, told from its command line and its mappings."""
 
 from __future__ import annotations
 
-import mmap
+import os
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from tracer.command_line import size_bytes
 from tracer.errors import ProcessError
-from tracer.machine import read_text
-from tracer.trace.manifest import Region
-from tracer.vmm import Mapping, Vmm, below_4g_bytes, guest_ram
+from tracer.extents import Extent, find_extents
+from tracer.layouts import (
+    FOUR_GIB,
+    HOLE_STARTS,
+    Layout,
+    below_4g_bytes,
+    qemu_layouts,
+    two_part_layouts,
+)
+from tracer.mappings import mappings, page_bytes_of
+from tracer.process import PROC
+from tracer.qemu_options import machine_fields, ram_backends
+from tracer.region_files import file_bytes
+from tracer.translation import MemoryMap, Regions, agreed
+from tracer.vmm import Vmm
 
-_FOUR_GIB = 4 << 30
+__all__ = ["GuestMemory", "MemoryMap", "Regions", "find_memory", "find_regions"]
 
-
-def backing_of(mapping: Mapping) -> str:
-    """Name the kind of memory behind a mapping, in the words of the trace format."""
-    if mapping.path.startswith("/memfd:"):
-        return "memfd"
-    if mapping.path.startswith("/dev/zero"):
-        return "shmem"
-    if mapping.path.startswith("/dev/hugepages") or "hugetlb" in mapping.path:
-        return "hugetlb"
-    if mapping.inode and mapping.path:
-        return "shmem" if "s" in mapping.permissions else "file-private"
-    return "shmem" if "s" in mapping.permissions else "anon"
-
-
-def find_regions(vmm: Vmm) -> tuple[Region, ...]:
-    """Lay out the guest's memory as QEMU maps it: below the PCI hole, and above 4 GiB.
-
-    Returns:
-        Nothing where the memory lies in several pieces: a trace without a map still has every PFN.
-    """
-    try:
-        ram = guest_ram(vmm)
-    except ProcessError:
-        return ()
-    low_bytes = below_4g_bytes(vmm.machine, vmm.memory_bytes)
-    page_bytes = _kernel_page_bytes(vmm.pid, ram)
-    parts = [
-        (0, ram.start, low_bytes),
-        (_FOUR_GIB, ram.start + low_bytes, vmm.memory_bytes - low_bytes),
-    ]
-    return tuple(
-        Region(
-            name="below-4g" if gpa == 0 else "above-4g",
-            gpa=gpa,
-            hva=hva,
-            length_bytes=length,
-            backing=backing_of(ram),
-            page_size_bytes=page_bytes,
-        )
-        for gpa, hva, length in parts
-        if length
-    )
-
-
-def _kernel_page_bytes(pid: int, mapping: Mapping) -> int:
-    """Read the page size the kernel uses for a mapping (smaps KernelPageSize)."""
-    inside = False
-    for line in (read_text(f"/proc/{pid}/smaps") or "").splitlines():
-        if line.startswith(f"{mapping.start:x}-"):
-            inside = True
-        elif inside and line.startswith("KernelPageSize:"):
-            return int(line.split()[1]) * 1024
-    return mmap.PAGESIZE
+_BOOT_RECORDS = ((0x7202, b"HdrS"), (0x6000, b"\x78\xc5\x6e\x33"))
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryMap:
-    """Translation over the regions of one VM."""
+class GuestMemory:
+    """What a VMM's command line and mappings say of its guest's memory.
 
-    regions: tuple[Region, ...]
+    Attributes:
+        candidates: Every map they allow, the likeliest first; empty where none fits.
+        extents: Pieces of the VMM that may be guest memory, rising by address.
+        likely: Of these the ones that the maps use, or all where there is no map: what a discard
+            must touch to be the balloon's.
+        reason: Why there is no map, or why it is not certain; empty for one certain map.
+    """
 
-    def gpa_of_hva(self, hva: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """Translate addresses of the VMM to guest-physical ones.
+    candidates: tuple[Regions, ...]
+    extents: tuple[Extent, ...]
+    likely: tuple[Extent, ...]
+    reason: str
 
-        Returns:
-            int64[n], -1 where an address is not guest memory.
-        """
-        found = np.full(len(hva), -1, np.int64)
-        for region in self.regions:
-            if region.hva is None:
-                continue
-            offset = hva.astype(np.int64) - region.hva
-            inside = (offset >= 0) & (offset < region.length_bytes)
-            found[inside] = offset[inside] + region.gpa
-        return found
+    @property
+    def regions(self) -> Regions:
+        """What is certain: the parts that every candidate has at the same address."""
+        return agreed(self.candidates)
 
-    def gpa_of_offset(self, offset: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """Translate offsets into the file behind guest memory to guest-physical addresses.
 
-        Regions lie in that file one after the other, in GPA order.
+def find_memory(vmm: Vmm, proc: Path = PROC) -> GuestMemory:
+    """Lay out a guest's memory from outside.
 
-        Returns:
-            int64[n], -1 where an offset is past the end.
-        """
-        found = np.full(len(offset), -1, np.int64)
-        begin = 0
-        for region in self.regions:
-            within = offset.astype(np.int64) - begin
-            inside = (within >= 0) & (within < region.length_bytes)
-            found[inside] = within[inside] + region.gpa
-            begin += region.length_bytes
-        return found
+    Raises:
+        ProcessError: The process is gone, or its memory map may not be read.
+    """
+    extents = find_extents(
+        mappings(vmm.pid, proc),
+        partial(file_bytes, vmm.pid, proc=proc),
+        partial(page_bytes_of, vmm.pid, proc=proc),
+    )
+    layouts = _layouts(vmm, extents)
+    if len(layouts) > 1:
+        layouts = [layout for layout in layouts if _boots(vmm.pid, layout, proc)] or layouts
+    candidates = tuple(_regions(layout) for layout in layouts)
+    if not candidates:
+        reason = (
+            f"none of {len(extents)} large mappings fits its size"
+            if extents
+            else "it has no large mapping"
+        )
+    elif len(candidates) > 1:
+        reason = f"{len(candidates)} maps fit; requests will tell"
+    else:
+        reason = ""
+    used = {placed.extent for layout in layouts for placed in layout}
+    likely = tuple(extent for extent in extents if _overlaps(extent, used)) or tuple(extents)
+    return GuestMemory(candidates, tuple(extents), likely, reason)
+
+
+def _overlaps(extent: Extent, others: set[Extent]) -> bool:
+    # What the layouts use may be several of these, joined.
+    return any(other.start <= extent.start and extent.end <= other.end for other in others)
+
+
+def find_regions(vmm: Vmm) -> Regions:
+    """Return what is certain of a guest's memory map.
+
+    Returns:
+        Nothing where none fits or nothing may be read: a trace without a map still has every PFN.
+    """
+    try:
+        return find_memory(vmm).regions
+    except ProcessError:
+        return ()
+
+
+def _layouts(vmm: Vmm, extents: list[Extent]) -> list[Layout]:
+    if vmm.kind != "qemu":
+        return two_part_layouts(extents, HOLE_STARTS[vmm.kind], vmm.memory_bytes)
+    backends = [
+        (backend, backend.length_bytes or vmm.memory_bytes or 0)
+        for backend in ram_backends(vmm.arguments)
+    ]
+    total = sum(length for _, length in backends)
+    if not all(length for _, length in backends):
+        return []
+    most = size_bytes(machine_fields(vmm.arguments).get("max-ram-below-4g"))
+    return qemu_layouts(extents, backends, below_4g_bytes(vmm.machine, total, most))
+
+
+def _boots(pid: int, layout: Layout, proc: Path) -> bool:
+    """Look for what a VMM that boots Linux by itself leaves at the foot of guest memory.
+
+    At GPA 0x7000 lie the boot parameters with their header's magic, or at 0x6000 PVH's start info:
+    Firecracker, cloud-hypervisor, crosvm and libkrun (layout.rs of each). Linux keeps out of both.
+    """
+    lowest = min(layout, key=lambda placed: placed.gpa)
+    try:
+        fd = os.open(proc / str(pid) / "mem", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return any(
+            os.pread(fd, len(magic), lowest.start + at) == magic for at, magic in _BOOT_RECORDS
+        )
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _regions(layout: Layout) -> Regions:
+    found = []
+    for placed in sorted(layout, key=lambda placed: placed.gpa):
+        side = "above-4g" if placed.gpa >= FOUR_GIB else "below-4g"
+        name = f"{placed.owner}-{side}" if placed.owner else side
+        found.append(placed.extent.region(name, placed.gpa, placed.start, placed.length_bytes))
+    return tuple(found)

@@ -1,4 +1,4 @@
-"""One VMM process as /proc shows it: what it runs, and where its guest's memory is mapped."""
+"""One virtual machine's process: which VMM it is, and what is known of the VM from outside."""
 
 from __future__ import annotations
 
@@ -6,177 +6,169 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tracer.command_line import CommandLine
 from tracer.errors import ProcessError
+from tracer.mappings import Mapping, mappings
+from tracer.microvms import (
+    describe_cloud_hypervisor,
+    describe_crosvm,
+    describe_firecracker,
+    describe_libkrun,
+)
+from tracer.process import PROC, Process, is_running, open_pidfd, read_process
+from tracer.qemu_options import describe_qemu, machine_fields
 
-_UNITS = {"": 1 << 20, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_MAPS_LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ (\d+)\s*(.*)")
+__all__ = ["Mapping", "Vmm", "guest_ram", "inspect", "is_running", "load_bias", "mappings"]
 
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """One line of /proc/PID/maps: `start <= HVA < end`."""
-
-    start: int
-    end: int
-    permissions: str
-    offset_bytes: int
-    inode: int
-    path: str
-
-    @property
-    def length_bytes(self) -> int:
-        """Size in bytes."""
-        return self.end - self.start
+_PROGRAMS = {
+    # Also RHEL's qemu-kvm, NixOS's wrapper, and builds named after what they can do.
+    "qemu": re.compile(r"\.?(qemu-system-\w[\w-]*|qemu-kvm(-[\w-]+)?|kvm)"),
+    "firecracker": re.compile(r"firecracker(-?v?\d[\w.-]*)?"),
+    "cloud-hypervisor": re.compile(r"cloud-hypervisor(-static|-?v?\d[\w.-]*)?"),
+    "crosvm": re.compile(r"crosvm"),
+    "libkrun": re.compile(r"krunvm|muvm"),
+}
+_LIBKRUN = re.compile(r".*/libkrun(-\w+)?\.so[.\d]*( \(deleted\))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Vmm:
-    """A running QEMU and what its command line says of the VM."""
+    """A running virtual machine, seen from the host.
+
+    Attributes:
+        pid: The VMM's process id in this namespace.
+        exe: Its program file as the process names it; argv[0] where that may not be read. Read the
+            file itself through `program`, which also holds after an upgrade or in a container.
+        arguments: Its argument vector: hostile text.
+        name: What the VM is called, or the path of its API socket; None if nothing says.
+        uuid: The VM's UUID, as given.
+        memory_bytes: Guest memory it started with; None if not known.
+        vcpus: Number of vCPUs it started with; None if not known.
+        machine: QEMU's machine type; empty for other VMMs.
+        accel: kvm, tcg or another; None if not known.
+        kind: qemu, firecracker, cloud-hypervisor, crosvm or libkrun.
+        manager: libvirt, openstack, kubevirt or proxmox; None for none or an unknown one.
+        start_ticks: When the process started: tells it from a later one with the same pid.
+        vm_id: The manager's own number for the VM (Proxmox's VMID).
+        container: Whether it runs in a pid namespace of its own; None if not known.
+        exe_deleted: Its program file was removed or replaced, as by an upgrade.
+        parent: Its parent's pid.
+    """
 
     pid: int
     exe: Path
     arguments: tuple[str, ...]
     name: str | None
     uuid: str | None
-    memory_bytes: int
-    vcpus: int
+    memory_bytes: int | None
+    vcpus: int | None
     machine: str
     accel: str | None
+    kind: str
+    manager: str | None
+    start_ticks: int
+    vm_id: str | None = None
+    container: bool | None = None
+    exe_deleted: bool = False
+    parent: int = 0
+
+    @property
+    def program(self) -> Path:
+        """A path that opens the program this process runs, whatever became of the file."""
+        return PROC / str(self.pid) / "exe"
+
+    def hold(self) -> int:
+        """Take hold of the process.
+
+        Returns:
+            A pidfd; the caller closes it.
+
+        Raises:
+            ProcessError: It has ended, even where another process has its pid now.
+        """
+        return open_pidfd(self.pid, self.start_ticks)
 
 
-def inspect(pid: int) -> Vmm:
-    """Look at a process that should be a QEMU.
+def inspect(pid: int, proc: Path = PROC) -> Vmm:
+    """Look at a process that should be a VMM.
+
+    Args:
+        pid: Which.
+        proc: Where procfs is mounted.
 
     Raises:
-        ProcessError: There is no such process, it may not be read, or it is not a QEMU.
+        ProcessError: There is no such process, it may not be read, or it is not a VMM.
     """
-    root = Path(f"/proc/{pid}")
-    try:
-        arguments = tuple(
-            part.decode(errors="replace")
-            for part in (root / "cmdline").read_bytes().split(b"\0")[:-1]
-        )
-        exe = (root / "exe").readlink()
-    except FileNotFoundError as error:
-        raise ProcessError(
-            f"there is no process {pid}",
-            reason=str(error),
-            remedy="take the pid of the QEMU process: pgrep -a qemu",
-        ) from error
-    except OSError as error:
-        raise ProcessError(
-            f"cannot read process {pid}", reason=str(error), remedy="run as root"
-        ) from error
-    if not re.search(r"qemu|kvm", exe.name):
+    process = read_process(pid, proc)
+    found = recognise(process, proc)
+    if found is None:
         raise ProcessError(
             f"process {pid} is not a VMM that aerostat knows",
-            reason=f"it runs {exe}",
-            remedy="take the pid of the QEMU process: pgrep -a qemu",
+            reason=f"it runs {process.exe or 'a program that only root may know'}",
+            remedy="list the VMs: aerostat vms",
         )
-    return _from_command_line(pid, exe, arguments)
+    return found
 
 
-def _from_command_line(pid: int, exe: Path, arguments: tuple[str, ...]) -> Vmm:
-    options = _options(arguments)
-    name = _pick(options.get("name"), "guest")
-    machine = _pick(options.get("machine"), "type") or "pc"
-    accel = _pick(options.get("accel"), "accel") or _named(options.get("machine"), "accel")
-    if accel is None and "enable-kvm" in options:
-        accel = "kvm"
+def recognise(process: Process, proc: Path = PROC) -> Vmm | None:
+    """Describe a process if it runs a VM; None if it does not."""
+    exe = process.exe or Path(process.arguments[0] if process.arguments else "")
+    kind = _kind(process, exe.name, proc)
+    if kind is None:
+        return None
+    said = _describe(kind, process, proc)
+    depth = len(process.namespace_pids)
     return Vmm(
-        pid=pid,
+        pid=process.pid,
         exe=exe,
-        arguments=arguments,
-        name=name,
-        uuid=options.get("uuid"),
-        memory_bytes=_memory_bytes(_pick(options.get("m"), "size")),
-        vcpus=int(_digits(_pick(options.get("smp"), "cpus")) or 1),
-        machine=machine,
-        accel=accel,
+        arguments=process.arguments,
+        name=said.name,
+        uuid=said.uuid,
+        memory_bytes=said.memory_bytes,
+        vcpus=said.vcpus,
+        machine=said.machine,
+        accel=said.accel,
+        kind=kind,
+        manager=said.manager,
+        start_ticks=process.start_ticks,
+        vm_id=said.vm_id,
+        container=depth > 1 if depth else None,
+        exe_deleted=process.exe_deleted,
+        parent=process.parent,
     )
 
 
-def _options(arguments: tuple[str, ...]) -> dict[str, str]:
-    """Map `-option value` and `--option value` pairs.
-
-    The last of an option wins, except that QEMU merges every -machine, of which -M is another name
-    (softmmu/vl.c machine_merge_property, since 6.0).
-    """
-    found: dict[str, str] = {}
-    machine: list[str] = []
-    for option, value in zip(arguments[1:], (*arguments[2:], ""), strict=True):
-        if option.startswith("-"):
-            name = option.lstrip("-")
-            found[name] = "" if value.startswith("-") else value
-            if name in ("machine", "M"):
-                machine.append(found[name])
-    if machine:
-        # A bare word is the type, wherever it stands.
-        parts = [part for text in machine for part in text.split(",")]
-        found["machine"] = ",".join(sorted(parts, key=lambda part: "=" in part))
-    return found
+def _kind(process: Process, program: str, proc: Path) -> str | None:
+    kind = next((kind for kind, name in _PROGRAMS.items() if name.fullmatch(program)), None)
+    if kind == "qemu":
+        # libvirt asks a QEMU without a machine what it can do.
+        return None if machine_fields(process.arguments).get("type") == "none" else kind
+    if kind == "crosvm":
+        return kind if {"run", "run-mp"} & set(process.arguments[1:]) else None
+    if program == "krunvm":
+        return kind if "start" in process.arguments[1:] else None
+    if kind is None and process.exe is not None and _maps_libkrun(process.pid, proc):
+        return "libkrun"
+    return kind
 
 
-def _named(text: str | None, key: str) -> str | None:
-    """Return `key=` of a comma-separated option; the last one wins."""
-    values = [
-        part.partition("=")[2] for part in (text or "").split(",") if part.startswith(f"{key}=")
-    ]
-    return values[-1] if values else None
-
-
-def _pick(text: str | None, key: str) -> str | None:
-    """Return `key=` of a comma-separated option, or its first bare word."""
-    named = _named(text, key)
-    if named is not None or text is None:
-        return named
-    first = text.split(",")[0]
-    return first if "=" not in first else None
-
-
-def _digits(text: str | None) -> str:
-    match = re.match(r"\d+", text or "")
-    return match.group() if match else ""
-
-
-def _memory_bytes(text: str | None) -> int:
-    """Parse `-m`: MiB unless a suffix says otherwise; QEMU's default is 128 MiB."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgt]?)i?b?", (text or "128").lower())
-    if match is None:
-        raise ProcessError(f"cannot read the memory size {text!r} of the VMM's command line")
-    return int(float(match.group(1)) * _UNITS[match.group(2)])
-
-
-def mappings(pid: int) -> list[Mapping]:
-    """Read a process's memory map, rising by address.
-
-    Raises:
-        ProcessError: The process is gone or may not be read.
-    """
+def _maps_libkrun(pid: int, proc: Path) -> bool:
     try:
-        text = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-    except OSError as error:
-        raise ProcessError(
-            f"cannot read the memory map of process {pid}", reason=str(error), remedy="run as root"
-        ) from error
-    found = []
-    for line in text.splitlines():
-        match = _MAPS_LINE.match(line)
-        if match:
-            start, end, permissions, offset, inode, path = match.groups()
-            found.append(
-                Mapping(
-                    int(start, 16), int(end, 16), permissions, int(offset, 16), int(inode), path
-                )
-            )
-    return found
+        return any(_LIBKRUN.fullmatch(mapping.path) for mapping in mappings(pid, proc))
+    except ProcessError:
+        return False
 
 
-def is_running(pidfd: int) -> bool:
-    """Say whether the process behind a pidfd still runs."""
-    import select
-
-    return not select.select([pidfd], [], [], 0)[0]
+def _describe(kind: str, process: Process, proc: Path) -> CommandLine:
+    if kind == "qemu":
+        return describe_qemu(process.arguments)
+    if kind == "firecracker":
+        return describe_firecracker(process, proc)
+    if kind == "cloud-hypervisor":
+        return describe_cloud_hypervisor(process.arguments)
+    if kind == "crosvm":
+        return describe_crosvm(process.arguments)
+    return describe_libkrun(process)
 
 
 def load_bias(pid: int, exe: Path) -> int:
@@ -191,19 +183,8 @@ def load_bias(pid: int, exe: Path) -> int:
     raise ProcessError(f"process {pid} has no mapping of {exe}")
 
 
-def below_4g_bytes(machine: str, memory_bytes: int) -> int:
-    """How much guest memory lies below the PCI hole; the rest begins at GPA 4 GiB.
-
-    The split is QEMU's: hw/i386/pc_q35.c pc_q35_init (2 GiB where memory reaches 0xb0000000, since
-    2.0) and hw/i386/pc_piix.c pc_init1 (3 GiB where it reaches 0xe0000000, since 1.7).
-    """
-    if "q35" in machine:
-        return min(memory_bytes, 0x80000000 if memory_bytes >= 0xB0000000 else 0xB0000000)
-    return min(memory_bytes, 0xC0000000 if memory_bytes >= 0xE0000000 else 0xE0000000)
-
-
 def guest_ram(vmm: Vmm) -> Mapping:
-    """Find the mapping of the guest's memory: the one of its size that holds data and no code.
+    """Find the one mapping of a QEMU's memory: the one of its size that holds data and no code.
 
     Raises:
         ProcessError: None or several fit (memory in several backends or NUMA nodes).

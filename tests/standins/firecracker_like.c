@@ -100,13 +100,15 @@ static void map_memory(uint64_t memory, uint64_t hole)
 	if (low > memory)
 		low = memory;
 	if (!strcmp(backing, "memfd")) {
-		fd = memfd_create("guest_memory", 0);
+		fd = memfd_create("guest_mem", 0);
 		if (fd < 0 || ftruncate(fd, memory))
 			die("memfd");
 	}
 	map_region("below-4g", 0, low, fd, 0);
 	if (memory > low)
 		map_region("above-4g", FOUR_GIB, memory - low, fd, low);
+	/* The kernel's setup header, in the boot parameters at GPA 0x7000. */
+	memcpy(parts[0].host + 0x7202, "HdrS", 4);
 }
 
 static void discard_vector(void)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define FOUR_GIB (4UL << 30)
+#define NODES 8
 
 struct part parts[16];
 int part_count;
@@ -40,6 +41,23 @@ static bool named(const char *option, const char *key, char out[256])
 	return true;
 }
 
+/* util/mmap-alloc.c: on a 2 MiB boundary, with a page that cannot be touched behind it (since 2.6). */
+static void *reserve(uint64_t length)
+{
+	uint64_t align = 2 << 20;
+	unsigned char *at = mmap(NULL, length + align, PROT_NONE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint64_t offset = -(uint64_t)at % align;
+
+	if (at == MAP_FAILED)
+		die("cannot reserve guest memory");
+	if (offset)
+		munmap(at, offset);
+	if (align - offset > PAGE)
+		munmap(at + offset + length + PAGE, align - offset - PAGE);
+	return at + offset;
+}
+
 static struct part map_backend(const char *object, uint64_t length)
 {
 	char text[256];
@@ -52,7 +70,7 @@ static struct part map_backend(const char *object, uint64_t length)
 		/* backends/hostmem-memfd.c: shared unless share=off (since 2.12). */
 		share = !(named(object, "share", text) && !strcmp(text, "off"));
 		block.fd = memfd_create("memory-backend-memfd", huge ? MFD_HUGETLB : 0);
-		block.backing = huge ? "hugetlb" : "memfd";
+		block.backing = huge ? "hugetlb" : share ? "memfd" : "file-private";
 	} else if (!strncmp(object, "memory-backend-file", 19) && named(object, "mem-path", text)) {
 		block.fd = open(text, O_RDWR | O_CREAT, 0600);
 		block.backing = share ? "shmem" : "file-private";
@@ -62,8 +80,8 @@ static struct part map_backend(const char *object, uint64_t length)
 	}
 	if (!(flags & MAP_ANONYMOUS) && (block.fd < 0 || ftruncate(block.fd, length)))
 		die(object);
-	block.host = mmap(NULL, length, PROT_READ | PROT_WRITE, flags | (share ? MAP_SHARED : MAP_PRIVATE),
-			  block.fd, 0);
+	block.host = mmap(reserve(length), length, PROT_READ | PROT_WRITE,
+			  flags | MAP_FIXED | (share ? MAP_SHARED : MAP_PRIVATE), block.fd, 0);
 	if (block.host == MAP_FAILED)
 		die(object);
 	return block;
@@ -114,15 +132,25 @@ void map_guest_memory(int argc, char **argv)
 	const char *size = last_option(argc, argv, "-m", "") ?: "128";
 	uint64_t memory = parse_size(strncmp(size, "size=", 5) ? size : size + 5, 1 << 20);
 	uint64_t low = below_hole(machine, memory), offset = 0;
+	static struct part nodes[NODES];
 	char id[256], text[256];
+	int node = -1;
 
+	/* Blocks are made in the order of the options and laid out in the order of the nodes. */
 	for (int i = 1; i + 1 < argc; i++) {
 		if (strcmp(argv[i], "-numa") || !named(argv[i + 1], "memdev", id))
 			continue;
 		const char *object = object_of(argc, argv, id);
-		uint64_t length = named(object, "size", text) ? parse_size(text, 1) : 0;
 
-		place(map_backend(object, length), offset, low);
+		node = named(argv[i + 1], "nodeid", text) ? atoi(text) : node + 1;
+		if (node < 0 || node >= NODES)
+			die("node");
+		nodes[node] = map_backend(object, named(object, "size", text) ? parse_size(text, 1) : 0);
+	}
+	for (node = 0; node < NODES; node++) {
+		uint64_t length = nodes[node].length;
+
+		place(nodes[node], offset, low);
 		offset += length;
 	}
 	if (offset)

@@ -1,0 +1,161 @@
+"""One process as /proc shows it, read so that a pid that is used again is noticed.
+
+Everything a process says of itself (arguments, paths) is hostile: it is bounded here, and made safe
+for a terminal where it is shown.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracer.errors import ProcessError
+
+PROC = Path("/proc")
+_ARGUMENT_BYTES = 1 << 20
+"""Read of a command line; the kernel's own bound is 6 MiB (fs/exec.c, since 4.13)."""
+_DELETED = " (deleted)"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What is known of a process without its memory.
+
+    Attributes:
+        pid: Its id as this /proc numbers it.
+        start_ticks: When it started, in clock ticks since boot (proc(5) stat field 22): with the
+            pid, a name that is never used twice.
+        parent: Its parent's pid.
+        exe: The program file as the process sees it; None where that may not be read.
+        exe_deleted: The file was removed or replaced since: only /proc/PID/exe still leads to it.
+        arguments: Its argument vector.
+        namespace_pids: Its pid in this namespace and each one below it (NSpid); empty if unknown.
+    """
+
+    pid: int
+    start_ticks: int
+    parent: int
+    exe: Path | None
+    exe_deleted: bool
+    arguments: tuple[str, ...]
+    namespace_pids: tuple[int, ...]
+
+
+def read_process(pid: int, proc: Path = PROC) -> Process:
+    """Read one process.
+
+    Args:
+        pid: Which.
+        proc: Where procfs is mounted.
+
+    Raises:
+        ProcessError: There is no such process, or it ended meanwhile.
+    """
+    root = proc / str(pid)
+    try:
+        parent, start_ticks = _stat(root)
+        exe, deleted = _exe(root)
+        arguments = _arguments(root)
+        namespace_pids = _namespace_pids(root)
+        # Whatever was read between belongs to one process only if it is still the same.
+        same = _stat(root)[1] == start_ticks
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR):
+            raise _no_process(pid, str(error)) from error
+        raise ProcessError(
+            f"cannot read process {pid}", reason=str(error), remedy="run as root"
+        ) from error
+    if not same:
+        raise _no_process(pid, "it ended while it was looked at")
+    return Process(pid, start_ticks, parent, exe, deleted, arguments, namespace_pids)
+
+
+def pids(proc: Path = PROC) -> list[int]:
+    """List every process of this /proc, rising.
+
+    Raises:
+        ProcessError: procfs is not readable there.
+    """
+    try:
+        return sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal())
+    except OSError as error:
+        raise ProcessError(
+            f"cannot list the processes of {proc}",
+            reason=str(error),
+            remedy="mount procfs there",
+        ) from error
+
+
+def open_pidfd(pid: int, start_ticks: int) -> int:
+    """Take hold of a process, so that another one with its pid is never taken for it.
+
+    Returns:
+        A pidfd; the caller closes it.
+
+    Raises:
+        ProcessError: The process has ended, whoever has the pid now.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        raise _no_process(pid, str(error)) from error
+    try:
+        # After pidfd_open: what is read now is of the process that the pidfd holds, or of none.
+        if _stat(PROC / str(pid))[1] == start_ticks:
+            return pidfd
+        reason = "another process has its pid now"
+    except OSError as error:
+        reason = str(error)
+    os.close(pidfd)
+    raise _no_process(pid, reason)
+
+
+def is_running(pidfd: int) -> bool:
+    """Say whether the process behind a pidfd still runs."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return not poll.poll(0)
+
+
+def _no_process(pid: int, reason: str) -> ProcessError:
+    return ProcessError(
+        f"there is no process {pid}", reason=reason, remedy="list the VMs: aerostat vms"
+    )
+
+
+def _stat(root: Path) -> tuple[int, int]:
+    """Return the parent's pid and the start time, fields 4 and 22 of proc(5) stat."""
+    # Counted after the name, which may hold spaces and parentheses.
+    fields = (root / "stat").read_bytes().rpartition(b")")[2].split()
+    try:
+        return int(fields[1]), int(fields[19])
+    except (IndexError, ValueError) as error:
+        raise FileNotFoundError(errno.ENOENT, "unreadable stat", str(root / "stat")) from error
+
+
+def _exe(root: Path) -> tuple[Path | None, bool]:
+    try:
+        text = str((root / "exe").readlink())
+    except OSError:
+        # A kernel thread has none; another user's may be read by root alone.
+        return None, False
+    return Path(text.removesuffix(_DELETED)), text.endswith(_DELETED)
+
+
+def _arguments(root: Path) -> tuple[str, ...]:
+    with (root / "cmdline").open("rb") as file:
+        text = file.read(_ARGUMENT_BYTES)
+    parts = text.split(b"\0")
+    # A process may have written over its arguments, so the last need not end in a zero.
+    return tuple(part.decode(errors="replace") for part in (parts if parts[-1] else parts[:-1]))
+
+
+def _namespace_pids(root: Path) -> tuple[int, ...]:
+    """Read NSpid of /proc/PID/status (since 4.1)."""
+    for line in (root / "status").read_bytes().splitlines():
+        if line.startswith(b"NSpid:"):
+            return tuple(int(part) for part in line.split()[1:])
+    return ()
