@@ -78,11 +78,12 @@ class Subject:
             pid=vmm.pid,
             exe=vmm.exe.name,
             build_id=sites.build_id if sites else None,
-            vmm="qemu",
+            vmm=vmm.kind,
             vmm_version=sites.version if sites else None,
             memory_bytes=vmm.memory_bytes,
             vcpus=vmm.vcpus,
             accel=vmm.accel,
+            manager=vmm.manager,
         )
 
 

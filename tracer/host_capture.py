@@ -57,7 +57,7 @@ class HostCapture:
         )
         self._resources = contextlib.ExitStack()
         with self._resources:
-            self._pidfd = os.pidfd_open(subject.vmm.pid)
+            self._pidfd = subject.vmm.hold()
             self._resources.callback(os.close, self._pidfd)
             self._probes = engine.add(
                 Target(
