@@ -17,6 +17,7 @@ from tracer.trace.errors import AerostatError, ExitCode
 
 VERBS: Final = {
     "doctor": "aerostat.verbs.doctor",
+    "vms": "aerostat.verbs.vms",
     "record": "aerostat.verbs.record",
     "lab": "aerostat.verbs.lab",
     "show": "aerostat.verbs.show",

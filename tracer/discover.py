@@ -194,7 +194,7 @@ def _has_uuid(vm: Vmm, uuid: str | None) -> bool:
 
 def _listed(vms: list[Vmm]) -> str:
     texts = [
-        f"{(vm.name or 'without a name')[:80]} (pid {vm.pid}, {vm.manager or vm.kind}"
+        f"{(vm.label or 'without a name')[:80]} (pid {vm.pid}, {vm.manager or vm.kind}"
         + (f", uuid {vm.uuid[:36]})" if vm.uuid else ")")
         for vm in vms[:_LISTED]
     ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tracer.guest_files import files_of_regions, gpa_of_offsets
 from tracer.learned_map import LearnedMap
 from tracer.memory_map import find_memory
-from tracer.region_files import file_descriptors
 from tracer.ring import Records
 from tracer.trace.manifest import Region
 from tracer.trace.schema import PFN_SHIFT, Call
@@ -39,13 +39,14 @@ class GuestMap:
             extent.region("extent", 0, extent.start, extent.length_bytes)
             for extent in memory.likely
         )
-        self.descriptors = frozenset[int]().union(*file_descriptors(vmm.pid, whole))
+        self.descriptors = frozenset(files_of_regions(vmm.pid, whole))
         self.misplaced = 0
         self._settle()
 
     def _settle(self) -> None:
         regions = self._learned.regions
-        self._map = MemoryMap(regions, file_descriptors(self._pid, regions))
+        self._map = MemoryMap(regions)
+        self._files = files_of_regions(self._pid, regions)
         spans = [(region.gpa, region.gpa + region.length_bytes) for region in regions]
         self._pfns = np.array(spans, np.int64).reshape(-1, 2) >> PFN_SHIFT
 
@@ -89,5 +90,5 @@ class GuestMap:
             int64[n], -1 where it is not guest memory, or not known.
         """
         by_address = self._map.gpa_of_hva(calls["address"])
-        by_file = self._map.gpa_of_offset(calls["address"], calls["fd"])
+        by_file = gpa_of_offsets(self._files, calls["fd"], calls["address"])
         return np.where(calls["call"] == Call.FALLOCATE, by_file, by_address)

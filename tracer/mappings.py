@@ -89,9 +89,23 @@ def page_bytes_of(pid: int, mapping: Mapping, proc: Path = PROC) -> int:
     """
     if not mapping.inode:
         return mmap.PAGESIZE
-    link = proc / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
     # struct statfs: f_type and f_bsize are its first two longs (x86-64 and other 64-bit).
     buffer = (ctypes.c_long * 32)()
-    if ctypes.CDLL(None, use_errno=True).statfs(bytes(link), buffer) != 0:
+    if ctypes.CDLL(None).statfs(bytes(_link(pid, mapping, proc)), buffer) != 0:
         return mmap.PAGESIZE
     return buffer[1] if buffer[0] == _HUGETLBFS_MAGIC else mmap.PAGESIZE
+
+
+def file_bytes_of(pid: int, mapping: Mapping, proc: Path = PROC) -> int | None:
+    """Return the length of the file behind a mapping, or None."""
+    if not mapping.inode:
+        return None
+    try:
+        return _link(pid, mapping, proc).stat().st_size
+    except OSError:
+        return None
+
+
+def _link(pid: int, mapping: Mapping, proc: Path) -> Path:
+    """Name what leads to the file behind a mapping, whatever became of its name (root only)."""
+    return proc / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"

@@ -18,10 +18,9 @@ from tracer.layouts import (
     qemu_layouts,
     two_part_layouts,
 )
-from tracer.mappings import mappings, page_bytes_of
+from tracer.mappings import file_bytes_of, mappings, page_bytes_of
 from tracer.process import PROC
 from tracer.qemu_options import machine_fields, ram_backends
-from tracer.region_files import file_bytes
 from tracer.translation import MemoryMap, Regions, agreed
 from tracer.vmm import Vmm
 
@@ -61,7 +60,7 @@ def find_memory(vmm: Vmm, proc: Path = PROC) -> GuestMemory:
     """
     extents = find_extents(
         mappings(vmm.pid, proc),
-        partial(file_bytes, vmm.pid, proc=proc),
+        partial(file_bytes_of, vmm.pid, proc=proc),
         partial(page_bytes_of, vmm.pid, proc=proc),
     )
     layouts = _layouts(vmm, extents)

@@ -1,4 +1,4 @@
-"""HVA and file offset to GPA over whole arrays, and what several maps of one guest agree on."""
+"""HVA to GPA over whole arrays, and what several maps of one guest agree on."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ class MemoryMap:
 
     Attributes:
         regions: Guest memory.
-        descriptors: For each region the VMM's file descriptors of the file behind it, where they
-            were looked for: offsets into several files are else told apart only if they differ.
     """
 
     regions: Regions
-    descriptors: Sequence[frozenset[int]] = ()
 
     def gpa_of_hva(self, hva: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Translate addresses of the VMM to guest-physical ones.
@@ -40,32 +37,6 @@ class MemoryMap:
             offset = hva.astype(np.int64) - region.hva
             inside = (offset >= 0) & (offset < region.length_bytes)
             found[inside] = offset[inside] + region.gpa
-        return found
-
-    def gpa_of_offset(
-        self, offset: npt.NDArray[np.uint64], descriptor: npt.NDArray[np.integer] | None = None
-    ) -> npt.NDArray[np.int64]:
-        """Translate offsets into files behind guest memory to guest-physical addresses.
-
-        Args:
-            offset: Bytes, as given to fallocate.
-            descriptor: The file descriptor of each call, where it was seen.
-
-        Returns:
-            int64[n], -1 where an offset is in no region's file, or in more than one region's.
-        """
-        found = np.full(len(offset), -1, np.int64)
-        hits = np.zeros(len(offset), np.int64)
-        for index, region in enumerate(self.regions):
-            if region.file_offset_bytes is None:
-                continue
-            within = offset.astype(np.int64) - region.file_offset_bytes
-            inside = (within >= 0) & (within < region.length_bytes)
-            if descriptor is not None and index < len(self.descriptors):
-                inside &= np.isin(descriptor, list(self.descriptors[index]))
-            found[inside] = within[inside] + region.gpa
-            hits += inside
-        found[hits > 1] = -1
         return found
 
 

@@ -73,6 +73,13 @@ class Vmm:
     parent: int = 0
 
     @property
+    def label(self) -> str | None:
+        """The name on one line and without control characters, for a terminal or a log."""
+        if self.name is None:
+            return None
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in self.name)
+
+    @property
     def program(self) -> Path:
         """A path that opens the program this process runs, whatever became of the file."""
         return PROC / str(self.pid) / "exe"

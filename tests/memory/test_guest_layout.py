@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.standins.build import StandIn, firecracker_like, qemu_like
+from tracer.guest_files import files_of_regions, gpa_of_offsets
 from tracer.learned_map import LearnedMap
 from tracer.memory_map import GuestMemory, MemoryMap, find_memory
-from tracer.region_files import file_descriptors
 from tracer.vmm import inspect
 
 GIB = 1 << 30
@@ -149,19 +149,9 @@ def test_memory_plugged_later_is_learned():
 def test_offsets_into_two_files_are_told_apart_by_their_descriptors():
     arguments = ["-m", "4G", *node(0, "memfd", "1G"), *node(1, "memfd", "3G")]
     with qemu_like(*arguments) as vm:
-        regions = memory_of(vm).regions
-        descriptors = file_descriptors(vm.pid, regions)
-    assert [len(some) for some in descriptors] == [1, 1, 1]
-    first, second = (next(iter(some)) for some in (descriptors[0], descriptors[1]))
+        files = files_of_regions(vm.pid, memory_of(vm).regions)
+    by_regions = {len(regions): fd for fd, regions in files.items()}
     offsets = np.array([4096, 4096, 5 << 29, 5 << 29], np.uint64)
-    fds = np.array([first, second, second, first])
-    guest = MemoryMap(regions, descriptors)
-    assert guest.gpa_of_offset(offsets, fds).tolist() == [4096, GIB + 4096, 9 * GIB // 2, -1]
-    assert guest.gpa_of_offset(offsets).tolist() == [-1, -1, 9 * GIB // 2, 9 * GIB // 2]
-
-
-def test_anonymous_memory_has_no_descriptors():
-    with qemu_like("-m", "512M") as vm:
-        regions = memory_of(vm).regions
-        assert file_descriptors(vm.pid, regions) == (frozenset(),)
-        assert MemoryMap(regions).gpa_of_offset(np.array([0], np.uint64)).tolist() == [-1]
+    fds = np.array([by_regions[1], by_regions[2], by_regions[2], by_regions[1]], np.uint32)
+    gpas = gpa_of_offsets(files, fds, offsets)
+    assert gpas.tolist() == [4096, GIB + 4096, 9 * GIB // 2, -1]

@@ -1,0 +1,117 @@
+"""`aerostat vms`: the virtual machines of this host, and what can be recorded of each."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aerostat.options import json_option, talk_options
+from aerostat.output import emit_json, plain
+from aerostat.progress import progress_on_stderr
+
+if TYPE_CHECKING:
+    from tracer.recordable import Recordable
+
+_LIMIT = (
+    "without root, programs of other users are not read, and a program that links libkrun is not "
+    "found by it"
+)
+_VM = (
+    *("pid", "start_ticks", "kind", "manager", "name", "vm_id", "uuid", "memory_bytes", "vcpus"),
+    *("accel", "container", "exe_deleted"),
+)
+_REGION = (
+    *("name", "gpa", "hva", "length_bytes", "backing", "page_size_bytes", "file_offset_bytes"),
+)
+
+
+@click.command("vms")
+@json_option
+@talk_options
+def command(as_json: bool, quiet: bool, verbose: bool) -> None:
+    """List the virtual machines that run on this host, and what can be recorded of each.
+
+    Finds QEMU (of libvirt, OpenStack, KubeVirt, Proxmox or plain), Firecracker, cloud-hypervisor,
+    crosvm and programs on libkrun, also in containers. Nothing is attached. Without root it says
+    what it could not read.
+
+    \b
+    Examples:
+      aerostat vms
+      aerostat vms --json
+    """
+    from tracer.discover import find_vms
+    from tracer.recordable import look_at
+
+    with progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
+        progress("look for VMs")
+        found = look_at(find_vms())
+    limits = [] if os.geteuid() == 0 else [_LIMIT]
+    if as_json:
+        emit_json({"vms": [_document(vm) for vm in found], "limits": limits})
+        return
+    draw(found)
+    if not quiet:
+        for limit in limits:
+            click.echo(f"aerostat: {limit}", err=True)
+
+
+def _document(found: "Recordable") -> dict[str, Any]:
+    vmm = found.vmm
+    keys = (
+        *(
+            "pid",
+            "start_ticks",
+            "kind",
+            "manager",
+            "name",
+            "vm_id",
+            "uuid",
+            "memory_bytes",
+            "vcpus",
+        ),
+        *("machine", "accel", "container", "exe_deleted"),
+    )
+    document = {key: getattr(vmm, key) for key in keys}
+    document |= {"machine": vmm.machine or None, "exe": str(vmm.exe)}
+    document |= {
+        "records": plain(found.records),
+        "handlers": list(found.handlers),
+        "memory_map": plain(found.memory_map),
+        "regions": [{key: getattr(region, key) for key in _REGION} for region in found.regions],
+        "reason": found.reason,
+    }
+    return document
+
+
+def draw(found: "list[Recordable]") -> None:
+    """Draw one row per VM."""
+    from aerostat import render
+
+    if not found:
+        render.say("No virtual machine runs here.")
+        return
+    columns = ("<name", "<VMM", "memory", "vCPUs", "<UUID", "<records", "<memory map", "<note")
+    rows = [
+        (
+            str(vm.vmm.pid),
+            render.cell(vm.vmm.label),
+            _vmm_words(vm),
+            render.size(vm.vmm.memory_bytes),
+            render.count(vm.vmm.vcpus),
+            render.cell(vm.vmm.uuid),
+            render.cell(plain(vm.records)),
+            render.cell(plain(vm.memory_map)),
+            vm.reason,
+        )
+        for vm in found
+    ]
+    render.draw("Virtual machines", ("--pid", *columns), rows)
+
+
+def _vmm_words(found: "Recordable") -> str:
+    vmm = found.vmm
+    words = [vmm.kind, vmm.manager or ""]
+    words.append("in a container" if vmm.container else "")
+    words.append("program replaced" if vmm.exe_deleted else "")
+    return ", ".join(word for word in words if word)

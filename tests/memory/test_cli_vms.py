@@ -1,0 +1,87 @@
+"""`aerostat vms` beside real processes: what it lists, and how it shows hostile names."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from aerostat.cli import main
+from tests.standins.build import firecracker_like, qemu_like
+
+UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
+BALLOON = ("-device", "virtio-balloon-pci,free-page-reporting=on")
+
+
+def listed(capsys) -> dict[int, dict]:
+    assert main(["vms", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    return {vm["pid"]: vm for vm in document["vms"]}
+
+
+def test_a_qemu_and_a_firecracker_side_by_side(capsys):
+    with (
+        qemu_like("-m", "6G", "-name", "guest=web", "-uuid", UUID, "-smp", "3", *BALLOON) as qemu,
+        firecracker_like("--id", "micro", "--mem-size-mib", "5000") as micro,
+    ):
+        found = listed(capsys)
+    web = found[qemu.pid]
+    assert (web["name"], web["uuid"], web["kind"], web["manager"]) == ("web", UUID, "qemu", None)
+    assert (web["memory_bytes"], web["vcpus"], web["machine"]) == (6 << 30, 3, "pc")
+    assert (web["records"], web["memory_map"], web["reason"]) == ("requests", "known", "")
+    assert web["handlers"][:2] == ["virtio_balloon_handle_output", "virtio_balloon_handle_report"]
+    assert [region["hva"] for region in web["regions"]] == [part["hva"] for part in qemu.parts]
+    other = found[micro.pid]
+    assert (other["name"], other["records"], other["handlers"]) == ("micro", "discards", [])
+    assert (other["memory_bytes"], other["machine"]) == (None, None)
+    assert [region["gpa"] for region in other["regions"]] == [0, 4 << 30]
+    assert "firecracker" in other["reason"]
+
+
+def test_what_is_missing_is_said(capsys):
+    nodes = []
+    for name in "ab":
+        nodes += ["-object", f"memory-backend-ram,id={name},size=64M"]
+        nodes += ["-numa", f"node,memdev={name}"]
+    with qemu_like("-m", "128M", *nodes) as vm:
+        found = listed(capsys)[vm.pid]
+    assert found["memory_map"] == "learned"
+    assert found["reason"] == "memory map: 2 maps fit; requests will tell; it has no balloon device"
+
+
+def test_the_table_shows_no_control_character(capsys):
+    with qemu_like("-m", "64M", "-name", "a\x1b[2J\nb\x07", "-uuid", "\x1b]0;x\x07") as vm:
+        assert main(["vms"]) == 0
+        text = capsys.readouterr().out
+        assert str(vm.pid) in text
+    assert r"a\x1b[2J\nb\x07" in text
+    assert not set(text) & set("\x1b\x07\r")
+
+
+def test_a_vm_that_ends_meanwhile_is_left_out(capsys, monkeypatch):
+    from tracer import discover
+
+    with qemu_like("-m", "64M") as vm:
+        before = discover.find_vms()
+    monkeypatch.setattr(discover, "find_vms", lambda: before)
+    assert vm.pid in [seen.pid for seen in before]
+    assert vm.pid not in listed(capsys)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start another user's process")
+def test_without_root_it_says_what_it_could_not_read():
+    with qemu_like("-m", "64M", "-name", "theirs") as vm:
+        run = subprocess.run(
+            [sys.executable, "-m", "aerostat", "vms", "--json"],
+            user=65534,
+            extra_groups=(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    document = json.loads(run.stdout)
+    found = {seen["pid"]: seen for seen in document["vms"]}[vm.pid]
+    assert (found["name"], found["records"], found["memory_map"]) == ("theirs", None, None)
+    assert found["reason"] == "it belongs to another user"
+    assert "without root" in document["limits"][0]
