@@ -2,6 +2,7 @@
 
 workload.py churn BYTES ROUNDS PAUSE_S      allocate, free, wait; ROUNDS times
 workload.py fragment BYTES READY_FILE       leave every other page of BYTES free, until a signal
+workload.py hold BYTES READY_FILE           touch BYTES and keep them, until a signal
 """
 
 import mmap
@@ -42,6 +43,14 @@ def fragment(size_bytes: int, ready: Path) -> None:
     signal.pause()
 
 
+def hold(size_bytes: int, ready: Path) -> None:
+    """Fill memory page by page and keep it."""
+    memory = touched(size_bytes, huge=False)
+    ready.touch()
+    signal.pause()
+    memory.close()
+
+
 def main(arguments: list[str]) -> None:
     """Run the workload that the arguments name."""
     match arguments:
@@ -49,6 +58,8 @@ def main(arguments: list[str]) -> None:
             churn(int(size) // PAGE_BYTES * PAGE_BYTES, int(rounds), float(pause_s))
         case ["fragment", size, ready]:
             fragment(int(size) // PAGE_BYTES * PAGE_BYTES, Path(ready))
+        case ["hold", size, ready]:
+            hold(int(size) // PAGE_BYTES * PAGE_BYTES, Path(ready))
         case _:
             raise SystemExit(__doc__)
 
