@@ -18,8 +18,9 @@ _BLOCK_BYTES = 4 << 20
 """A hint's block on x86: order 10, in every kernel (drivers/virtio/virtio_balloon.c, since 5.0)."""
 _HINT_BANDWIDTH_BYTES = 32 << 10
 """Per second: so little that the migration is still under way when the guest has sent its hints."""
-_OOM_BEYOND = 1 / 16
-"""Share of all memory by which the workload needs more than there is beside the balloon."""
+_FILL_BYTES = 4 << 20
+_OOM_BYTES = 32 << 20
+"""What the driver has to take back before the workload that takes the memory is ended."""
 
 
 def hinting(vm: LabVm, progress: Progress) -> list[Move]:
@@ -66,18 +67,17 @@ def poll_stats(vm: LabVm, every_s: int) -> None:
 
 
 def oom(vm: LabVm, progress: Progress) -> list[Move]:
-    """Inflate, need more memory than is left, so that the driver deflates, and give all back.
+    """Inflate, fill what is left until the driver deflates for it, and give all back.
 
     Raises:
-        LabError: The balloon did not shrink for it.
+        LabError: The balloon did not shrink.
     """
     full = vm.options.memory_bytes
     moves = through(vm, [leaving(full, 0.25)], progress)
-    needed = vm.agent.counters()["MemAvailable_bytes"] + share_of(full, _OOM_BEYOND)
+    enough_bytes = moves[0].end_bytes + _OOM_BYTES
     progress("run out of memory")
-    with workload(vm.agent, "hold", str(needed)):
-        if vm.qmp.query_balloon() <= moves[0].end_bytes:
-            raise LabError("the guest found memory without the balloon's")
+    with workload(vm.agent, "fill", str(_FILL_BYTES)):
+        _await(lambda: vm.qmp.query_balloon() >= enough_bytes, "the driver to deflate")
     return [*moves, move(vm.qmp, full)]
 
 
