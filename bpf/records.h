@@ -183,4 +183,52 @@ struct guest_request {
 	union aerostat_payload payload;
 };
 
+/* A request of one page, as compaction sends two of for each page that it moves: its head alone. */
+#define GUEST_SINGLE_BYTES (sizeof(struct guest_request) - sizeof(union aerostat_payload) + 8)
+
+/* What a guest_event tells. The first three are buffers of a virtqueue, the others single events. */
+enum guest_event_kind {
+	GUEST_EVENT_HINT_ID,    /* value: command id of the begin or the end of free page hints */
+	GUEST_EVENT_HINT_BLOCK, /* value: GPA of a free block of length_bytes */
+	GUEST_EVENT_STATS,      /* an answer to a request for statistics */
+	GUEST_EVENT_TARGET,     /* value: 4 KiB pages that the balloon is to hold */
+	GUEST_EVENT_ACTUAL,     /* value: 4 KiB pages that it holds, now that this is the target */
+	GUEST_EVENT_PUFF,       /* value: sleeps after which there was nothing to send */
+	GUEST_EVENT_KINDS,
+};
+
+struct guest_event {
+	unsigned long long begin_ns;    /* STATS: interrupt by which the device asked */
+	unsigned long long send_ns;     /* HINT_*: virtqueue_add_*buf entered; single events: when */
+	unsigned long long kick_ns;     /* virtqueue_kick returned */
+	unsigned long long end_ns;      /* STATS: work function returned */
+	unsigned long long value;
+	unsigned long long length_bytes;
+	unsigned int tid;
+	unsigned short kind;
+	unsigned short flags;
+};
+
+/* The latest of the driver's own figures. */
+struct guest_state {
+	unsigned long long target_pages;
+	unsigned long long actual_pages;
+	unsigned long long actual_ns;   /* 0 before the driver has written it */
+	unsigned long long target_known;
+};
+
+/* Indices of the map `counters` of the guest's programs. */
+enum guest_count {
+	GUEST_LOST_REQUESTS,    /* the ring was full: inflates, deflates, reports */
+	GUEST_LOST_EVENTS,      /* hints and statistics */
+	GUEST_LOST_MARKS,       /* single events */
+	GUEST_HIT_TELL,
+	GUEST_HIT_REPORT,
+	GUEST_HIT_KICK,
+	GUEST_HIT_ACK,
+	GUEST_HIT_HINT,
+	GUEST_HIT_STATS,
+	GUEST_COUNTS,
+};
+
 #endif

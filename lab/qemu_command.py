@@ -31,6 +31,7 @@ class VmOptions:
         vcpus: Number of virtual CPUs.
         accelerator: `tcg` or `kvm`.
         free_page_reporting: Offer the reporting queue.
+        free_page_hint: Offer the queue for hints to a live migration.
         deflate_on_oom: Offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM.
         boot_timeout_s: Seconds until the guest agent must have spoken.
         name: QEMU's `-name`, which the trace's manifest repeats.
@@ -42,6 +43,7 @@ class VmOptions:
     vcpus: int = 2
     accelerator: str = "tcg"
     free_page_reporting: bool = True
+    free_page_hint: bool = True
     deflate_on_oom: bool = False
     boot_timeout_s: float = 120.0
     name: str = "aerostat-lab"
@@ -63,6 +65,8 @@ def qemu_command(
     balloon = (
         f"virtio-balloon-pci,id=balloon0,deflate-on-oom={on[options.deflate_on_oom]}"
         f",free-page-reporting={on[options.free_page_reporting]}"
+        # QEMU takes hints in a thread of its own, and refuses the feature without one.
+        f",free-page-hint={on[options.free_page_hint]},iothread=hints"
     )
     kvm = options.accelerator == "kvm"
     argv = [str(options.qemu.binary), "-name", options.name, "-no-user-config", "-nodefaults"]
@@ -79,7 +83,8 @@ def qemu_command(
     argv += ["-chardev", f"socket,id=agent,fd={agent_fd}", "-device", "virtio-serial-pci"]
     argv += ["-device", f"virtserialport,chardev=agent,name={PORT_NAME}"]
     argv += ["-drive", f"if=none,id=root,format=raw,readonly=on,file={_escape(image)}"]
-    return [*argv, "-device", "virtio-blk-pci,drive=root", "-device", balloon]
+    argv += ["-device", "virtio-blk-pci,drive=root", "-object", "iothread,id=hints"]
+    return [*argv, "-device", balloon]
 
 
 def _escape(path: Path) -> str:

@@ -19,7 +19,7 @@ from lab.errors import LabError
 from lab.pairs import DEFAULT_PAIR, Kernel, Qemu, ensure_pair, find_kernel
 from lab.qemu_command import MIB, VmOptions
 from lab.recorders import GuestRecorder, HostCapture, host_recorder
-from lab.scenarios import ScenarioOutcome, check_scenario, run_scenario
+from lab.scenarios import DEFLATES_ON_OOM, ScenarioOutcome, check_scenario, run_scenario
 from lab.vm import LabVm
 from tracer.trace.progress import Progress, silent
 
@@ -43,7 +43,8 @@ class LabOptions:
         qemu: Emulator to use in place of the pair's.
         kernel: Root of an unpacked kernel package to use in place of the pair's.
         accelerator: `kvm` or `tcg`; None takes KVM where it is proven to boot.
-        deflate_on_oom: Let the guest take memory back when it runs out; always so for out-of-puff.
+        deflate_on_oom: Let the guest take memory back when it runs out; always so for
+            the scenarios that run it out.
     """
 
     output: Path
@@ -134,7 +135,7 @@ def open_vm(options: LabOptions, progress: Progress = silent) -> LabVm:
         vcpus=options.vcpus,
         accelerator=options.accelerator or "tcg",
         # A starved kernel would kill the recorder and then panic; this gives it some back.
-        deflate_on_oom=options.deflate_on_oom or options.scenario == "out-of-puff",
+        deflate_on_oom=options.deflate_on_oom or options.scenario in DEFLATES_ON_OOM,
     )
     if options.accelerator is None:
         wanted = replace(wanted, accelerator=proven_accelerator(wanted, progress))

@@ -2,6 +2,7 @@
 
 workload.py churn BYTES ROUNDS PAUSE_S      allocate, free, wait; ROUNDS times
 workload.py fragment BYTES READY_FILE       leave every other page of BYTES free, until a signal
+workload.py fill BYTES READY_FILE           take BYTES more, and again, until a signal
 """
 
 import mmap
@@ -42,6 +43,15 @@ def fragment(size_bytes: int, ready: Path) -> None:
     signal.pause()
 
 
+def fill(step_bytes: int, ready: Path) -> None:
+    """Take memory step by step, and keep it, until there is none or somebody ends this."""
+    kept = []
+    ready.touch()
+    while True:
+        kept.append(touched(step_bytes, huge=False))
+        time.sleep(0.02)
+
+
 def main(arguments: list[str]) -> None:
     """Run the workload that the arguments name."""
     match arguments:
@@ -49,6 +59,8 @@ def main(arguments: list[str]) -> None:
             churn(int(size) // PAGE_BYTES * PAGE_BYTES, int(rounds), float(pause_s))
         case ["fragment", size, ready]:
             fragment(int(size) // PAGE_BYTES * PAGE_BYTES, Path(ready))
+        case ["fill", size, ready]:
+            fill(int(size) // PAGE_BYTES * PAGE_BYTES, Path(ready))
         case _:
             raise SystemExit(__doc__)
 

@@ -74,29 +74,37 @@ HOST_CALLS = np.dtype(
     align=True,
 )
 
-GUEST_REQUEST = np.dtype(
-    [
-        ("begin_ns", np.uint64),
-        ("send_ns", np.uint64),
-        ("kick_ns", np.uint64),
-        ("ack_ns", np.uint64),
-        ("wake_ns", np.uint64),
-        ("free_ns", np.uint64),
-        ("end_ns", np.uint64),
-        ("puff_ns", np.uint64),
-        ("vq", np.uint64),
-        ("tid", np.uint32),
-        ("total", np.uint32),
-        ("filled", np.uint32),
-        ("flags", np.uint32),
-        ("queue", np.uint16),
-        ("wire", np.uint16),
-        ("caller", np.uint16),
-        ("puffs", np.uint16),
-        _PAYLOAD,
-    ],
-    align=True,
-)
+_GUEST_HEAD = [
+    ("begin_ns", np.uint64),
+    ("send_ns", np.uint64),
+    ("kick_ns", np.uint64),
+    ("ack_ns", np.uint64),
+    ("wake_ns", np.uint64),
+    ("free_ns", np.uint64),
+    ("end_ns", np.uint64),
+    ("puff_ns", np.uint64),
+    ("vq", np.uint64),
+    ("tid", np.uint32),
+    ("total", np.uint32),
+    ("filled", np.uint32),
+    ("flags", np.uint32),
+    ("queue", np.uint16),
+    ("wire", np.uint16),
+    ("caller", np.uint16),
+    ("puffs", np.uint16),
+]
+GUEST_REQUEST = np.dtype([*_GUEST_HEAD, _PAYLOAD], align=True)
+GUEST_SINGLE = np.dtype([*_GUEST_HEAD, ("pfn", np.uint32), ("pad", np.uint32)], align=True)
+"""A request of one page: the first GUEST_SINGLE_BYTES of a struct guest_request."""
+
+
+def from_singles(records: Records) -> Records:
+    """Make GUEST_REQUEST[n] of GUEST_SINGLE[n]."""
+    whole = np.zeros(len(records), GUEST_REQUEST)
+    for name, _ in _GUEST_HEAD:
+        whole[name] = records[name]
+    whole["payload"][:, 0] = records["pfn"]
+    return whole
 
 
 def host_queues(records: Records) -> npt.NDArray[np.uint16]:
@@ -163,7 +171,7 @@ def host_requests(
     if calls_observed:
         discards = {name: head[name] for name in ("discard_calls", "discard_ns", "discard_bytes")}
     has_id = head["flags"] & FLAG_HINT_ID != 0
-    return _batch(
+    return batch(
         REQUESTS,
         len(head),
         side=np.full(len(head), Side.HOST),
@@ -176,8 +184,8 @@ def host_requests(
         truncated_pages=_total_pages(records, head, pages) - pages,
         rejected_pages=rejected,
         hint_id=pa.array(head["hint_id"], pa.uint32(), mask=~has_id),
-        pop_ns=_times(head["pop_ns"]),
-        push_ns=_times(head["push_ns"]),
+        pop_ns=times(head["pop_ns"]),
+        push_ns=times(head["push_ns"]),
         **discards,
     )
 
@@ -204,8 +212,8 @@ def guest_requests(records: Records, first_seq: int) -> pa.RecordBatch:
         first_seq: Number of the first row: the guest's records are numbered as they are drained.
     """
     runs, pages = _runs(records, np.arange(len(records)), len(records))
-    times = ("begin_ns", "send_ns", "kick_ns", "ack_ns", "wake_ns", "free_ns", "end_ns")
-    return _batch(
+    names = ("begin_ns", "send_ns", "kick_ns", "ack_ns", "wake_ns", "free_ns", "end_ns", "puff_ns")
+    return batch(
         REQUESTS,
         len(records),
         side=np.full(len(records), Side.GUEST),
@@ -217,8 +225,7 @@ def guest_requests(records: Records, first_seq: int) -> pa.RecordBatch:
         runs=runs,
         truncated_pages=_total_pages(records, records, pages) - pages,
         caller=records["caller"],
-        puff_ns=records["puff_ns"],
-        **{name: _times(records[name]) for name in times},
+        **{name: times(records[name]) for name in names},
     )
 
 
@@ -233,7 +240,7 @@ def host_calls(
         gpa: int64[n], guest-physical address of each row's first call, -1 where it is not known.
     """
     has_address = records["call"] != Call.FALLOCATE
-    return _batch(
+    return batch(
         CALLS,
         len(records),
         side=np.full(len(records), Side.HOST),
@@ -255,7 +262,8 @@ def host_calls(
     )
 
 
-def _times(column: npt.NDArray[np.uint64]) -> pa.Array:
+def times(column: npt.NDArray[np.uint64]) -> pa.Array:
+    """Make a column of times; 0 in a record becomes null."""
     return pa.array(column.astype(np.int64), pa.int64(), mask=column == 0)
 
 
@@ -307,7 +315,8 @@ def _total_pages(
     return np.maximum(total, pages)
 
 
-def _batch(schema: pa.Schema, rows: int, **columns: Any) -> pa.RecordBatch:
+def batch(schema: pa.Schema, rows: int, **columns: Any) -> pa.RecordBatch:
+    """Make rows of a table; columns that are not given are null."""
     arrays = []
     for field in schema:
         column = columns.pop(field.name, None)

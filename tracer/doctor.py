@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracer import guest_probes, host_probes
+from tracer import guest_layout, guest_probes, host_probes
 from tracer.attach import Attach
 from tracer.errors import ProbeError
 from tracer.host_engine import HostEngine
@@ -179,8 +179,8 @@ def _host_requests(pid: int | None) -> list[Check]:
 
 def _guest_driver() -> list[Check]:
     group = "guest driver"
-    if not guest_probes.DRIVER.exists():
-        reason = f"this machine has no virtio balloon: {guest_probes.DRIVER} is absent"
+    if not guest_layout.DRIVER.exists():
+        reason = f"this machine has no virtio balloon: {guest_layout.DRIVER} is absent"
         remedy = "run inside a guest that has one"
         return [
             Check(group, point.name, _word(way), False, None, None, reason, remedy)
@@ -191,17 +191,18 @@ def _guest_driver() -> list[Check]:
         mechanisms = guest_probes.guest_mechanisms(fentry=fentry)
         ways = [(point, way) for point, way in _ways(GUEST_POINTS) if way.kind in mechanisms]
         try:
-            layout = guest_probes.driver_layout(Btf(guest_probes.MODULE))
+            layout = guest_layout.driver_layout(Btf(guest_layout.MODULE))
             program = guest_probes.compile_guest(layout, fentry=fentry)
         except AerostatError as error:
             checks += [_untried(group, point, way, error) for point, way in ways]
             continue
         with program:
             for point, way in ways:
-                if point in guest_probes.readable_points(layout):
+                lacks = layout.lacks(point)
+                if lacks is None:
                     checks.append(_tried(group, point, way, program, mechanisms))
                 else:
-                    checks.append(_untried(group, point, way, ProbeError(layout.reason)))
+                    checks.append(_untried(group, point, way, ProbeError(lacks)))
     return checks
 
 
@@ -234,7 +235,7 @@ def _predict_from_files(way: Way) -> bool:
         described = any(Btf(name).function_id(way.target) for name in guest_probes.MODULES)
     except ProbeError:
         return False
-    return described and guest_probes.kernel_symbol("bpf_trampoline_link_prog") is not None
+    return described and guest_layout.kernel_symbol("bpf_trampoline_link_prog") is not None
 
 
 def _untried(group: str, point: Point, way: Way, error: AerostatError) -> Check:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _CALL_REL32 = 0xE8
 _JUMP_REL32 = 0xE9
 _CALL_BYTES = 5
+_LEA_BYTES = 3
+"""Bytes of `lea disp32(%rip), %reg` before the displacement: REX, opcode 8D, ModRM."""
 _DW_EH_PE_SDATA4_DATAREL = 0x3B
 
 
@@ -80,17 +82,28 @@ class Binary:
         return None
 
     @cached_property
-    def symbols(self) -> dict[str, int]:
-        """Every defined symbol of .symtab and .dynsym: name to address; .dynsym wins."""
-        found: dict[str, int] = {}
-        for name in (".symtab", ".dynsym"):
+    def _addresses(self) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for name in (".dynsym", ".symtab"):
             section: Any = self._elf.get_section_by_name(name)
             if section is None:
                 continue
             for symbol in section.iter_symbols():
-                if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_value"]:
-                    found[symbol.name] = int(symbol["st_value"])
+                address = int(symbol["st_value"])
+                if symbol["st_shndx"] != "SHN_UNDEF" and address:
+                    known = found.get(symbol.name, ())
+                    if address not in known:
+                        found[symbol.name] = (*known, address)
         return found
+
+    @cached_property
+    def symbols(self) -> dict[str, int]:
+        """Every defined symbol of .dynsym and .symtab: name to its first address."""
+        return {name: addresses[0] for name, addresses in self._addresses.items()}
+
+    def addresses(self, name: str) -> tuple[int, ...]:
+        """Return every address a symbol is defined at: static functions may share a name."""
+        return self._addresses.get(name, ())
 
     @cached_property
     def has_symtab(self) -> bool:
@@ -206,6 +219,20 @@ class Binary:
                 if inside.start + at + _CALL_BYTES + displacement == target:
                     sites.append(inside.start + at)
         return sites
+
+    def addresses_taken(self, inside: Function) -> list[Function]:
+        """Return the functions whose start some `lea disp(%rip), %reg` in this one takes."""
+        code = self.code(inside.start, inside.end - inside.start)
+        found = []
+        for at in range(len(code) - _LEA_BYTES - 3):
+            # REX.W with any register extension, opcode 8D, ModRM of RIP-relative addressing.
+            if code[at] & 0xF8 == 0x48 and code[at + 1] == 0x8D and code[at + 2] & 0xC7 == 0x05:
+                (displacement,) = struct.unpack_from("<i", code, at + _LEA_BYTES)
+                target = inside.start + at + _LEA_BYTES + 4 + displacement
+                function = self.function_at(target)
+                if function is not None and function.start == target:
+                    found.append(function)
+        return found
 
     def notes(self, kind: str) -> list[str]:
         """Return provider:name of each USDT probe note where `kind` is "stapsdt"."""

@@ -8,32 +8,25 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
-from tracer import decode, guest_probes
-from tracer.capture import (
-    DRAIN_LONGEST_S,
-    CaptureOptions,
-    Gather,
-    LossCounter,
-    run_loop,
-)
+from tracer.capture import DRAIN_LONGEST_S, CaptureOptions, LossCounter, run_loop
 from tracer.clock_watch import ClockWatch
 from tracer.flight import FlightRecorder
-from tracer.guest_probes import Driver, attach_driver
+from tracer.guest_probes import RINGS, Count, Driver, attach_driver
+from tracer.guest_rows import GuestRows
 from tracer.machine import (
     balloon_counters,
     balloon_features,
     clock_anchor,
     probe_record,
-    read_text,
     side_info,
 )
-from tracer.ring import Records, Ring
+from tracer.ring import Ring
+from tracer.samples import guest_sample
 from tracer.trace.manifest import Manifest, ProbeRecord, VmInfo
 from tracer.trace.progress import Progress, silent
-from tracer.trace.schema import SAMPLES, Caller, Mark, Side
+from tracer.trace.schema import SAMPLES, Mark, Side
 from tracer.trace.sink import Sink
 
 
@@ -75,37 +68,37 @@ def record_guest(
 
 
 class _GuestCapture:
-    """The attached probes of the driver, their ring, and the trace they go to."""
+    """The attached probes of the driver, their rings, and the trace they go to."""
 
     def __init__(self, driver: Driver, options: GuestOptions, writer: Sink) -> None:
         self._options, self._writer = options, writer
         self._program, self._attached = driver.program, driver.attached
         self._clocks = ClockWatch()
-        self._next_seq = 0
-        self._strangers = self._partial = 0
-        self._batch = Gather(self._write_requests)
-        self._requests = Ring(
-            self._program.map_fd("requests"), guest_probes.RING_BYTES, decode.GUEST_REQUEST
-        )
+        self._rows = GuestRows(writer)
+        self._rings = {
+            name: Ring(self._program.map_fd(name), size_bytes, record)
+            for name, (size_bytes, record) in RINGS.items()
+        }
 
     def run(self, stop: threading.Event, progress: Progress) -> Path:
         """Record, then close the trace."""
         begin, counted = clock_anchor(), balloon_counters()
         self._writer.mark(Mark.ATTACH, begin[0], text="virtio_balloon")
         self._losses = LossCounter(self._writer, self._lost)
-        # First runs are slow, by seconds in an emulated guest: have them before the balloon moves.
-        decode.guest_requests(np.zeros(2, decode.GUEST_REQUEST), 0)
+        # Before the balloon moves: in an emulated guest a first run takes seconds.
+        self._rows.warm_up()
         self.sample()
         self._options.ready()
         reason = run_loop(self, self._options, stop, progress)
         end, counters = clock_anchor(), self._counters(counted, balloon_counters())
         self._program.detach()
         self.drain()
-        self._requests.close()
-        self._batch.flush()
+        for ring in self._rings.values():
+            ring.close()
+        self._rows.flush()
+        self._mark(final=True)
         self._losses.check()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())
-        counters["lost_requests"] = sum(self._lost().values())
         side = side_info(
             begin=begin, end=end, detail="requests", probes=self._probes(), counters=counters
         )
@@ -115,90 +108,69 @@ class _GuestCapture:
 
     @property
     def longest_wait_s(self) -> float:
-        """How long the ring may go undrained."""
+        """How long the rings may go undrained."""
         return DRAIN_LONGEST_S
 
     def used_share(self) -> float:
-        """How full the ring is, 0 to 1."""
-        return self._requests.used_share
+        """How full the fullest ring is, 0 to 1."""
+        return max(ring.used_share for ring in self._rings.values())
 
     def ended(self) -> str | None:
         """Why the trace can hold no more, or None; a guest that ends ends its recorder."""
         return self._writer.stop_reason
 
     def drain(self) -> int:
-        """Take what waits in the ring; return how many records there were."""
-        taken = self._batch.add(self._requests.read())
+        """Take what waits in the rings; return how many records there were."""
+        now_ns = time.monotonic_ns()
+        records = {name: ring.read() for name, ring in self._rings.items()}
+        taken = self._rows.add(now_ns, **records)
         self._options.tend(self._writer)
         return taken
 
-    def _write_requests(self, records: Records) -> None:
-        known = records["queue"] != decode.UNKNOWN_QUEUE
-        self._strangers += int(np.count_nonzero(~known))
-        records = records[known]
-        self._partial += int(np.count_nonzero(records["flags"]))
-        self._writer.append("requests", decode.guest_requests(records, self._next_seq))
-        self._next_seq += len(records)
-        self._mark_events(records)
-
-    def _mark_events(self, records: Records) -> None:
-        """Write the marks that requests carry with them: waits for memory, OOM, migration."""
-        for record in records[records["puffs"] > 0]:
-            self._writer.mark(
-                Mark.OUT_OF_PUFF,
-                int(record["send_ns"]),
-                since_ns=int(record["begin_ns"]) or None,
-                value=int(record["puffs"]),
-                text="allocation failed; slept",
-            )
-        for caller, mark in ((Caller.OOM, Mark.OOM_DEFLATE), (Caller.MIGRATION, Mark.MIGRATION)):
-            for record in records[records["caller"] == caller]:
-                self._writer.mark(mark, int(record["send_ns"]), value=int(record["total"]))
-
     def sample(self) -> None:
-        """Write a row of samples, and what was lost since the last."""
+        """Write a row of samples, what was lost, and the marks that are due."""
         self._losses.check()
+        self._mark()
         for mark, ts_ns, since_ns, value in self._clocks.check():
             self._writer.mark(mark, ts_ns, since_ns=since_ns, value=value)
         if isinstance(self._writer, FlightRecorder) and self._options.keep.is_set():
             self._options.keep.clear()
             self.drain()
-            self._batch.flush()
+            self._rows.flush()
+            self._mark(final=True)
             self._writer.request()
-        counted = balloon_counters()
-        memory = dict(
-            line.split(":", 1) for line in (read_text("/proc/meminfo") or "").splitlines()
-        )
-        available = memory.get("MemAvailable", "").split()
-        pressure = (read_text("/proc/pressure/memory") or "").partition("total=")[2].split()
-        row = {
-            "side": Side.GUEST,
-            "ts_ns": time.monotonic_ns(),
-            "mem_available_bytes": int(available[0]) * 1024 if available else None,
-            "balloon_inflate_pages": counted.get("balloon_inflate"),
-            "balloon_deflate_pages": counted.get("balloon_deflate"),
-            "psi_some_us": int(pressure[0]) if pressure else None,
-        }
+        row = {"side": Side.GUEST, **guest_sample()}
         self._writer.append("samples", pa.RecordBatch.from_pylist([row], schema=SAMPLES))
 
+    def _mark(self, *, final: bool = False) -> None:
+        self._rows.flush_events()
+        state = self._program["state"][0]
+        if state.actual_ns:
+            self._rows.marks.actual(state.actual_pages, state.actual_ns)
+        self._rows.marks.flush(time.monotonic_ns(), final=final)
+
     def _lost(self) -> dict[tuple[str, str], int]:
+        full = self._program.counter(Count.LOST_REQUESTS) + self._program.counter(Count.LOST_EVENTS)
         return {
-            ("requests", "ring"): self._program.counter(guest_probes.LOST_REQUESTS),
-            ("requests", "partial"): self._partial,
-            ("requests", "stranger"): self._strangers,
+            ("requests", "ring"): full,
+            ("requests", "partial"): self._rows.partial,
+            ("requests", "stranger"): self._rows.strangers,
+            ("marks", "ring"): self._program.counter(Count.LOST_MARKS),
         }
 
-    @staticmethod
-    def _counters(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    def _counters(self, before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+        lost = sum(count for (stream, _), count in self._lost().items() if stream == "requests")
         counters = {f"vmstat_{name}_begin": value for name, value in before.items()}
-        return counters | {f"vmstat_{name}_end": value for name, value in after.items()}
+        counters |= {f"vmstat_{name}_end": value for name, value in after.items()}
+        return counters | {"lost_requests": lost}
 
     def _probes(self) -> list[ProbeRecord]:
         indices = {
-            "send": guest_probes.HIT_TELL,
-            "report": guest_probes.HIT_REPORT,
-            "kick": guest_probes.HIT_KICK,
-            "ack": guest_probes.HIT_ACK,
+            "send": Count.HIT_TELL,
+            "report": Count.HIT_REPORT,
+            "kick": Count.HIT_KICK,
+            "ack": Count.HIT_ACK,
+            "stats": Count.HIT_STATS,
         }
         hits = {name: self._program.counter(index) for name, index in indices.items()}
         return [

@@ -2,119 +2,81 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
+from tracer import decode
 from tracer.attach import Attach, Attachment, attach_all
 from tracer.errors import ProbeError
+from tracer.guest_events import GUEST_EVENT
+from tracer.guest_layout import DRIVER, MODULE, DriverLayout, driver_layout
 from tracer.libbpf import Btf
 from tracer.loader import Program
 from tracer.privilege import require_root
 from tracer.probes import GUEST_POINTS, Kind, Point, Way
 from tracer.trace.errors import AerostatError
 
-RING_BYTES = 4 << 20
-LOST_REQUESTS, HIT_TELL, HIT_REPORT, HIT_KICK, HIT_ACK = range(5)
-"""Indices of the map `counters` of bpf/guest.bpf.c."""
-
-MODULE = "virtio_balloon"
-DRIVER = Path("/sys/bus/virtio/drivers/virtio_balloon")
-"""There while the balloon driver is loaded or built in."""
+RINGS = {
+    "requests": (4 << 20, decode.GUEST_REQUEST),
+    "singles": (2 << 20, decode.GUEST_SINGLE),
+    "events": (1 << 20, GUEST_EVENT),
+}
+"""Size and record of each ring: 3700 requests of 256 pages, 18,000 of one page as compaction sends
+them, 14,000 hints."""
+SOURCES = (
+    "guest_threads.bpf.c",
+    "guest_requests.bpf.c",
+    "guest_blocks.bpf.c",
+    "guest_events.bpf.c",
+)
 MODULES = (MODULE, "virtio_ring")
 """Modules whose functions are probed, where they are modules."""
 _PAGE_BYTES = 4096
-_VMEMMAP_DEFAULT = 0xFFFFEA0000000000
-"""vmemmap without KASLR, four-level paging (Documentation/arch/x86/x86_64/mm.rst, since 2.6.24)."""
+_ALWAYS_KPROBES = ("on_target_enter", "on_target_exit")
+"""Programs that are kprobes whatever the others were compiled for, at functions of one name."""
+
+
+class Count(IntEnum):
+    """Indices of the map `counters`: enum guest_count of bpf/records.h."""
+
+    LOST_REQUESTS = 0
+    LOST_EVENTS = 1
+    LOST_MARKS = 2
+    HIT_TELL = 3
+    HIT_REPORT = 4
+    HIT_KICK = 5
+    HIT_ACK = 6
+    HIT_HINT = 7
+    HIT_STATS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class DriverLayout:
-    """Offsets in the running kernel that the guest program is compiled with.
+class KernelSymbol:
+    """Where a function of the kernel is: `module` is None for the kernel's own."""
 
-    Attributes:
-        defines: Macros of bpf/guest.bpf.c.
-        reports: Whether free page reports can be read.
-        reason: Why they cannot.
-    """
-
-    defines: dict[str, int] = field(default_factory=dict)
-    reports: bool = True
-    reason: str = ""
-
-
-def kernel_symbol(name: str) -> int | None:
-    """Look a kernel symbol up in /proc/kallsyms; None where it is missing or hidden (0)."""
-    wanted = f" {name}\n"
-    with Path("/proc/kallsyms").open() as symbols:
-        for line in symbols:
-            if line.endswith(wanted):
-                return int(line.split()[0], 16) or None
-    return None
-
-
-def driver_layout(btf: Btf) -> DriverLayout:
-    """Read the offsets of the balloon driver's structures from BTF.
-
-    Raises:
-        ProbeError: The kernel describes no struct virtio_balloon.
-    """
-    try:
-        defines = {
-            f"VB_{name.upper()}": btf.member_offset_bytes("virtio_balloon", name)
-            for name in ("inflate_vq", "deflate_vq", "num_pfns", "pfns")
-        }
-    except ProbeError as error:
-        raise ProbeError(
-            "cannot find the balloon driver's structures",
-            reason=str(error.what),
-            remedy=f"load the driver (modprobe {MODULE}) on a kernel with BTF for modules",
-        ) from error
-    try:
-        report = {
-            "VB_PR_DEV_INFO": btf.member_offset_bytes("virtio_balloon", "pr_dev_info"),
-            "VB_REPORTING_VQ": btf.member_offset_bytes("virtio_balloon", "reporting_vq"),
-            "SG_BYTES": btf.struct_bytes("scatterlist"),
-            "SG_PAGE_LINK": btf.member_offset_bytes("scatterlist", "page_link"),
-            "SG_OFFSET": btf.member_offset_bytes("scatterlist", "offset"),
-            "SG_LENGTH": btf.member_offset_bytes("scatterlist", "length"),
-            "PAGE_STRUCT_BYTES": btf.struct_bytes("page"),
-            "VMEMMAP_SYMBOL": _vmemmap_symbol(),
-            "VMEMMAP_DEFAULT": _VMEMMAP_DEFAULT,
-            "TRACE_REPORTS": 1,
-        }
-    except ProbeError as error:
-        return DriverLayout(defines, reports=False, reason=error.what)
-    return DriverLayout({**defines, **report})
-
-
-def _vmemmap_symbol() -> int:
-    """Address of the variable that holds vmemmap's base; KASLR moves it (since 4.8)."""
-    address = kernel_symbol("vmemmap_base")
-    if address is not None:
-        return address
-    if kernel_symbol("page_offset_base") is None and "nokaslr" in Path("/proc/cmdline").read_text():
-        return 0
-    raise ProbeError("the kernel does not show vmemmap_base, so reported pages have no address")
+    address: int
+    module: str | None
 
 
 def compile_guest(layout: DriverLayout, *, fentry: bool) -> Program:
-    """Compile bpf/guest.bpf.c for the running kernel, as fentry or as kprobe programs.
+    """Compile bpf/guest_*.bpf.c for the running kernel, as fentry or as kprobe programs.
 
     Raises:
         BccError: BCC is missing or refuses.
     """
-    defines = {"REQUESTS_PAGES": RING_BYTES // _PAGE_BYTES, **layout.defines}
+    rings = {f"{name.upper()}_PAGES": size // _PAGE_BYTES for name, (size, _) in RINGS.items()}
+    defines = rings | layout.defines
     if fentry:
         defines["FENTRY"] = 1
-    return Program(("guest.bpf.c",), defines)
+    return Program(SOURCES, defines)
 
 
 def readable_points(layout: DriverLayout) -> tuple[Point, ...]:
     """Return the points that the program has code for with this layout."""
-    return tuple(
-        point for point in GUEST_POINTS if layout.reports or not point.name.startswith("report-")
-    )
+    return tuple(point for point in GUEST_POINTS if layout.lacks(point) is None)
 
 
 def attach_guest(program: Program, layout: DriverLayout, *, fentry: bool) -> list[Attachment]:
@@ -125,8 +87,8 @@ def attach_guest(program: Program, layout: DriverLayout, *, fentry: bool) -> lis
     """
     points = readable_points(layout)
     attached = attach_all(program, points, guest_mechanisms(fentry=fentry))
-    missing = (point for point in GUEST_POINTS if point not in points)
-    return attached + [Attachment(point, None, layout.reason) for point in missing]
+    reasons = ((point, layout.lacks(point)) for point in GUEST_POINTS)
+    return attached + [Attachment(point, None, reason) for point, reason in reasons if reason]
 
 
 def guest_mechanisms(*, fentry: bool) -> Mapping[Kind, Attach]:
@@ -141,11 +103,71 @@ def guest_mechanisms(*, fentry: bool) -> Mapping[Kind, Attach]:
         )
 
     def kprobe(program: Program, way: Way) -> None:
-        program.attach_kprobe(way.program, way.target, at_return=way.kind is Kind.KRETPROBE)
+        if fentry and way.program not in _ALWAYS_KPROBES:
+            raise ProbeError(f"cannot attach to {way.target}", reason="compiled for fentry")
+        at_return = way.kind is Kind.KRETPROBE
+        if way.program in _ALWAYS_KPROBES:
+            _attach_everywhere(program, way, at_return=at_return)
+            return
+        symbol = unambiguous(way.target, kernel_symbols().get(way.target, ()))
+        program.attach_kprobe(way.program, symbol, at_return=at_return)
 
+    kprobes: dict[Kind, Attach] = {Kind.KPROBE: kprobe, Kind.KRETPROBE: kprobe}
     if fentry:
-        return {Kind.FENTRY: trampoline, Kind.FEXIT: trampoline}
-    return {Kind.KPROBE: kprobe, Kind.KRETPROBE: kprobe}
+        return {Kind.FENTRY: trampoline, Kind.FEXIT: trampoline} | kprobes
+    return kprobes
+
+
+def _attach_everywhere(program: Program, way: Way, *, at_return: bool) -> None:
+    """Attach to every function of these names: the program itself knows the balloon's calls."""
+    places = [place for name in way.target.split("|") for place in kernel_symbols().get(name, ())]
+    if not places:
+        raise ProbeError(f"cannot attach to {way.target}", reason="the kernel has no such function")
+    for place in places:
+        program.attach_kprobe(
+            way.program, f"{place.address:x}", at_return=at_return, address=place.address
+        )
+
+
+@functools.cache
+def kernel_symbols() -> dict[str, tuple[KernelSymbol, ...]]:
+    """Find every kernel function of the names that guest points have, in one pass."""
+    ways = [way for point in GUEST_POINTS for way in point.ways]
+    wanted = {name for way in ways for name in way.target.split("|")}
+    found: dict[str, tuple[KernelSymbol, ...]] = {}
+    with Path("/proc/kallsyms").open() as symbols:
+        for line in symbols:
+            address, _, name, *module = line.split()
+            if name in wanted:
+                place = KernelSymbol(int(address, 16), module[0].strip("[]") if module else None)
+                found[name] = (*found.get(name, ()), place)
+    return found
+
+
+def unambiguous(name: str, places: tuple[KernelSymbol, ...]) -> str:
+    """Choose the name by which a kprobe reaches the driver's function and no other.
+
+    Args:
+        name: A kernel function.
+        places: Where functions of this name are.
+
+    Returns:
+        The name, with its module where other parts of the kernel have one of the same name.
+
+    Raises:
+        ProbeError: The driver's own cannot be told from the others; they are named.
+    """
+    own = [place for place in places if place.module in MODULES]
+    if len(places) <= 1:
+        return name
+    if len(own) == 1:
+        return f"{own[0].module}:{name}"
+    candidates = ", ".join(f"{p.address:#x} in {p.module or 'the kernel'}" for p in places)
+    raise ProbeError(
+        f"cannot tell which function {name} is the balloon driver's",
+        reason=f"{len(places)} have this name: {candidates}",
+        remedy="use fentry, which knows the driver's own",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +175,7 @@ class Driver:
     """The balloon driver of the running kernel, probed.
 
     Attributes:
-        program: bpf/guest.bpf.c, loaded; closing it detaches.
+        program: bpf/guest_*.bpf.c, loaded; closing it detaches.
         attached: What became of each probe point.
     """
 

@@ -18,10 +18,11 @@ from tracer.host_events import QuotaEpisodes, VmEvents
 from tracer.host_rows import HostRows
 from tracer.host_tally import Tally
 from tracer.live import VmStats
-from tracer.machine import clock_anchor, read_text, side_info
+from tracer.machine import clock_anchor, side_info
 from tracer.process import is_running
 from tracer.residency import residency_batch
 from tracer.ring_size import longest_wait_s
+from tracer.samples import HostSampler
 from tracer.trace.errors import AerostatError
 from tracer.trace.manifest import Manifest
 from tracer.trace.progress import Progress
@@ -50,6 +51,7 @@ class HostCapture:
         self._writer = writer
         self._memory = GuestMap(subject.vmm)
         self._tally = Tally()
+        self._sampler = HostSampler(subject.vmm.pid)
         self._rows = HostRows(
             writer, self._memory, calls_observed=subject.calls_observed, tally=self._tally
         )
@@ -196,20 +198,15 @@ class HostCapture:
             return None  # The monitor went away with the VM: not observed.
 
     def _sample_row(self) -> dict[str, int | None] | None:
-        pid = self.subject.vmm.pid
-        pages = read_text(f"/proc/{pid}/statm")
-        stat = read_text(f"/proc/{pid}/stat")
-        if pages is None or stat is None:
+        sample = self._sampler.sample()
+        if sample is None:
             return None
         asked = self._ask_actual()
         return {
             "side": Side.HOST,
-            "ts_ns": time.monotonic_ns(),
+            **sample,
             "balloon_actual_bytes": self._events.actual_bytes if asked is None else asked,
             "balloon_target_bytes": self._events.target_bytes,
-            "rss_bytes": int(pages.split()[1]) * os.sysconf("SC_PAGE_SIZE"),
-            # Field 10 of proc(5) stat, counted after the name, which may hold spaces.
-            "minor_faults": int(stat.rpartition(")")[2].split()[7]),
         }
 
     def _manifest(

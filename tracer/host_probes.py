@@ -50,6 +50,7 @@ class QemuSites:
         build_id: Its GNU build id, hex.
         version: As its `-version` prints it.
         handlers: The balloon's handlers that were found, the in- and deflate handler first.
+        missing: Name of each other handler (HANDLERS of tracer/recover.py) to why not.
         queue_index_offset_bytes: Of VirtQueue.queue_index.
         file_offsets: Of each site, by the target of its way in tracer/probes.py.
     """
@@ -58,6 +59,7 @@ class QemuSites:
     build_id: str | None
     version: str | None
     handlers: tuple[Handler, ...]
+    missing: Mapping[str, str]
     queue_index_offset_bytes: int
     file_offsets: Mapping[str, int]
 
@@ -87,9 +89,10 @@ def find_sites(pid: int) -> QemuSites:
             exe=exe,
             build_id=binary.build_id,
             version=_qemu_version(binary),
-            handlers=handlers,
+            handlers=handlers.found,
+            missing=handlers.missing,
             queue_index_offset_bytes=queue_index_offset(binary),
-            file_offsets=_file_offsets(binary, handlers),
+            file_offsets=_file_offsets(binary, handlers.found),
         )
 
 
@@ -98,7 +101,8 @@ def _file_offsets(binary: Binary, handlers: tuple[Handler, ...]) -> dict[str, in
     for handler in handlers:
         number = HANDLERS.index(handler.name)
         offsets[f"{number}:pop"] = binary.file_offset(handler.pop_site)
-        offsets[f"{number}:push"] = binary.file_offset(handler.push_site)
+        if handler.push_site is not None:
+            offsets[f"{number}:push"] = binary.file_offset(handler.push_site)
     for way in (way for point in HOST_EVENT_POINTS for way in point.ways):
         address = binary.symbols.get(way.target)
         if address is not None:
@@ -139,9 +143,10 @@ def attach_requests(program: Program, sites: QemuSites, pid: int) -> list[Attach
     """
     points = (*host_request_points(sites.numbers), *HOST_EVENT_POINTS)
     attached = attach_all(program, points, host_mechanisms(sites, pid))
-    missing = host_request_points(set(range(len(HANDLERS))) - set(sites.numbers))
-    reason = "its handler was not found in this QEMU"
-    return attached + [Attachment(point, None, reason) for point in missing]
+    for name, reason in sites.missing.items():
+        points = host_request_points((HANDLERS.index(name),))
+        attached += [Attachment(point, None, reason) for point in points]
+    return attached
 
 
 def host_mechanisms(sites: QemuSites | None, pid: int) -> Mapping[Kind, Attach]:

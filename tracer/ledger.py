@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tracer.clocks import ClockFit
 from tracer.join import join
+from tracer.ledger_columns import Columns, host_only_pages
+from tracer.ledger_stats import stats_counts
 from tracer.trace.manifest import LedgerLine, SideInfo
 from tracer.trace.reader import Trace
 from tracer.trace.schema import PAGE_BYTES, Call, Caller, Queue, Side
@@ -16,6 +19,11 @@ NOT_COMPARED = "not compared"
 """Counted, but there is nothing to hold it against: the first line of a queue, or its only one."""
 
 _QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
+"""Queues whose pages the host discards, or advises on."""
+PAGE_QUEUES = (*_QUEUES, Queue.FREE_PAGE_HINT)
+"""Queues that name pages."""
+_COUNTED = (Queue.INFLATE, Queue.DEFLATE)
+"""Queues whose pages the guest's kernel counts itself."""
 _PUNCH_HOLE = 2
 """FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h, since 2.6.38."""
 _GIVES_BACK = (4, 8, 9, 24)
@@ -60,8 +68,10 @@ def ledger(trace: Trace) -> Ledger:
         Lines in the order guest, host, device, disk; each says against what it was held.
     """
     book = _Book(trace)
-    for queue in _QUEUES:
+    for queue in PAGE_QUEUES:
         book.open_queue(queue)
+    book.migrations()
+    book.statistics()
     book.device()
     book.disk()
     book.losses()
@@ -77,7 +87,7 @@ def captured_discards(trace: Trace) -> dict[Queue, Discards]:
     Returns:
         Calls and time of each queue that moves pages.
     """
-    columns = _Columns(trace)
+    columns = Columns(trace)
     found = {}
     for queue in _QUEUES:
         rows = columns.rows(Side.HOST, queue)
@@ -87,42 +97,24 @@ def captured_discards(trace: Trace) -> dict[Queue, Discards]:
     return found
 
 
-class _Columns:
-    """The requests table in numpy, as far as sums need it."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._table = trace.table("requests")
-        self.side = self._table.column("side").to_numpy()
-        self.queue = self._table.column("queue").to_numpy()
-        self.seq = self._table.column("seq").to_numpy()
-        self.caller = self._table.column("caller").fill_null(int(Caller.OTHER)).to_numpy()
-
-    def rows(self, side: Side, queue: Queue) -> npt.NDArray[np.bool_]:
-        return np.asarray((self.side == side) & (self.queue == queue))
-
-    def total(self, name: str, rows: npt.NDArray[np.bool_]) -> int | None:
-        """Sum a column; None if there is no row or any row lacks it: the sum is not known then."""
-        column = self._table.column(name).filter(rows)
-        if not len(column) or column.null_count:
-            return None
-        # Python integers: a hostile file's counts may sum past 64 bits.
-        values: list[int] = column.to_pylist()
-        return sum(values)
-
-
 class _Book:
     """Collects the lines and what they have to agree with."""
 
     def __init__(self, trace: Trace) -> None:
         self.lines: list[LedgerLine] = []
         self._trace = trace
-        self._columns = _Columns(trace)
+        self._columns = Columns(trace)
         self._guest = _side(trace, "guest")
         self._host = _side(trace, "host")
         self._held = 0
         self._wrong = 0
         self._moved: dict[Queue, int | None] = {}
-        self._apart = _host_only_pages(trace, self._host, self._guest)
+        self._clock: ClockFit | None = None
+        self._apart: dict[Queue, int] = {}
+        if self._host is not None and self._guest is not None:
+            joined = join(trace)
+            self._clock = joined.clock
+            self._apart = host_only_pages(trace, joined, self._guest, PAGE_QUEUES)
 
     def balanced(self) -> bool | None:
         """Say whether all that was held against something agreed."""
@@ -139,7 +131,7 @@ class _Book:
         if not guest and not host and self._counter_pages(queue) in (None, 0):
             return
         self._line(f"{name}: guest driver", guest, "guest requests", None)
-        if queue is not Queue.REPORTING:
+        if queue in _COUNTED:
             self._counted(queue, name)
         apart = self._apart.get(queue, 0)
         within = None if host is None else host - apart
@@ -151,7 +143,40 @@ class _Book:
         if apart:
             source = "host requests while the guest was not recorded"
             self._line(f"{name}: host only", apart, source, None)
-        self._discarded(queue, name)
+        if queue in _QUEUES:
+            self._discarded(queue, name)
+
+    def migrations(self) -> None:
+        """Hold the pages that compaction moved against the guest kernel's own count of them.
+
+        Each move sends two requests, the new page in and the old one out; virtballoon_migratepage
+        counts it once (drivers/virtio/virtio_balloon.c, since 3.18).
+        """
+        rows = self._columns.rows(Side.GUEST, Queue.INFLATE)
+        rows &= self._columns.caller == Caller.MIGRATION
+        moved = None if self._guest is None else self._columns.total("pages", rows) or 0
+        counted = self._vmstat_pages("balloon_migrate")
+        if moved or counted:
+            self._line("migration: guest driver", moved, "inflates of moved pages", None)
+            source = "/proc/vmstat balloon_migrate, end less begin"
+            self._line("migration: guest kernel counter", counted, source, moved)
+
+    def statistics(self) -> None:
+        """Hold the answers the device received against those the driver sent."""
+        found = stats_counts(self._trace, self._clock)
+        if not found.guest and not found.host:
+            return
+        self._line("stats: guest driver", found.guest, "answers, in requests", None)
+        within, expected = found.host, found.guest
+        if within is not None and found.host_only is not None:
+            within -= found.host_only
+        elif self._clock is None:
+            # Which of them the guest's recorder could see is not known.
+            expected = None
+        self._line("stats: host requests", within, "answers, in requests", expected)
+        if found.host_only:
+            source = "answers while the guest was not recorded, in requests"
+            self._line("stats: host only", found.host_only, source, None)
 
     def device(self) -> None:
         """Write the device's own `actual` beside what the requests add up to."""
@@ -237,9 +262,11 @@ class _Book:
         )
 
     def _counter_pages(self, queue: Queue) -> int | None:
-        """Change of the guest's counter over the capture, in 4 KiB pages."""
-        key = f"vmstat_balloon_{queue.name.lower()}"
-        begin, end = (_counter(self._guest, f"{key}_{when}") for when in ("begin", "end"))
+        return self._vmstat_pages(f"balloon_{queue.name.lower()}")
+
+    def _vmstat_pages(self, name: str) -> int | None:
+        """Change of one of the guest's counters over the capture, in 4 KiB pages."""
+        begin, end = (_counter(self._guest, f"vmstat_{name}_{when}") for when in ("begin", "end"))
         if self._guest is None or begin is None or end is None:
             return None
         return (end - begin) * (self._guest.page_size_bytes // PAGE_BYTES)
@@ -285,39 +312,6 @@ class _Book:
             kinds, punch = [], (call != Call.FALLOCATE) & (advice == _WILLNEED)
         sums = [covered[linked & kind].sum() for kind in [punch, *kinds] if np.any(linked & kind)]
         return [int(value) for value in sums]
-
-
-def _host_only_pages(
-    trace: Trace, host: SideInfo | None, guest: SideInfo | None
-) -> dict[Queue, int]:
-    """Count, by queue, the pages the host saw before the guest's recorder began or after it ended.
-
-    The two recorders never start at the same instant, and the guest reports pages when it likes.
-    """
-    if host is None or guest is None or guest.end_ns is None:
-        return {}
-    joined = join(trace)
-    if joined.clock is None:
-        return {}
-    table = trace.table("requests")
-    pop_ns, push_ns = (table.column(name) for name in ("pop_ns", "push_ns"))
-    begin_ns, end_ns = joined.clock.to_host_ns(np.array([guest.begin_ns, guest.end_ns]))
-    unpaired = {pairs.queue: pairs.host_only for pairs in joined.queues}
-    columns = _Columns(trace)
-    found = {}
-    for queue in _QUEUES:
-        rows = unpaired.get(queue, np.flatnonzero(columns.rows(Side.HOST, queue)))
-        # A request under way at either end is on both sides of it: neither kernel saw it whole.
-        outside = [
-            int(row)
-            for row in rows
-            if (pop_ns[int(row)].as_py() or 0) < begin_ns
-            or (push_ns[int(row)].as_py() or 0) > end_ns
-        ]
-        pages = sum(table.column("pages")[row].as_py() for row in outside)
-        if pages:
-            found[queue] = pages
-    return found
 
 
 def _side(trace: Trace, name: str) -> SideInfo | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -175,17 +176,28 @@ class Program:
             )
         self._keep(fd, name)
 
-    def attach_kprobe(self, function: str, symbol: str, *, at_return: bool) -> None:
+    def attach_kprobe(
+        self, function: str, symbol: str, *, at_return: bool, address: int | None = None
+    ) -> None:
         """Attach to the entry or the return of a kernel function.
+
+        Args:
+            function: BPF program.
+            symbol: The kernel's function.
+            at_return: At its return.
+            address: Its address, where the kernel has others of that name.
 
         Raises:
             ProbeError: The kernel has no kprobes or no such function.
         """
         program = self._load(function, self._bcc.BPF.KPROBE)
-        name = f"aerostat_{'r' if at_return else 'p'}_{symbol.replace('.', '_')}_{os.getpid()}"
+        plain = re.sub(r"\W", "_", symbol)
+        name = f"aerostat_{'r' if at_return else 'p'}_{plain}_{os.getpid()}"
+        # Without a name the offset is an address (perf_event_open(2): config2, kprobe_addr).
+        place = (symbol.encode(), 0) if address is None else (b"", address)
         with _captured_stderr() as text:
             fd = self._bcc.libbcc.lib.bpf_attach_kprobe(
-                program, 1 if at_return else 0, name.encode(), symbol.encode(), 0, 0
+                program, 1 if at_return else 0, name.encode(), *place, 0
             )
         if fd < 0:
             raise ProbeError(f"cannot attach a kprobe to {symbol}", reason=_last_error(text))

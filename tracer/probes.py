@@ -70,12 +70,24 @@ def _driver_call(name: str, tells: str, function: str, program: str) -> tuple[Po
     )
 
 
+_ADD_OUT, _ADD_IN = "virtqueue_add_outbuf", "virtqueue_add_inbuf"
+_STATS_ASK = "on_stats_request"
+_TARGET, _GET = "changes of the target", "vp_get|vm_get"
+"""Which of these reads a device's config depends on its transport; two are named vp_get."""
+
 GUEST_POINTS: tuple[Point, ...] = (
     Point("send-enter", "requests: PFNs, send time", True, _entry("tell_host", "on_tell_enter")),
     Point("send-exit", "wake time", True, _return("tell_host", "on_tell_exit")),
     *_driver_call("work", "caller, allocation, config write", "update_balloon_size_func", "work"),
     *_driver_call("leak", "dequeue and free of a deflate", "leak_balloon", "leak"),
     *_driver_call("report", "free page reports", "virtballoon_free_page_report", "report"),
+    *_driver_call("hint", "free page hints", "report_free_page_func", "hint"),
+    Point("hint-id", "begin and end of hints", False, _entry(_ADD_OUT, "on_add_outbuf")),
+    Point("hint-block", "hinted blocks", False, _entry(_ADD_IN, "on_add_inbuf")),
+    *_driver_call("stats", "answers with statistics", "update_balloon_stats_func", "stats"),
+    Point("stats-ask", "when they were asked for", False, _entry("stats_request", _STATS_ASK)),
+    Point("target-enter", _TARGET, False, (Way(Kind.KPROBE, _GET, "on_target_enter"),)),
+    Point("target-exit", _TARGET, False, (Way(Kind.KRETPROBE, _GET, "on_target_exit"),)),
     *_driver_call("oom", "deflates for the OOM killer", "virtio_balloon_oom_notify", "oom"),
     *_driver_call("migrate", "page migrations", "virtballoon_migratepage", "migrate"),
     *_driver_call("remove", "the driver's removal", "remove_common", "remove"),

@@ -1,31 +1,42 @@
 """Finds QEMU's balloon handlers, which are static, in a binary that may be stripped.
 
-`virtio_balloon_handle_output` and `virtio_balloon_handle_report` serve the balloon's queues and
-nothing else, so a probe inside them is never hit by another device. They are looked for by symbol
-(.symtab, .dynsym), in the separate debug file, at the USDT note that lies inside, and last by what
-cannot be stripped: the exported trace-state variables that the handlers test, the function bounds
-of .eh_frame, and the one function that takes the address of both handlers to register the queues
-(`virtio_balloon_device_realize`). Checked on Debian's QEMU 7.2 and 10.0.
+They serve the balloon's queues and nothing else, so a probe inside them is never hit by another
+device. They are looked for by symbol (.symtab, .dynsym), in the separate debug file, at the USDT
+note that lies inside, and last by what cannot be stripped: the exported trace-state variables that
+the first handler tests, the function bounds of .eh_frame, the one function that takes the address
+of the handlers to register the queues (`virtio_balloon_device_realize`), and the exported functions
+that each handler calls. Checked on Debian's QEMU 7.2 and 10.0.
 """
 
 from __future__ import annotations
 
-import contextlib
 import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tracer.elf import Binary, Function
 from tracer.errors import SymbolError
+from tracer.handler_sites import find_sites
+from tracer.trace.schema import Queue
 
-HANDLERS = ("virtio_balloon_handle_output", "virtio_balloon_handle_report")
+HANDLERS = (
+    "virtio_balloon_handle_output",
+    "virtio_balloon_handle_report",
+    "virtio_balloon_receive_stats",
+    "get_free_page_hints",
+)
+"""Names in QEMU's source, in the order of enum aerostat_handler of bpf/records.h."""
+
+_QUEUES = (Queue.INFLATE, Queue.REPORTING, Queue.STATS, Queue.FREE_PAGE_HINT)
 _STATE_VARIABLES = (
     "_TRACE_VIRTIO_BALLOON_HANDLE_OUTPUT_DSTATE",
     "_TRACE_VIRTIO_BALLOON_BAD_ADDR_DSTATE",
 )
+_SERVES = ("virtqueue_pop", "virtqueue_push")
+_DISCARDS = ("ram_block_discard_range", "memory_region_find", "qemu_guest_free_page_hint")
 _DEBUG_ROOT = Path("/usr/lib/debug/.build-id")
-_LEA_BYTES = 3
-"""Bytes of `lea disp32(%rip), %reg` before the displacement: REX, opcode 8D, ModRM."""
+_REMEDY = "install the debug symbols of this QEMU build (its -dbgsym package)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,41 +44,61 @@ class Handler:
     """One handler and the two instructions inside it that are probed.
 
     Attributes:
-        name: The function's name in QEMU's source.
+        name: One of HANDLERS.
+        queue: The queue it serves; INFLATE stands for in- and deflate, which share a handler and
+            are told apart by the queue's index.
         way: How it was found: symtab, dynsym, debug file, usdt or recovered.
-        function: Its bounds, ELF addresses.
+        function: Bounds of the code that holds the sites, ELF addresses. QEMU's function of that
+            name, or the one that the compiler put it into.
         pop_site: Executed with rax = element (or 0) after `virtqueue_pop` returned.
-        push_site: The call of `virtqueue_push(vq, element, length)`.
+        push_site: The call of `virtqueue_push(vq, element, length)`. None for statistics: QEMU
+            keeps that element until it wants the next one, and a timer's function returns it
+            (`balloon_stats_poll_cb`).
         pop_is_emulated: Whether the kernel emulates the instruction at `pop_site`; it single-steps
             the others, which costs about twenty times more (docs/measuring.md).
     """
 
     name: str
+    queue: Queue
     way: str
     function: Function
     pop_site: int
-    push_site: int
+    push_site: int | None
     pop_is_emulated: bool
 
 
-def find_handlers(binary: Binary) -> tuple[Handler, ...]:
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What was found in one QEMU.
+
+    Attributes:
+        found: In the order of HANDLERS; the in- and deflate handler is always there.
+        missing: Name of each other handler to why it was not found: this QEMU has none (free page
+            hints came with 4.0, reports with 5.1), or more than one function fits.
+    """
+
+    found: tuple[Handler, ...]
+    missing: Mapping[str, str]
+
+
+def find_handlers(binary: Binary) -> Handlers:
     """Find the handlers of the balloon's queues and the sites inside them.
 
-    Returns:
-        The in- and deflate handler first, then the report handler where this QEMU has one
-        (free page reporting came with 5.1).
-
     Raises:
-        SymbolError: The in- and deflate handler is not found, or more than one function fits.
+        SymbolError: The in- and deflate handler is not found, or more than one function fits; the
+            candidates are named.
     """
     output, way = _output_function(binary)
-    handlers = [_with_sites(binary, HANDLERS[0], way, output)]
-    report = _report_function(binary, output)
-    if report is not None:
-        # Without reports there is still all that the balloon itself does.
-        with contextlib.suppress(SymbolError):
-            handlers.append(_with_sites(binary, HANDLERS[1], report[1], report[0]))
-    return tuple(handlers)
+    found, missing = [_handler(binary, 0, output, way)], {}
+    siblings = _siblings(binary, output)
+    for number in range(1, len(HANDLERS)):
+        try:
+            function, way = _other_function(binary, number, siblings)
+            found.append(_handler(binary, number, function, way))
+        except SymbolError as error:
+            # Without this one there is still all that the balloon itself does.
+            missing[HANDLERS[number]] = f"{error.what}: {error.reason}"
+    return Handlers(tuple(found), missing)
 
 
 def queue_index_offset(binary: Binary) -> int:
@@ -92,6 +123,14 @@ def queue_index_offset(binary: Binary) -> int:
     )
 
 
+def _handler(binary: Binary, number: int, function: Function, way: str) -> Handler:
+    queue = _QUEUES[number]
+    sites = find_sites(binary, HANDLERS[number], function, pushes=queue is not Queue.STATS)
+    return Handler(
+        HANDLERS[number], queue, way, function, sites.pop, sites.push, sites.pop_is_emulated
+    )
+
+
 def _output_function(binary: Binary) -> tuple[Function, str]:
     named = _by_symbol(binary, HANDLERS[0])
     if named is not None:
@@ -103,63 +142,81 @@ def _output_function(binary: Binary) -> tuple[Function, str]:
     found = [
         function
         for function in _functions_referring(binary, _STATE_VARIABLES)
-        if _calls_all(binary, function, ("virtqueue_pop", "virtqueue_push", "memory_region_find"))
+        if _calls_all(binary, function, (*_SERVES, "memory_region_find"))
     ]
     return _only(binary, HANDLERS[0], found), way
 
 
-def _report_function(binary: Binary, output: Function) -> tuple[Function, str] | None:
-    named = _by_symbol(binary, HANDLERS[1])
+def _other_function(binary: Binary, number: int, siblings: list[Function]) -> tuple[Function, str]:
+    named = _by_symbol(binary, HANDLERS[number])
     if named is not None:
         return named
-    found = {
-        (handler.start, handler.end): handler
-        for realize in _functions_taking_address(binary, output.start)
-        for handler in _addresses_taken(binary, realize)
-        if handler.start != output.start
-        and _calls_all(
-            binary, handler, ("virtqueue_pop", "virtqueue_push", "ram_block_discard_range")
-        )
-    }
-    if not found:
-        return None
-    return _only(binary, HANDLERS[1], list(found.values())), "recovered"
+    if _QUEUES[number] is Queue.REPORTING:
+        fits = [f for f in siblings if _calls_all(binary, f, ("ram_block_discard_range",))]
+    elif _QUEUES[number] is Queue.STATS:
+        fits = [
+            function
+            for function in siblings
+            if _calls_all(binary, function, ("iov_to_buf_full",))
+            and not any(_calls_all(binary, function, (name,)) for name in _DISCARDS)
+        ]
+    else:
+        # Inlined into the bottom half that the queue's own handler schedules, or called by it.
+        hint = binary.symbols.get("qemu_guest_free_page_hint")
+        callers = _functions_at(binary, binary.references(hint) if hint is not None else ())
+        fits = [f for f in callers if _calls_all(binary, f, (*_SERVES, _DISCARDS[-1]))]
+    return _only(binary, HANDLERS[number], fits), "recovered"
+
+
+def _siblings(binary: Binary, output: Function) -> list[Function]:
+    """Return the other queue functions that are registered with this one and pop themselves."""
+    found: dict[int, Function] = {}
+    for realize in _functions_taking_address(binary, output.start):
+        for function in binary.addresses_taken(realize):
+            if function.start != output.start and _calls_all(binary, function, _SERVES):
+                found[function.start] = function
+    return list(found.values())
 
 
 def _by_symbol(binary: Binary, name: str) -> tuple[Function, str] | None:
+    """Look a handler up by name; a function that was inlined away, or pops nothing, is none."""
     way = "symtab" if binary.has_symtab else "dynsym"
-    address = binary.symbols.get(name)
-    if address is None and binary.build_id is not None:
+    addresses = binary.addresses(name)
+    if not addresses and binary.build_id is not None:
         way = "debug file"
         path = _DEBUG_ROOT / binary.build_id[:2] / f"{binary.build_id[2:]}.debug"
         if path.exists():
             debug = Binary(path)
-            address = debug.symbols.get(name)
+            addresses = debug.addresses(name)
             debug.close()
-    function = binary.function_at(address) if address is not None else None
-    return None if function is None else (function, way)
+    functions = [binary.function_at(address) for address in addresses]
+    fits = [f for f in functions if f is not None and _calls_all(binary, f, _SERVES)]
+    return (_only(binary, name, fits), way) if fits else None
 
 
 def _only(binary: Binary, name: str, found: list[Function]) -> Function:
     if len(found) == 1:
         return found[0]
-    places = ", ".join(f"{function.start:#x}" for function in found) or "no function fits"
-    raise SymbolError(
-        f"cannot find {name} in {binary.path}",
-        reason=f"candidates: {places}",
-        remedy="install the debug symbols of this QEMU build (its -dbgsym package)",
-    )
+    if found:
+        places = ", ".join(f"{function.start:#x}" for function in found)
+        reason = f"{len(found)} functions fit: {places}"
+    else:
+        reason = "no function fits"
+    raise SymbolError(f"cannot find {name} in {binary.path}", reason=reason, remedy=_REMEDY)
 
 
 def _functions_referring(binary: Binary, variables: tuple[str, ...]) -> list[Function]:
     found: dict[int, Function] = {}
     for name in variables:
         target = binary.symbols.get(name)
-        for address in binary.references(target) if target is not None else ():
-            function = binary.function_at(int(address))
-            if function is not None:
-                found[function.start] = function
+        hits = binary.references(target) if target is not None else ()
+        found |= {function.start: function for function in _functions_at(binary, hits)}
     return list(found.values())
+
+
+def _functions_at(binary: Binary, addresses: Iterable[int]) -> list[Function]:
+    functions = (binary.function_at(int(address)) for address in addresses)
+    return list({f.start: f for f in functions if f is not None}.values())
 
 
 def _calls_all(binary: Binary, function: Function, names: tuple[str, ...]) -> bool:
@@ -168,53 +225,9 @@ def _calls_all(binary: Binary, function: Function, names: tuple[str, ...]) -> bo
 
 
 def _functions_taking_address(binary: Binary, target: int) -> list[Function]:
-    found: dict[int, Function] = {}
-    for address in binary.references(target):
-        is_lea = binary.code(int(address) - 2, 1) == b"\x8d"
-        function = binary.function_at(int(address)) if is_lea else None
-        if function is not None and _calls_all(binary, function, ("virtio_add_queue",)):
-            found[function.start] = function
-    return list(found.values())
-
-
-def _addresses_taken(binary: Binary, inside: Function) -> list[Function]:
-    """Return the functions whose start some `lea disp(%rip), %reg` inside the function takes."""
-    code = binary.code(inside.start, inside.end - inside.start)
-    found = []
-    for at in range(len(code) - _LEA_BYTES - 3):
-        # REX.W with any register extension, opcode 8D, ModRM of RIP-relative addressing.
-        if code[at] & 0xF8 == 0x48 and code[at + 1] == 0x8D and code[at + 2] & 0xC7 == 0x05:
-            (displacement,) = struct.unpack_from("<i", code, at + _LEA_BYTES)
-            target = inside.start + at + _LEA_BYTES + 4 + displacement
-            function = binary.function_at(target)
-            if function is not None and function.start == target:
-                found.append(function)
-    return found
-
-
-def _with_sites(binary: Binary, name: str, way: str, function: Function) -> Handler:
-    pops = binary.calls(binary.symbols["virtqueue_pop"], function)
-    pushes = binary.calls(binary.symbols["virtqueue_push"], function)
-    if len(pops) != 1 or len(pushes) != 1:
-        raise SymbolError(
-            f"cannot place probes in {name} of {binary.path}",
-            reason=f"it calls virtqueue_pop {len(pops)} and virtqueue_push {len(pushes)} times",
-        )
-    site, emulated = _after_pop(binary, pops[0])
-    return Handler(name, way, function, site, pushes[0], emulated)
-
-
-def _after_pop(binary: Binary, call: int) -> tuple[int, bool]:
-    """Choose the instruction after a call of virtqueue_pop at which rax still holds the element.
-
-    Compilers test the result at once: `[mov %rax, %reg]; test %rax, %rax; je`. uprobes emulate the
-    jump (arch/x86/kernel/uprobes.c branch_setup_xol_ops, since 3.16) but single-step the others.
-    """
-    start = call + 5
-    code = binary.code(start, 12)
-    at = 3 if code[0] in (0x48, 0x49) and code[1] == 0x89 and code[2] & 0xF8 == 0xC0 else 0
-    if code[at : at + 3] == b"\x48\x85\xc0":
-        jump = code[at + 3 :]
-        if jump[0] in (0x74, 0x75) or (jump[0] == 0x0F and jump[1] in (0x84, 0x85)):
-            return start + at + 3, True
-    return start, False
+    leas = [a for a in binary.references(target) if binary.code(int(a) - 2, 1) == b"\x8d"]
+    return [
+        function
+        for function in _functions_at(binary, leas)
+        if _calls_all(binary, function, ("virtio_add_queue",))
+    ]

@@ -14,7 +14,18 @@ from tracer.privilege import require_root
 if TYPE_CHECKING:
     from lab.session import LabOutcome
 
-SCENARIOS = ("inflate-deflate", "stepwise", "reporting", "fragmented", "out-of-puff")
+SCENARIOS = (
+    "inflate-deflate",
+    "stepwise",
+    "reporting",
+    "fragmented",
+    "out-of-puff",
+    "hinting",
+    "stats",
+    "oom",
+    "migration",
+    "flood",
+)
 PAIRS = ("7.2", "10.0")
 
 

@@ -19,7 +19,7 @@ from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Kind
 
 RING_BYTES = 4 << 20
 POINTS = (*HOST_CALL_POINTS, *HOST_OTHER_CALL_POINTS)
-NO_SITES = QemuSites(Path("/proc/self/exe"), None, None, (), 0, {})
+NO_SITES = QemuSites(Path("/proc/self/exe"), None, None, (), {}, 0, {})
 """A VMM whose handlers are known, but not probed here: its threads are entered by hand."""
 
 

@@ -126,14 +126,23 @@ def probe(point, cost_ns, status="attached"):
 
 
 def write_side(
-    path, side, rows, *, calls=(), counters=None, probes=(), losses=(), page_size_bytes=4096
+    path,
+    side,
+    rows,
+    *,
+    calls=(),
+    counters=None,
+    probes=(),
+    losses=(),
+    page_size_bytes=4096,
+    end_ns=2_000_000,
 ):
     """Write one side's bundle and return its path."""
     name = side.name.lower()
     info = SideInfo(
         page_size_bytes=page_size_bytes,
         begin_ns=0,
-        end_ns=2_000_000,
+        end_ns=end_ns,
         counters=dict(counters or {}),
         probes=tuple(probes),
     )

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracer import decode, host_engine
+from tracer import decode, guest_events, guest_probes, host_engine
 
 HEADER = Path(__file__).parents[2] / "bpf" / "records.h"
 LAYOUTS = {
     "host_request": decode.HOST_REQUEST,
     "host_calls": decode.HOST_CALLS,
     "guest_request": decode.GUEST_REQUEST,
+    "guest_event": guest_events.GUEST_EVENT,
 }
 
 
@@ -52,14 +53,31 @@ def test_numpy_names_every_field(struct: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("enum", "prefix"), [(host_engine.Count, "HOST_"), (host_engine.Event, "EVENT_")]
+    ("enum", "prefix", "end"),
+    [
+        (host_engine.Count, "HOST_", "HOST_COUNTS"),
+        (host_engine.Event, "EVENT_", "HOST_EVENTS"),
+        (guest_probes.Count, "GUEST_", "GUEST_COUNTS"),
+        (guest_events.EventKind, "GUEST_EVENT_", "GUEST_EVENT_KINDS"),
+    ],
 )
-def test_indices_are_those_of_the_header(enum: type[IntEnum], prefix: str, tmp_path: Path) -> None:
+def test_indices_are_those_of_the_header(
+    enum: type[IntEnum], prefix: str, end: str, tmp_path: Path
+) -> None:
     names = [member.name for member in enum]
     lines = [f'printf("{name} %d\\n", {prefix}{name});' for name in names]
-    end = "HOST_COUNTS" if prefix == "HOST_" else "HOST_EVENTS"
-    seen = compiled(tmp_path, "\n".join([*lines, f'printf("end %d\\n", {end});']) + "\nreturn 0;")
+    lines.append(f'printf("end %d\\n", {end});')
+    seen = compiled(tmp_path, "\n".join(lines) + "\nreturn 0;")
     assert seen == {member.name: int(member) for member in enum} | {"end": len(enum)}
+
+
+def test_a_request_of_one_page_is_the_head_of_a_request(tmp_path: Path) -> None:
+    body = 'printf("size %zu\\n", GUEST_SINGLE_BYTES);\nreturn 0;'
+    assert compiled(tmp_path, body) == {"size": decode.GUEST_SINGLE.itemsize}
+    whole, single = decode.GUEST_REQUEST, decode.GUEST_SINGLE
+    for name in (single.names or ())[:-2]:
+        assert single.fields[name] == whole.fields[name]
+    assert single.fields["pfn"][1] == whole.fields["payload"][1]
 
 
 def test_limits_agree(tmp_path: Path) -> None:
