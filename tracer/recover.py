@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tracer.elf import Binary, Function
 from tracer.errors import SymbolError
+from tracer.instructions import cheapest_site
 
 HANDLERS = ("virtio_balloon_handle_output", "virtio_balloon_handle_report")
 _STATE_VARIABLES = (
@@ -207,14 +208,12 @@ def _with_sites(binary: Binary, name: str, way: str, function: Function) -> Hand
 def _after_pop(binary: Binary, call: int) -> tuple[int, bool]:
     """Choose the instruction after a call of virtqueue_pop at which rax still holds the element.
 
-    Compilers test the result at once: `[mov %rax, %reg]; test %rax, %rax; je`. uprobes emulate the
-    jump (arch/x86/kernel/uprobes.c branch_setup_xol_ops, since 3.16) but single-step the others.
+    Compilers test the result at once: `[mov %rax, %reg]; test %rax, %rax; je`. A hit on the jump is
+    by far the cheapest (tracer/instructions.py).
     """
     start = call + 5
-    code = binary.code(start, 12)
-    at = 3 if code[0] in (0x48, 0x49) and code[1] == 0x89 and code[2] & 0xF8 == 0xC0 else 0
-    if code[at : at + 3] == b"\x48\x85\xc0":
-        jump = code[at + 3 :]
-        if jump[0] in (0x74, 0x75) or (jump[0] == 0x0F and jump[1] in (0x84, 0x85)):
-            return start + at + 3, True
-    return start, False
+    code = binary.code(start, 24)
+    is_moved = code[0] in (0x48, 0x49) and code[1] == 0x89 and code[2] & 0xF8 == 0xC0
+    at = 3 if is_moved else 0
+    sites = [0, at + 3] if code[at : at + 3] == b"\x48\x85\xc0" else [0]
+    return cheapest_site((start + site, code[site:]) for site in sites)
