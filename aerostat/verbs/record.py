@@ -142,10 +142,10 @@ def _record_host(
     from tracer.discover import find_vm
     from tracer.host import VmOptions, record_host
     from tracer.merge import settle
-    from tracer.privilege import require_root
+    from tracer.privilege import LOAD, require
 
-    # Before the process is looked at: without root that fails for a lesser reason.
-    require_root("a VM")
+    # Before the process is looked at: without privilege that fails for a lesser reason.
+    require("a VM", LOAD)
     vmm = find_vm(pid=given["pid"], name=given["name"], uuid=given["uuid"])
     trace = record_host(VmOptions(**options, vmm=vmm), progress, stop)
     if options["flight"] is None:
