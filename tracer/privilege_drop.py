@@ -36,7 +36,7 @@ def recording_needs(output: Path, *, from_host: bool) -> Needs:
     """Say what a recorder must keep once its probes are attached.
 
     Args:
-        output: The bundle, which exists, or the directory of bundles.
+        output: The bundle, or the directory of bundles; it need not exist yet.
         from_host: Whether it samples a VMM's process; a guest's recorder samples its own kernel.
     """
     return writing_needs(output) | reading_needs() | (SAMPLE if from_host else frozenset())
@@ -49,12 +49,14 @@ def writing_needs(output: Path) -> Needs:
     of the user who called sudo is the usual case.
 
     Args:
-        output: The bundle, which exists.
+        output: The bundle, or another file or directory that is written; it need not exist yet.
     """
     user, groups = os.geteuid(), {os.getegid(), *os.getgroups()}
-    for place in (output.resolve(), *output.resolve().parents):
+    places = output.resolve(), *output.resolve().parents
+    directories = [place for place in places if place.is_dir()]
+    for place in directories:
         status = place.stat()
-        wanted = 0o3 if place == output.resolve() else 0o1
+        wanted = 0o3 if place == directories[0] else 0o1
         shift = 6 if status.st_uid == user else 3 if status.st_gid in groups else 0
         if status.st_mode >> shift & wanted != wanted:
             return frozenset({Capability.CAP_DAC_OVERRIDE})

@@ -26,6 +26,7 @@ from aerostat.record_options import (
 )
 from aerostat.recording import Ended, Listeners, listeners
 from aerostat.stop import stop_on_signal
+from aerostat.unprivileged import then_drop
 from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
 
@@ -66,6 +67,7 @@ def command(**given: Any) -> ExitCode:
         listeners(given) as told,
     ):
         common |= {**told.hooks(), "keep": keep}
+        common["ready"] = then_drop(common["ready"], given, told.say)
         if given["guest"]:
             fentry = None if given["probes"] is None else given["probes"] == "fentry"
             _record_guest(common, fentry, progress, stop)

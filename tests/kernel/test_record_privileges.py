@@ -1,14 +1,18 @@
 """The real recorder as an ordinary user with exactly the capabilities of docs/privileges.md."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.standins.build import qemu_like
+from tests.standins.build import StandIn, qemu_like
+from tracer.privilege import Capability
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Side
 
@@ -74,6 +78,40 @@ def test_with_one_less_it_says_which(missing, vm, place):
         assert f"CAP_{missing.upper()}" in done.stderr
     assert "grant CAP_" in done.stderr
     assert not output.exists()
+
+
+def capabilities_while_recording(vm: StandIn, output: Path, *more: str) -> set[str]:
+    """Record as root until every probe is attached, read what each thread has left, and end it."""
+    ready = output.parent / "ready"
+    arguments = ("--pid", str(vm.pid), "-o", str(output), "--ready-file", str(ready), *more)
+    argv = [sys.executable, "-m", "aerostat", "record", *arguments]
+    with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) as recorder:
+        deadline_s = time.monotonic() + 60
+        while not ready.exists() and recorder.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        tasks = [path / "status" for path in Path(f"/proc/{recorder.pid}/task").iterdir()]
+        texts = [path.read_text() for path in tasks]
+        assert vm.send("inflate", 4000, 512, -1).pages == 512
+        recorder.send_signal(signal.SIGINT)
+        _, said = recorder.communicate(timeout=60)
+    assert recorder.returncode == 0, said
+    assert open_trace(output).is_complete
+    assert sum(row["pages"] for row in open_trace(output).table("requests").to_pylist()) == 512
+    assert all("NoNewPrivs:\t1" in text for text in texts)
+    return {re.findall(r"Cap(?:Prm|Eff):\t(\w+)", text)[0] for text in texts}
+
+
+def test_the_command_keeps_what_it_samples_with_and_nothing_else(vm, tmp_path):
+    left = capabilities_while_recording(vm, tmp_path / "x.balloon")
+    assert left == {f"{1 << Capability.CAP_SYS_PTRACE | 1 << Capability.CAP_DAC_READ_SEARCH:016x}"}
+
+
+def test_root_still_writes_into_the_home_of_the_user_who_called_it(vm, place):
+    place.chmod(0o700)
+    left = capabilities_while_recording(vm, place / "x.balloon")
+    (bits,) = left
+    assert int(bits, 16) >> Capability.CAP_DAC_OVERRIDE & 1
+    assert not int(bits, 16) >> Capability.CAP_SYS_ADMIN & 1
 
 
 def test_with_tracing_capabilities_alone_the_kernel_asks_for_more(vm, place):
