@@ -1,266 +1,151 @@
 """Says what this machine can record: predicts every way to every probe point, then proves it.
 
-A prediction reads files; a proof loads the program and attaches it, and detaches at once.
+A prediction reads files; a proof attaches the probe, makes it run where that can be done without a
+VM, times it, and takes it away. Points and ways come from the catalogue (tracer/probes.py) alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-import platform
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from tracer import guest_layout, guest_probes, host_probes
-from tracer.attach import Attach
+from tracer.checks import (
+    GUEST_DRIVER,
+    HOST_CALLS,
+    HOST_REQUESTS,
+    Check,
+    failed,
+    predicted_check,
+    with_choice,
+)
+from tracer.environment import Machine, read_machine
 from tracer.errors import ProbeError
-from tracer.host_engine import HostEngine
+from tracer.function_cost import function_costs
+from tracer.host_engine import HostEngine, Quota, Target
 from tracer.libbpf import Btf
-from tracer.loader import Program, import_bcc, mount_tracefs
+from tracer.predict import Prediction, machine_obstacles, predict
+from tracer.privilege import LOAD, lacking
+from tracer.probe_proof import Row, UprobeTarget, prove_calls, prove_functions, prove_uprobes
 from tracer.probes import (
     GUEST_POINTS,
     HOST_CALL_POINTS,
     HOST_EVENT_POINTS,
-    Kind,
+    HOST_OTHER_CALL_POINTS,
     Point,
-    Way,
     host_request_points,
 )
 from tracer.recover import HANDLERS
+from tracer.requirements import check_requirements
+from tracer.synthetic import SyntheticHandler
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
+from tracer.trap_cost import try_trap_costs
 from tracer.vmm import inspect
 
-_EVENT_SOURCES = Path("/sys/bus/event_source/devices")
-_TRACEFS_EVENTS = Path("/sys/kernel/tracing/events")
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that recording needs, or one way to one probe point.
-
-    Attributes:
-        group: environment, host calls, host requests or guest driver.
-        name: What is checked; for a probe its point.
-        way: Mechanism and target of a probe; empty for the environment.
-        predicted: What the files of this machine say; None where nothing tells beforehand.
-        proven: Whether it worked when tried; None where it was not tried.
-        cost_ns: Measured cost of one hit, or None.
-        reason: Why it did not work.
-        remedy: The one command or step that mends it.
-    """
-
-    group: str
-    name: str
-    way: str = ""
-    predicted: bool | None = None
-    proven: bool | None = None
-    cost_ns: float | None = None
-    reason: str = ""
-    remedy: str = ""
+_CALL_POINTS = (*HOST_CALL_POINTS, *HOST_OTHER_CALL_POINTS)
+_REQUEST_POINTS = (*host_request_points(range(len(HANDLERS))), *HOST_EVENT_POINTS)
+_RING_BYTES = 1 << 20
+_REQUESTS = 64
 
 
 def diagnose(pid: int | None = None, progress: Progress = silent) -> list[Check]:
     """Check the environment and every probe point that this machine could have.
 
     Args:
-        pid: A running QEMU, to try the probes of its balloon handlers too.
+        pid: A running QEMU, to put the probes of its balloon handlers into. Without it they are
+            put into a handler of our own, in this process.
         progress: Told what is tried.
 
     Returns:
         One entry per requirement and per way of each point. Nothing raises: what fails is a row.
     """
+    machine = read_machine()
     progress("environment")
-    checks = list(_environment())
-    progress("host system calls")
-    checks += _host_calls()
-    progress("host requests")
-    checks += _host_requests(pid)
-    progress("guest driver")
-    checks += _guest_driver()
-    return checks
-
-
-def can_record(checks: list[Check]) -> bool:
-    """Whether the points without which nothing can be recorded were proven on one side.
-
-    Where no VM was named, the host counts as able if its system-call probes were proven and its
-    uprobes are predicted.
-    """
-    required = {
-        "host requests": {point.name for point in host_request_points((0,)) if point.required},
-        "guest driver": {point.name for point in GUEST_POINTS if point.required},
-    }
-    return any(
-        names <= {check.name for check in checks if check.group == group and check.proven}
-        for group, names in required.items()
-    ) or _host_is_ready(checks)
-
-
-def _host_is_ready(checks: list[Check]) -> bool:
-    """Whether all is there that can be tried without a VM at hand: uprobes wait for its pid."""
-    calls = [check for check in checks if check.group == "host calls"]
-    uprobes = [check for check in checks if check.group == "host requests"]
-    return any(check.proven for check in calls) and all(
-        check.predicted and check.proven is None for check in uprobes
+    checks = list(check_requirements(machine))
+    groups: tuple[tuple[str, tuple[Point, ...], Callable[[list[Row]], list[Check]]], ...] = (
+        (HOST_CALLS, _CALL_POINTS, _host_calls),
+        (HOST_REQUESTS, _REQUEST_POINTS, lambda rows: _host_requests(rows, pid)),
+        (GUEST_DRIVER, GUEST_POINTS, _guest_driver),
     )
+    for group, points, prove in groups:
+        progress(group)
+        rows = [
+            (point, way, predicted_check(group, point, way, predict(way, machine)))
+            for point in points
+            for way in point.ways
+        ]
+        checks += _in_order(rows, _proven(rows, prove, machine))
+    return with_choice(checks)
 
 
-def _environment() -> Iterator[Check]:
-    group = "environment"
-    is_root = os.geteuid() == 0
-    yield Check(
-        group,
-        "root",
-        proven=is_root,
-        reason="" if is_root else f"effective user id is {os.geteuid()}",
-        remedy="" if is_root else "run with sudo",
-    )
-    for name, attempt in (("BCC", import_bcc), ("kernel BTF", Btf), ("tracefs", mount_tracefs)):
-        try:
-            attempt()
-        except AerostatError as error:
-            yield Check(group, name, proven=False, reason=error.what, remedy=error.remedy)
-        else:
-            yield Check(group, name, proven=True)
-    yield Check(group, "x86-64", proven=platform.machine() == "x86_64")
-
-
-def _host_calls() -> list[Check]:
-    group = "host calls"
+def _proven(
+    rows: list[Row], prove: Callable[[list[Row]], list[Check]], machine: Machine
+) -> list[Check]:
+    if any(machine_obstacles(machine)) or lacking(LOAD, machine.held):
+        return [check for _, _, check in rows]
     try:
-        program = host_probes.compile_host()
+        return prove(rows)
     except AerostatError as error:
-        return [_untried(group, point, way, error) for point, way in _ways(HOST_CALL_POINTS)]
-    mechanisms = host_probes.host_mechanisms(None, 0)
-    with program:
-        checks = [
-            _tried(group, point, way, program, mechanisms) for point, way in _ways(HOST_CALL_POINTS)
-        ]
-    try:
-        with HostEngine(calls=True) as engine:
-            pair_ns = engine.call_cost_ns
-            chosen = {_word(a.way) for a in engine.call_attachments if a.way is not None}
-    except AerostatError:
-        return checks
-    cost_ns = None if pair_ns is None else pair_ns / 2
-    return [
-        _with_cost(check, cost_ns) if check.proven and check.way in chosen else check
-        for check in checks
-    ]
+        return [failed(check, error) for _, _, check in rows]
 
 
-def _with_cost(check: Check, cost_ns: float | None) -> Check:
-    return Check(check.group, check.name, check.way, check.predicted, check.proven, cost_ns=cost_ns)
+def _in_order(rows: list[Row], checks: Iterable[Check]) -> list[Check]:
+    """Put checks back into the catalogue's order."""
+    places = {(check.name, check.way): index for index, (_, _, check) in enumerate(rows)}
+    return sorted(checks, key=lambda check: places[check.name, check.way])
 
 
-def _host_requests(pid: int | None) -> list[Check]:
-    group = "host requests"
-    points = (*host_request_points(range(len(HANDLERS))), *HOST_EVENT_POINTS)
-    if pid is None:
-        remedy = "name a running QEMU: aerostat doctor --pid PID"
-        return [
-            Check(group, point.name, _word(way), _predict(way), None, None, "no VM named", remedy)
-            for point, way in _ways(points)
-        ]
-    try:
+def _host_calls(rows: list[Row]) -> list[Check]:
+    with HostEngine(calls=False) as engine:
+        return prove_calls(engine, rows)
+
+
+def _host_requests(rows: list[Row], pid: int | None) -> list[Check]:
+    traps_ns = try_trap_costs()
+    bodies_ns: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(HostEngine(calls=False))
+        ours = stack.enter_context(contextlib.closing(SyntheticHandler()))
+        vm = Target(os.getpid(), ours.sites, (), (), True, _RING_BYTES, Quota())
+        stack.enter_context(contextlib.closing(engine.add(vm)))
+        target = UprobeTarget(ours.sites, os.getpid(), lambda: ours.handle(_REQUESTS))
+        own = prove_uprobes(engine.program, rows, target, traps_ns, bodies_ns)
+        if pid is None:
+            return [_unpriced(check) for check in own]
         inspect(pid)
-        sites = host_probes.find_sites(pid)
-        program = host_probes.compile_host()
-    except AerostatError as error:
-        return [_untried(group, point, way, error) for point, way in _ways(points)]
-    mechanisms = host_probes.host_mechanisms(sites, pid)
-    with program:
-        return [
-            _tried(group, point, way, program, mechanisms)
-            for point, way in _ways((*host_request_points(sites.numbers), *HOST_EVENT_POINTS))
-        ]
+        real = UprobeTarget(host_probes.find_sites(pid), pid, None)
+        return prove_uprobes(engine.program, rows, real, traps_ns, bodies_ns)
 
 
-def _guest_driver() -> list[Check]:
-    group = "guest driver"
+def _unpriced(check: Check) -> Check:
+    """Take the price off a probe whose place in a QEMU our handler does not have."""
+    if check.name in {point.name for point in HOST_EVENT_POINTS}:
+        return replace(check, cost_ns=None, floor_ns=None)
+    return check
+
+
+def _guest_driver(rows: list[Row]) -> list[Check]:
     if not guest_layout.DRIVER.exists():
         reason = f"this machine has no virtio balloon: {guest_layout.DRIVER} is absent"
-        remedy = "run inside a guest that has one"
-        return [
-            Check(group, point.name, _word(way), False, None, None, reason, remedy)
-            for point, way in _ways(GUEST_POINTS)
-        ]
-    checks = []
+        absent = Prediction(False, reason, "run inside a guest that has one")
+        return [predicted_check(GUEST_DRIVER, point, way, absent) for point, way, _ in rows]
+    floors_ns = function_costs()
+    checks: list[Check] = []
+    layout = guest_layout.driver_layout(Btf(guest_layout.MODULE))
+    readable = [point for point in GUEST_POINTS if layout.lacks(point) is None]
+    for point, _, check in rows:
+        lacks = layout.lacks(point)
+        if lacks is not None:
+            checks.append(failed(check, ProbeError(lacks)))
     for fentry in (True, False):
         mechanisms = guest_probes.guest_mechanisms(fentry=fentry)
-        ways = [(point, way) for point, way in _ways(GUEST_POINTS) if way.kind in mechanisms]
+        family = [row for row in rows if row[1].kind in mechanisms and row[0] in readable]
         try:
-            layout = guest_layout.driver_layout(Btf(guest_layout.MODULE))
-            program = guest_probes.compile_guest(layout, fentry=fentry)
+            with guest_probes.compile_guest(layout, fentry=fentry) as program:
+                checks += prove_functions(program, family, mechanisms, floors_ns)
         except AerostatError as error:
-            checks += [_untried(group, point, way, error) for point, way in ways]
-            continue
-        with program:
-            for point, way in ways:
-                lacks = layout.lacks(point)
-                if lacks is None:
-                    checks.append(_tried(group, point, way, program, mechanisms))
-                else:
-                    checks.append(_untried(group, point, way, ProbeError(lacks)))
+            checks += (failed(check, error) for _, _, check in family)
     return checks
-
-
-def _ways(points: tuple[Point, ...]) -> Iterator[tuple[Point, Way]]:
-    return ((point, way) for point in points for way in point.ways)
-
-
-def _word(way: Way) -> str:
-    return f"{way.kind.value} {way.target}"
-
-
-def _predict(way: Way) -> bool | None:
-    """Say from files alone whether a way will work; None where this user may not look."""
-    try:
-        return _predict_from_files(way)
-    except OSError:
-        return None
-
-
-def _predict_from_files(way: Way) -> bool:
-    if way.kind is Kind.UPROBE:
-        return (_EVENT_SOURCES / "uprobe").exists()
-    if way.kind in (Kind.KPROBE, Kind.KRETPROBE):
-        return (_EVENT_SOURCES / "kprobe").exists()
-    if way.kind is Kind.TRACEPOINT:
-        return (_TRACEFS_EVENTS / way.target.replace(":", "/")).exists()
-    if way.kind is Kind.RAW_TRACEPOINT:
-        return (_TRACEFS_EVENTS / "raw_syscalls" / way.target).exists()
-    try:
-        described = any(Btf(name).function_id(way.target) for name in guest_probes.MODULES)
-    except ProbeError:
-        return False
-    return described and guest_layout.kernel_symbol("bpf_trampoline_link_prog") is not None
-
-
-def _untried(group: str, point: Point, way: Way, error: AerostatError) -> Check:
-    reason = f"{error.what}: {error.reason}" if error.reason else error.what
-    return Check(
-        group, point.name, _word(way), _predict(way), None, reason=reason, remedy=error.remedy
-    )
-
-
-def _tried(
-    group: str, point: Point, way: Way, program: Program, mechanisms: Mapping[Kind, Attach]
-) -> Check:
-    predicted = _predict(way)
-    try:
-        mechanisms[way.kind](program, way)
-    except AerostatError as error:
-        return Check(
-            group,
-            point.name,
-            _word(way),
-            predicted,
-            False,
-            reason=f"{error.what}: {error.reason}" if error.reason else error.what,
-            remedy=error.remedy,
-        )
-    finally:
-        program.detach()
-    return Check(group, point.name, _word(way), predicted, True)

@@ -15,7 +15,7 @@ from tracer.guest_events import GUEST_EVENT
 from tracer.guest_layout import DRIVER, MODULE, DriverLayout, driver_layout
 from tracer.libbpf import Btf
 from tracer.loader import Program
-from tracer.privilege import require_root
+from tracer.privilege import LOAD, require
 from tracer.probes import GUEST_POINTS, Kind, Point, Way
 from tracer.trace.errors import AerostatError
 
@@ -192,7 +192,7 @@ def attach_driver(*, fentry: bool | None = None) -> Driver:
     Raises:
         MissingPrivilegeError: Not root, no BCC, no BTF, no balloon driver, or neither way attaches.
     """
-    require_root("the balloon driver")
+    require("the balloon driver", LOAD)
     if not DRIVER.exists():
         raise ProbeError(
             "this machine has no virtio balloon",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tracer.elf import Binary, Function
 from tracer.errors import SymbolError
+from tracer.instructions import cheapest_site
 
 _CALL_BYTES = 5
 _ERROR_PATH_BYTES = 32
@@ -56,14 +57,12 @@ def _without_errors(binary: Binary, function: Function) -> list[int]:
 def _after_pop(binary: Binary, call: int) -> tuple[int, bool]:
     """Choose the instruction after a call of virtqueue_pop at which rax still holds the element.
 
-    Compilers test the result at once: `[mov %rax, %reg]; test %rax, %rax; je`. uprobes emulate the
-    jump (arch/x86/kernel/uprobes.c branch_setup_xol_ops, since 3.16) but single-step the others.
+    Compilers test the result at once: `[mov %rax, %reg]; test %rax, %rax; je`. A hit on the jump is
+    by far the cheapest (tracer/instructions.py).
     """
     start = call + _CALL_BYTES
-    code = binary.code(start, 12)
-    at = 3 if code[0] in (0x48, 0x49) and code[1] == 0x89 and code[2] & 0xF8 == 0xC0 else 0
-    if code[at : at + 3] == b"\x48\x85\xc0":
-        jump = code[at + 3 :]
-        if jump[0] in (0x74, 0x75) or (jump[0] == 0x0F and jump[1] in (0x84, 0x85)):
-            return start + at + 3, True
-    return start, False
+    code = binary.code(start, 24)
+    is_moved = code[0] in (0x48, 0x49) and code[1] == 0x89 and code[2] & 0xF8 == 0xC0
+    at = 3 if is_moved else 0
+    sites = [0, at + 3] if code[at : at + 3] == b"\x48\x85\xc0" else [0]
+    return cheapest_site((start + site, code[site:]) for site in sites)

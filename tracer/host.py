@@ -14,7 +14,7 @@ from tracer.host_account import Settings
 from tracer.host_engine import HostEngine, Quota
 from tracer.host_events import SUSPENDED
 from tracer.host_session import Ended, HostSession
-from tracer.privilege import require_root
+from tracer.privilege import LOAD, VM_PROCESS, host_needs, require
 from tracer.ring_size import ring_bytes
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
@@ -101,7 +101,7 @@ def record_host(
         TraceError: The bundle exists or cannot be written.
     """
     settings = options.settings()
-    require_root(f"process {options.vmm.pid}")
+    require(f"process {options.vmm.pid}", host_needs(options.vmm.pid))
     ends: list[Ended] = []
     progress("compile and attach")
     with HostEngine(calls=options.detail != "requests") as engine:
@@ -137,7 +137,7 @@ def record_all(
         MissingPrivilegeError: Not root, or no BCC.
     """
     settings, suspended = options.settings(), []
-    require_root("the VMs of this host")
+    require("the VMs of this host", LOAD | VM_PROCESS)
 
     def ended(end: Ended) -> None:
         if end.reason == SUSPENDED:

@@ -125,9 +125,9 @@ class HostEngine:
             self._watch_calls()
 
     def _watch_calls(self) -> None:
-        cost = CallCost()
-        self._attach_calls(HOST_CALL_POINTS)
-        self.call_cost_ns = cost.traced_ns(self)
+        with CallCost() as cost:
+            self._attach_calls(HOST_CALL_POINTS)
+            self.call_cost_ns = cost.traced_ns(self)
 
     def watch_other_calls(self) -> None:
         """Probe every system call that can give memory back: for a VMM that is not QEMU."""

@@ -29,7 +29,7 @@ MAX_THREADS = 4096
 
 _SYSTEM_CALLS = {"NR_MADVISE": 28, "NR_FALLOCATE": 285, "NR_PROCESS_MADVISE": 440, "NR_MMAP": 9}
 """Numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""
-_ELEMENT_LAYOUT = {
+ELEMENT_LAYOUT = {
     # VirtQueueElement of QEMU 4.2 and later (include/hw/virtio/virtio.h): index, len, ndescs,
     # out_num, in_num, in_addr, out_addr, in_sg, out_sg.
     "ELEM_OUT_NUM": 12,
@@ -124,7 +124,7 @@ def compile_host() -> Program:
         BccError: BCC is missing or refuses.
     """
     limits = {"MAX_VMS": MAX_VMS, "MAX_THREADS": MAX_THREADS}
-    return Program(SOURCES, {**limits, **_SYSTEM_CALLS, **_ELEMENT_LAYOUT})
+    return Program(SOURCES, {**limits, **_SYSTEM_CALLS, **ELEMENT_LAYOUT})
 
 
 def attach_calls(program: Program, points: tuple[Point, ...]) -> list[Attachment]:

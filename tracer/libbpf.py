@@ -1,7 +1,6 @@
-"""libbpf through ctypes: the kernel's own type information, and programs that BCC cannot attach.
+"""libbpf through ctypes, and the kernel's own type information read with it.
 
-libbpf comes with BCC (Debian: libbpf1 is a dependency of libbpfcc). BCC 0.26 attaches fentry
-programs to vmlinux functions alone; the balloon driver is a module, so those are loaded here.
+libbpf comes with BCC (Debian: libbpf1 is a dependency of libbpfcc).
 """
 
 from __future__ import annotations
@@ -16,12 +15,9 @@ from tracer.errors import BccError, ProbeError
 
 _KIND_STRUCT = 4
 _KIND_FUNC = 12
-_BPF_PROG_TYPE_TRACING = 26
-BPF_TRACE_FENTRY = 24
-BPF_TRACE_FEXIT = 25
-_LOG_BYTES = 8 << 20
 _MAP_TYPE_RINGBUF = 27
 _BTF_DIRECTORY = Path("/sys/kernel/btf")
+_WITH_BTF = "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y"
 
 
 class _BtfType(ctypes.Structure):
@@ -32,7 +28,7 @@ class _BtfMember(ctypes.Structure):
     _fields_ = (("name_off", c_uint32), ("type", c_uint32), ("offset", c_uint32))
 
 
-class _LoadOptions(ctypes.Structure):
+class LoadOptions(ctypes.Structure):
     """struct bpf_prog_load_opts of libbpf 1.0 (bpf/bpf.h); later ones only add at the end."""
 
     _fields_ = (
@@ -59,21 +55,15 @@ class _LoadOptions(ctypes.Structure):
     )
 
 
-class _BtfInfo(ctypes.Structure):
-    _fields_ = (
-        ("btf", c_uint64),
-        ("btf_size", c_uint32),
-        ("id", c_uint32),
-        ("name", c_uint64),
-        ("name_len", c_uint32),
-        ("kernel_btf", c_uint32),
-    )
-
-
 @functools.cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """Load libbpf, its functions declared.
+
+    Raises:
+        BccError: It is not installed.
+    """
     try:
-        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        loaded = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError as error:
         raise BccError(
             "cannot load libbpf", reason=str(error), remedy="apt-get install python3-bpfcc"
@@ -86,7 +76,7 @@ def _library() -> ctypes.CDLL:
         "btf__name_by_offset": (c_char_p, (c_void_p, c_uint32)),
         "bpf_prog_load": (
             c_int,
-            (c_int, c_char_p, c_char_p, c_char_p, c_size_t, POINTER(_LoadOptions)),
+            (c_int, c_char_p, c_char_p, c_char_p, c_size_t, POINTER(LoadOptions)),
         ),
         "bpf_link_create": (c_int, (c_int, c_int, c_uint32, c_void_p)),
         "bpf_map_create": (c_int, (c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p)),
@@ -95,27 +85,27 @@ def _library() -> ctypes.CDLL:
         "bpf_btf_get_next_id": (c_int, (c_uint32, POINTER(c_uint32))),
         "bpf_btf_get_fd_by_id": (c_int, (c_uint32,)),
         "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
+        "bpf_enable_stats": (c_int, (c_uint32,)),
     }
     for name, (result, arguments) in prototypes.items():
-        function = getattr(library, name)
+        function = getattr(loaded, name)
         function.restype = result
         function.argtypes = arguments
-    return library
+    return loaded
 
 
 @functools.cache
 def _load_btf(module: str | None) -> int:
     """Parse the kernel's BTF, or a module's on top of it; 5 MiB each time, so once a process."""
-    library = _library()
     if module is None:
-        handle = library.btf__load_vmlinux_btf()
+        handle = library().btf__load_vmlinux_btf()
     else:
-        handle = library.btf__load_module_btf(module.encode(), _load_btf(None))
+        handle = library().btf__load_module_btf(module.encode(), _load_btf(None))
     if not handle:
         raise ProbeError(
             f"cannot read the type information of {module or 'the kernel'}",
             reason=f"{_BTF_DIRECTORY / (module or 'vmlinux')}: {os.strerror(ctypes.get_errno())}",
-            remedy="use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+            remedy=_WITH_BTF,
         )
     return int(handle)
 
@@ -132,18 +122,25 @@ class Btf:
     """
 
     def __init__(self, module: str | None = None) -> None:
+        if not (_BTF_DIRECTORY / "vmlinux").exists():
+            # Not left to libbpf, which goes on to look for an image with debug information.
+            raise ProbeError(
+                "the kernel has no type information (BTF)",
+                reason=f"{_BTF_DIRECTORY / 'vmlinux'} is absent",
+                remedy=_WITH_BTF,
+            )
         self.module = module if module and (_BTF_DIRECTORY / module).exists() else None
         self._handle = _load_btf(self.module)
 
     def _find(self, name: str, kind: int) -> int | None:
-        found = int(_library().btf__find_by_name_kind(self._handle, name.encode(), kind))
+        found = int(library().btf__find_by_name_kind(self._handle, name.encode(), kind))
         return found if found > 0 else None
 
     def _struct(self, name: str) -> tuple[int, ctypes.c_void_p]:
         number = self._find(name, _KIND_STRUCT)
         if number is None:
             raise ProbeError(f"the kernel's type information has no struct {name}")
-        pointer = _library().btf__type_by_id(self._handle, number)
+        pointer = library().btf__type_by_id(self._handle, number)
         return number, ctypes.cast(pointer, ctypes.c_void_p)
 
     def struct_bytes(self, name: str) -> int:
@@ -166,7 +163,7 @@ class Btf:
         for index in range(head.info & 0xFFFF):
             at = address + ctypes.sizeof(_BtfType) + index * ctypes.sizeof(_BtfMember)
             entry = _BtfMember.from_address(at)
-            name = _library().btf__name_by_offset(self._handle, entry.name_off)
+            name = library().btf__name_by_offset(self._handle, entry.name_off)
             if name == member.encode():
                 bits = entry.offset & 0xFFFFFF if bitfields else entry.offset
                 return int(bits // 8)
@@ -175,89 +172,6 @@ class Btf:
     def function_id(self, name: str) -> int | None:
         """Return the BTF id of a function, or None where the kernel does not list it."""
         return self._find(name, _KIND_FUNC)
-
-
-@functools.cache
-def _module_btf_fd(module: str) -> int:
-    """Open the kernel's BTF object of a module; fentry programs name their target through it."""
-    library = _library()
-    number = c_uint32(0)
-    while library.bpf_btf_get_next_id(number.value, ctypes.byref(number)) == 0:
-        fd = int(library.bpf_btf_get_fd_by_id(number.value))
-        if fd < 0:
-            continue
-        name = ctypes.create_string_buffer(64)
-        info = _BtfInfo(name=ctypes.addressof(name), name_len=len(name))
-        size = c_uint32(ctypes.sizeof(info))
-        known = library.bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)) == 0
-        if known and info.kernel_btf and name.value == module.encode():
-            return fd
-        os.close(fd)
-    raise ProbeError(f"the kernel holds no type information of module {module}")
-
-
-def _load_tracing(instructions: bytes, options: _LoadOptions, function: str) -> int:
-    def load() -> int:
-        return int(
-            _library().bpf_prog_load(
-                _BPF_PROG_TYPE_TRACING,
-                b"aerostat",
-                b"GPL",
-                instructions,
-                len(instructions) // 8,
-                ctypes.byref(options),
-            )
-        )
-
-    program = load()
-    if program >= 0:
-        return program
-    reason = os.strerror(ctypes.get_errno())
-    # Only now ask for the verifier's words: a log that does not fit fails a load that would pass.
-    log = ctypes.create_string_buffer(_LOG_BYTES)
-    options.log_level, options.log_size = 1, len(log)
-    options.log_buf = ctypes.cast(log, c_char_p)
-    program = load()
-    if program >= 0:
-        return program
-    lines = log.value.decode(errors="replace").strip().splitlines()
-    raise ProbeError(
-        f"cannot load an fentry program for {function}",
-        reason=f"{reason}: {lines[-1]}" if lines else reason,
-    )
-
-
-def attach_tracing(instructions: bytes, btf: Btf, function: str, attach_type: int) -> int:
-    """Load a compiled program as fentry or fexit of a kernel or module function and attach it.
-
-    Args:
-        instructions: Program text as BCC compiled it, map descriptors filled in.
-        btf: Where the function is described.
-        function: Kernel function.
-        attach_type: BPF_TRACE_FENTRY or BPF_TRACE_FEXIT.
-
-    Returns:
-        File descriptor of the link; closing it detaches.
-
-    Raises:
-        ProbeError: The kernel does not list the function or refuses the program.
-    """
-    number, owner = btf.function_id(function), btf.module
-    if number is None:
-        raise ProbeError(f"cannot attach fentry to {function}", reason="not in the kernel's BTF")
-    options = _LoadOptions(
-        sz=ctypes.sizeof(_LoadOptions), expected_attach_type=attach_type, attach_btf_id=number
-    )
-    # A function that vmlinux defines has an id below the module's own; 0 names vmlinux.
-    if owner and Btf().function_id(function) != number:
-        options.attach_btf_obj_fd = _module_btf_fd(owner)
-    program = _load_tracing(instructions, options, function)
-    link = int(_library().bpf_link_create(program, 0, attach_type, None))
-    error = ctypes.get_errno()
-    os.close(program)
-    if link < 0:
-        raise ProbeError(f"cannot attach fentry to {function}", reason=os.strerror(error))
-    return link
 
 
 def create_ring(name: str, size_bytes: int) -> int:
@@ -274,7 +188,7 @@ def create_ring(name: str, size_bytes: int) -> int:
         ProbeError: The kernel refuses it.
     """
     fd = int(
-        _library().bpf_map_create(_MAP_TYPE_RINGBUF, name[:15].encode(), 0, 0, size_bytes, None)
+        library().bpf_map_create(_MAP_TYPE_RINGBUF, name[:15].encode(), 0, 0, size_bytes, None)
     )
     if fd < 0:
         raise ProbeError(
@@ -292,7 +206,7 @@ def put_map(outer_fd: int, index: int, inner_fd: int) -> None:
         ProbeError: The kernel refuses it.
     """
     key, value = c_uint32(index), c_uint32(inner_fd)
-    result = _library().bpf_map_update_elem(outer_fd, ctypes.byref(key), ctypes.byref(value), 0)
+    result = library().bpf_map_update_elem(outer_fd, ctypes.byref(key), ctypes.byref(value), 0)
     if result:
         raise ProbeError(
             "the kernel refuses a ring in an array of rings",
@@ -302,4 +216,4 @@ def put_map(outer_fd: int, index: int, inner_fd: int) -> None:
 
 def drop_map(outer_fd: int, index: int) -> None:
     """Take a map out of an array of maps; nothing where there is none."""
-    _library().bpf_map_delete_elem(outer_fd, ctypes.byref(c_uint32(index)))
+    library().bpf_map_delete_elem(outer_fd, ctypes.byref(c_uint32(index)))

@@ -9,7 +9,7 @@ import click
 from aerostat.options import PATH, force_option, json_option, size, talk_options
 from aerostat.output import emit_json, plain, refuse_existing
 from aerostat.progress import progress_on_stderr
-from tracer.privilege import require_root
+from tracer.privilege import LOAD, require
 
 if TYPE_CHECKING:
     from lab.session import LabOutcome
@@ -95,7 +95,7 @@ def command(
         raise click.UsageError("--demo goes with neither --no-record nor --json")
     if not no_record:
         refuse_existing(output, force=force)
-        require_root("a lab session")
+        require("a lab session", LOAD)
         output.parent.mkdir(parents=True, exist_ok=True)
     from lab.session import LabOptions, run_lab
 

@@ -26,6 +26,7 @@ from aerostat.record_options import (
 )
 from aerostat.recording import Ended, Listeners, listeners
 from aerostat.stop import stop_on_signal
+from aerostat.unprivileged import then_drop
 from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
 
@@ -66,6 +67,7 @@ def command(**given: Any) -> ExitCode:
         listeners(given) as told,
     ):
         common |= {**told.hooks(), "keep": keep}
+        common["ready"] = then_drop(common["ready"], given, told.say)
         if given["guest"]:
             fentry = None if given["probes"] is None else given["probes"] == "fentry"
             _record_guest(common, fentry, progress, stop)
@@ -142,10 +144,10 @@ def _record_host(
     from tracer.discover import find_vm
     from tracer.host import VmOptions, record_host
     from tracer.merge import settle
-    from tracer.privilege import require_root
+    from tracer.privilege import LOAD, require
 
-    # Before the process is looked at: without root that fails for a lesser reason.
-    require_root("a VM")
+    # Before the process is looked at: without privilege that fails for a lesser reason.
+    require("a VM", LOAD)
     vmm = find_vm(pid=given["pid"], name=given["name"], uuid=given["uuid"])
     trace = record_host(VmOptions(**options, vmm=vmm), progress, stop)
     if options["flight"] is None:

@@ -49,12 +49,13 @@ def require_readable() -> None:
     ],
     ids=["pid", "guest", "lab"],
 )
-def test_not_root(arguments: list[str]) -> None:
+def test_without_privileges(arguments: list[str]) -> None:
     require_readable()
     # "/" is a directory that nobody may write to but everybody can enter; tmp_path is root's own.
     err = refused(ExitCode.MISSING_PRIVILEGE, *arguments, cwd="/", **unprivileged())
-    assert "without root" in err
-    assert "sudo" in err
+    assert "lacks" in err
+    assert "CAP_PERFMON, CAP_BPF" in err
+    assert "run with sudo, or grant" in err
     assert not Path("/aerostat-test.balloon").exists()
 
 

@@ -1,9 +1,14 @@
 """What a user is told whose machine lacks what recording needs."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from tracer.loader import refused
 
 ROOT = Path(__file__).parents[2]
 TRY_IMPORT = """
@@ -38,23 +43,43 @@ def test_the_unrelated_package_of_that_name_is_told_apart(tmp_path):
     text = run(TRY_IMPORT, path=tmp_path)
     assert text.startswith("6\n")
     assert "is not BCC" in text
-    assert "pip uninstall bcc" in text
+    assert "pip uninstall --yes bcc" in text
 
 
-def test_recording_without_root_says_what_to_do(tmp_path):
-    code = """
-import os
-os.setuid(65534)
-from tracer.privilege import require_root
-from tracer.trace.errors import AerostatError
-try:
-    require_root("process 1")
-except AerostatError as error:
-    print(int(error.exit_code)); print(error)
-"""
-    if os.geteuid() != 0:
-        code = code.replace("os.setuid(65534)\n", "")
-    text = run(code)
+def test_bcc_without_its_library_says_which_package_to_mend(tmp_path):
+    """The real package, made to look for a version of its library that is not installed."""
+    source = Path("/usr/lib/python3/dist-packages/bcc")
+    if not source.exists():
+        pytest.skip("needs python3-bpfcc")
+    shutil.copytree(source, tmp_path / "bcc")
+    library = tmp_path / "bcc" / "libbcc.py"
+    library.write_text(library.read_text().replace("libbcc.so.0", "libbcc.so.999"))
+    text = run(TRY_IMPORT, path=tmp_path)
     assert text.startswith("6\n")
-    assert "without root" in text
-    assert "sudo" in text
+    assert "libbcc.so.999: cannot open shared object file" in text
+    assert "apt-get install --reinstall libbpfcc" in text
+
+
+@pytest.mark.parametrize(
+    ("printed", "reason", "remedy"),
+    [
+        (
+            "bpf: Failed to load program: Permission denied\n0: (95) exit\nR0 !read_ok\n"
+            "processed 1 insns (limit 1000000) max_states_per_insn 0 total_states 0\n\n"
+            "HINT: something of BCC's",
+            "Permission denied: R0 !read_ok",
+            "doctor --json",
+        ),
+        (
+            "bpf: Failed to load program: Argument list too long\n",
+            "Argument list too long",
+            "doctor",
+        ),
+        ("no word that is known", "Invalid argument: no word that is known", "doctor --json"),
+    ],
+)
+def test_what_libbcc_prints_becomes_one_reason(printed, reason, remedy):
+    error = refused("on_pop", printed)
+    assert error.reason == reason
+    assert "refuses the BPF program on_pop" in error.what
+    assert remedy in error.remedy

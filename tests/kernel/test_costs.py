@@ -1,0 +1,80 @@
+"""What probes cost, as a capture measures it: on this kernel, with the real programs."""
+
+import pytest
+
+from tests.standins.build import qemu_like
+from tracer import host_probes
+from tracer.call_cost import CallCost
+from tracer.costs import BodyTimes, CostMeter, ProbeCosts
+from tracer.host_engine import HostEngine, Quota, Target
+from tracer.probes import HOST_CALL_POINTS, Kind, Way
+
+CALLS = ("madvise", "fallocate", "process_madvise", "mmap")
+
+
+@pytest.fixture
+def engine():
+    with HostEngine(calls=False) as made:
+        yield made
+
+
+def test_the_probes_of_a_call_cost_its_thread_more_than_others(engine):
+    meter = CostMeter()
+    attached = host_probes.attach_calls(engine.program, HOST_CALL_POINTS)
+    costs = meter.costs(engine, attached)
+    engine.program.detach()
+    assert costs.call_probes == 4
+    assert costs.call_pair_ns > costs.bystander_ns > 0
+    madvise = attached[0].way
+    assert costs.hit_ns(madvise, None, None) == costs.call_pair_ns / 2
+    assert costs.others_ns(madvise) == costs.bystander_ns / 4
+    assert 0 < costs.uprobe_ns(emulated=True) < costs.uprobe_ns(emulated=False)
+
+
+def test_without_system_call_probes_nobody_else_pays(engine):
+    costs = CostMeter().costs(engine, [])
+    assert costs.call_pair_ns is None
+    assert costs.others_ns(Way(Kind.UPROBE, "0:pop", "on_pop_0")) == 0
+    assert costs.uprobe_ns(emulated=True) > 0
+
+
+def test_raw_tracepoints_are_seen_to_tax_every_system_call(engine):
+    with CallCost() as cost:
+        engine.program.attach_raw_tracepoint("on_raw_enter", "sys_enter")
+        engine.program.attach_raw_tracepoint("on_raw_exit", "sys_exit")
+        taxed_ns = cost.bystander_ns()
+        engine.program.detach()
+        assert taxed_ns > 3
+        assert cost.bystander_ns() < taxed_ns
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_system_call_that_is_timed_succeeds_and_is_seen(name, engine):
+    with CallCost(name) as cost:
+        engine.program.attach_tracepoint(f"on_{name}_enter", "syscalls", f"sys_enter_{name}")
+        engine.program.attach_tracepoint("on_call_exit", "syscalls", f"sys_exit_{name}")
+        assert cost.traced_ns(engine) > 0
+        assert cost.call() >= 0
+
+
+def test_our_own_programs_are_timed_over_their_first_requests(engine):
+    with qemu_like("-m", "64M", "-device", "virtio-balloon-pci") as vm:
+        sites = host_probes.find_sites(vm.pid)
+        target = Target(vm.pid, sites, (), (), True, 1 << 20, Quota())
+        probes = engine.add(target)
+        times = BodyTimes(engine.program, ("on_pop_0", "on_push"), runs=8)
+        assert times.mean_ns("on_push") is None
+        probes.attach()
+        vm.send("inflate", 4000, 2048, -1)
+        times.poll()
+        timed = engine.program.runs("on_push").count
+        assert timed == 8
+        vm.send("inflate", 1900, 1024, -1)
+        assert engine.program.runs("on_push").count == timed  # It has stopped.
+        pop_ns, push_ns = times.mean_ns("on_pop_0"), times.mean_ns("on_push")
+        assert 0 < pop_ns < push_ns  # A push copies up to 256 PFNs.
+        costs = ProbeCosts(traps_ns={"jump": 300.0, "other": 3000.0})
+        pop = Way(Kind.UPROBE, "0:pop", "on_pop_0")
+        assert costs.hit_ns(pop, sites, pop_ns) == 300.0 + pop_ns
+        times.close()
+        probes.close()

@@ -1,0 +1,123 @@
+"""The real recorder as an ordinary user with exactly the capabilities of docs/privileges.md."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.standins.build import StandIn, qemu_like
+from tracer.privilege import Capability
+from tracer.trace.reader import open_trace
+from tracer.trace.schema import Side
+
+ROOT = Path(__file__).parents[2]
+NOBODY = 65534
+ENOUGH = ("sys_admin", "sys_ptrace", "dac_read_search")
+
+
+def record(pid: int, output: Path, capabilities: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    names = ",".join(f"+{name}" for name in capabilities)
+    user = ("--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
+    granted = ("--inh-caps", names, "--ambient-caps", names) if names else ()
+    arguments = ("record", "--pid", str(pid), "-o", str(output), "--duration", "2s")
+    return subprocess.run(
+        ["setpriv", *user, *granted, sys.executable, "-m", "aerostat", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A directory of nobody's, reachable by everybody."""
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    os.chown(tmp_path, NOBODY, NOBODY)
+    return tmp_path
+
+
+@pytest.fixture
+def vm():
+    """A VM of another user: root's."""
+    with qemu_like("-m", "64M", "-name", "guest=theirs", "-device", "virtio-balloon-pci") as made:
+        yield made
+
+
+def test_three_capabilities_record_the_vm_of_another_user(vm, place):
+    output = place / "theirs.balloon"
+    done = record(vm.pid, output, ENOUGH)
+    assert done.returncode == 0, done.stderr
+    trace = open_trace(output)
+    assert trace.is_complete
+    assert trace.manifest.vm.name == "theirs"
+    probes = {probe.point: probe for probe in trace.manifest.sides["host"].probes}
+    assert probes["queues-pop"].way == "uprobe"
+    assert probes["madvise-enter"].status == "attached"
+    assert trace.table("residency", Side.HOST)["pages"].to_numpy().sum() == 64 * 256
+    assert all(row["rss_bytes"] for row in trace.table("samples", Side.HOST).to_pylist())
+
+
+@pytest.mark.parametrize("missing", ENOUGH)
+def test_with_one_less_it_says_which(missing, vm, place):
+    output = place / "theirs.balloon"
+    done = record(vm.pid, output, [name for name in ENOUGH if name != missing])
+    assert done.returncode == 6, done.stderr
+    assert "aerostat: error: " in done.stderr
+    if missing == "sys_admin":
+        assert "lacks CAP_PERFMON, CAP_BPF" in done.stderr
+    else:
+        assert f"CAP_{missing.upper()}" in done.stderr
+    assert "grant CAP_" in done.stderr
+    assert not output.exists()
+
+
+def capabilities_while_recording(vm: StandIn, output: Path, *more: str) -> set[str]:
+    """Record as root until every probe is attached, read what each thread has left, and end it."""
+    ready = output.parent / "ready"
+    arguments = ("--pid", str(vm.pid), "-o", str(output), "--ready-file", str(ready), *more)
+    argv = [sys.executable, "-m", "aerostat", "record", *arguments]
+    with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) as recorder:
+        deadline_s = time.monotonic() + 60
+        while not ready.exists() and recorder.poll() is None and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        tasks = [path / "status" for path in Path(f"/proc/{recorder.pid}/task").iterdir()]
+        texts = [path.read_text() for path in tasks]
+        assert vm.send("inflate", 4000, 512, -1).pages == 512
+        recorder.send_signal(signal.SIGINT)
+        _, said = recorder.communicate(timeout=60)
+    assert recorder.returncode == 0, said
+    assert open_trace(output).is_complete
+    assert sum(row["pages"] for row in open_trace(output).table("requests").to_pylist()) == 512
+    assert all("NoNewPrivs:\t1" in text for text in texts)
+    return {re.findall(r"Cap(?:Prm|Eff):\t(\w+)", text)[0] for text in texts}
+
+
+def test_the_command_keeps_what_it_samples_with_and_nothing_else(vm, tmp_path):
+    left = capabilities_while_recording(vm, tmp_path / "x.balloon")
+    assert left == {f"{1 << Capability.CAP_SYS_PTRACE | 1 << Capability.CAP_DAC_READ_SEARCH:016x}"}
+
+
+def test_root_still_writes_into_the_home_of_the_user_who_called_it(vm, place):
+    place.chmod(0o700)
+    left = capabilities_while_recording(vm, place / "x.balloon")
+    (bits,) = left
+    assert int(bits, 16) >> Capability.CAP_DAC_OVERRIDE & 1
+    assert not int(bits, 16) >> Capability.CAP_SYS_ADMIN & 1
+
+
+def test_with_tracing_capabilities_alone_the_kernel_asks_for_more(vm, place):
+    output = place / "theirs.balloon"
+    done = record(vm.pid, output, ("bpf", "perfmon", "sys_ptrace", "dac_read_search"))
+    if done.returncode == 0:
+        pytest.skip("this kernel is of the years in which CAP_PERFMON was enough for uprobes")
+    assert done.returncode == 6
+    assert "lacks CAP_SYS_ADMIN" in done.stderr

@@ -1,0 +1,105 @@
+"""Programs that the compiler or the kernel refuses: one clear error, one remedy."""
+
+import ctypes
+import errno
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.as_user import failure
+from tracer import host_probes, libbpf
+from tracer.bpf_programs import PROG_TYPE_KPROBE, load_program
+from tracer.errors import BccError, ProbeError
+from tracer.libbpf import Btf
+from tracer.loader import Program, import_bcc, refused
+from tracer.privilege import LOAD
+
+NR_BPF = 321
+PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
+SECCOMP_MODE_FILTER = 2
+HEADERS = Path(__file__).parents[2] / "bpf" / "headers"
+EXIT_WITHOUT_RESULT = bytes.fromhex("9500000000000000")
+UNTRUE_TO_THE_VERIFIER = b"int reads_anything(void *ctx) { return *(volatile int *)0xdead; }"
+
+
+def test_the_verifiers_last_word_is_the_reason():
+    with pytest.raises(ProbeError) as caught:
+        load_program(PROG_TYPE_KPROBE, EXIT_WITHOUT_RESULT, "on_nothing")
+    assert "R0 !read_ok" in caught.value.reason
+    assert "refuses the BPF program on_nothing" in caught.value.what
+    assert caught.value.remedy
+
+
+def test_the_verifiers_last_word_comes_through_bcc_too(capfd, monkeypatch):
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(HEADERS))
+    bcc = import_bcc()
+    program = bcc.BPF(text=UNTRUE_TO_THE_VERIFIER)
+    with pytest.raises(Exception, match="Failed to load"):
+        program.load_func(b"reads_anything", bcc.BPF.KPROBE)
+    error = refused("reads_anything", capfd.readouterr().err)
+    assert "invalid mem access" in error.reason
+    program.cleanup()
+
+
+def test_a_source_that_does_not_compile_says_where(capfd):
+    with pytest.raises(BccError) as caught:
+        Program(("guest.bpf.c",), {})
+    assert caught.value.what == "cannot compile guest.bpf.c"
+    assert "error: use of undeclared identifier 'REQUESTS_PAGES'" in caught.value.reason
+    assert caught.value.remedy
+    assert capfd.readouterr().err == ""
+
+
+def test_a_user_without_capabilities_is_told_which():
+    text = failure((), host_probes.compile_host)
+    assert "does not let this process make BPF maps" in text
+    assert "lacks CAP_PERFMON, CAP_BPF" in text
+
+
+def forbid_bpf() -> None:
+    """Have a seccomp filter answer EPERM to bpf(2), as that of a container does."""
+    load_number, jump_if_equal, answer = 0x20, 0x15, 0x06
+    steps = (
+        (load_number, 0, 0, 0),  # of the system call, in struct seccomp_data
+        (jump_if_equal, 0, 1, NR_BPF),
+        (answer, 0, 0, 0x00050000 | errno.EPERM),
+        (answer, 0, 0, 0x7FFF0000),  # allow
+    )
+    text = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *step) for step in steps))
+    program = struct.pack("<HxxxxxxQ", len(steps), ctypes.addressof(text))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program) == 0
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        host_probes.compile_host,
+        lambda: load_program(PROG_TYPE_KPROBE, EXIT_WITHOUT_RESULT, "on_nothing"),
+    ],
+    ids=["maps", "program"],
+)
+def test_a_seccomp_filter_is_told_apart_from_missing_capabilities(use):
+    def act():
+        forbid_bpf()
+        use()
+
+    text = failure(LOAD, act)
+    assert "a seccomp filter forbids bpf(2)" in text
+    assert "seccomp=unconfined" in text
+
+
+@pytest.fixture
+def no_btf(tmp_path, monkeypatch):
+    monkeypatch.setattr(libbpf, "_BTF_DIRECTORY", tmp_path)
+    return tmp_path
+
+
+def test_a_kernel_without_btf_is_one_clear_error(no_btf):
+    with pytest.raises(ProbeError) as caught:
+        Btf()
+    assert "no type information" in caught.value.what
+    assert str(no_btf / "vmlinux") in caught.value.reason
+    assert "CONFIG_DEBUG_INFO_BTF" in caught.value.remedy

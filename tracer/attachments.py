@@ -1,0 +1,223 @@
+"""Loaded BPF programs and where they are attached: each kind of probe, set and taken away.
+
+How programs are made is left to a subclass: compiled (tracer/loader.py) or empty.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tracer.bpf_programs import (
+    BPF_TRACE_FENTRY,
+    BPF_TRACE_FEXIT,
+    PROG_TYPE_KPROBE,
+    PROG_TYPE_RAW_TRACEPOINT,
+    PROG_TYPE_TRACEPOINT,
+    Runs,
+    attach_tracing,
+    program_runs,
+)
+from tracer.errors import ProbeError
+from tracer.libbpf import Btf
+from tracer.privilege import lacking_for, names, remedy_for
+from tracer.probes import Kind
+
+_TRACEFS = Path("/sys/kernel/tracing")
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[list[str]]:
+    """Collect what libbcc's C++ code writes to descriptor 2: its exceptions say nothing."""
+    text: list[str] = []
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield text
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            sink.seek(0)
+            text.append(sink.read().decode(errors="replace"))
+
+
+def last_error(text: list[str]) -> str:
+    """Pick the line of captured text that says most."""
+    lines = [line.strip() for line in "".join(text).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["no message"])[0]
+
+
+class Attachments(abc.ABC):
+    """Attaches programs and keeps what must be closed to take them away.
+
+    Args:
+        libbcc: BCC's C library.
+    """
+
+    def __init__(self, libbcc: Any) -> None:
+        self._libbcc = libbcc
+        self._closers: list[Callable[[], object]] = []
+        self._programs: dict[str, set[int]] = {}
+
+    @abc.abstractmethod
+    def _load(self, function: str, kind: int) -> int:
+        """Return the descriptor of a program, loaded as a BPF program type."""
+
+    @abc.abstractmethod
+    def _text(self, function: str) -> bytes:
+        """Return a program's instructions."""
+
+    def detach(self) -> None:
+        """Detach every probe that was not claimed; the maps stay readable."""
+        self.claim()()
+
+    def claim(self) -> Callable[[], None]:
+        """Hand over what was attached since the last claim.
+
+        Returns:
+            Detaches it; until then it stays attached, even when this object detaches the rest.
+        """
+        closers, self._closers = self._closers, []
+
+        def detach() -> None:
+            while closers:
+                closers.pop()()
+
+        return detach
+
+    def runs(self, function: str) -> Runs:
+        """How often and how long a program ran while `RunStats` were kept and it was attached."""
+        found = [program_runs(program) for program in self._programs.get(function, ())]
+        return Runs(sum(runs.count for runs in found), sum(runs.total_ns for runs in found))
+
+    def _known(self, function: str, kind: int) -> int:
+        program = self._load(function, kind)
+        self._programs.setdefault(function, set()).add(program)
+        return program
+
+    def _keep(self, fd: int, kind: Kind, what: str, text: list[str]) -> None:
+        if fd >= 0:
+            self._closers.append(lambda: os.close(fd))
+            return
+        missing = lacking_for(kind)
+        if missing:
+            raise ProbeError(
+                f"cannot attach a {kind.value} to {what}",
+                reason=f"this process lacks {names(missing)}",
+                remedy=remedy_for(missing),
+            )
+        raise ProbeError(f"cannot attach a {kind.value} to {what}", reason=last_error(text))
+
+    def attach_uprobe(self, function: str, path: Path, file_offset: int, pid: int) -> None:
+        """Attach to an instruction of a program file, in one process's memory only.
+
+        Raises:
+            ProbeError: The kernel refuses it.
+        """
+        program = self._known(function, PROG_TYPE_KPROBE)
+        name = f"aerostat_{pid}_{file_offset:x}"
+        with captured_stderr() as text:
+            fd = self._libbcc.bpf_attach_uprobe(
+                program, 0, name.encode(), str(path).encode(), file_offset, pid, 0
+            )
+        self._keep(fd, Kind.UPROBE, str(path), text)
+
+    def attach_kprobe(
+        self, function: str, symbol: str, *, at_return: bool, address: int | None = None
+    ) -> None:
+        """Attach to the entry or the return of a kernel function.
+
+        Args:
+            function: BPF program.
+            symbol: The kernel's function.
+            at_return: At its return.
+            address: Its address, where the kernel has others of that name.
+
+        Raises:
+            ProbeError: The kernel has no kprobes or no such function.
+        """
+        program = self._known(function, PROG_TYPE_KPROBE)
+        plain = re.sub(r"\W", "_", symbol)
+        name = f"aerostat_{'r' if at_return else 'p'}_{plain}_{os.getpid()}"
+        # Without a name the offset is an address (perf_event_open(2): config2, kprobe_addr).
+        place = (symbol.encode(), 0) if address is None else (b"", address)
+        with captured_stderr() as text:
+            fd = self._libbcc.bpf_attach_kprobe(
+                program, 1 if at_return else 0, name.encode(), *place, 0
+            )
+        self._keep(fd, Kind.KRETPROBE if at_return else Kind.KPROBE, symbol, text)
+
+    def attach_fentry(self, function: str, btf: Btf, symbol: str, *, at_return: bool) -> None:
+        """Attach to the entry or the return of a kernel or module function by trampoline.
+
+        Raises:
+            ProbeError: The kernel lists no such function or loads no such program.
+        """
+        kind = BPF_TRACE_FEXIT if at_return else BPF_TRACE_FENTRY
+        program, link = attach_tracing(self._text(function), btf, symbol, kind)
+        programs = self._programs.setdefault(function, set())
+        programs.add(program)
+        self._closers += [lambda: programs.discard(program), lambda: os.close(program)]
+        self._closers.append(lambda: os.close(link))
+
+    def attach_tracepoint(self, function: str, category: str, event: str) -> None:
+        """Attach to a classic tracepoint; mounts tracefs where nobody has.
+
+        Raises:
+            ProbeError: There is no tracefs or no such event.
+        """
+        mount_tracefs()
+        program = self._known(function, PROG_TYPE_TRACEPOINT)
+        with captured_stderr() as text:
+            fd = self._libbcc.bpf_attach_tracepoint(program, category.encode(), event.encode())
+        self._keep(fd, Kind.TRACEPOINT, f"{category}:{event}", text)
+
+    def attach_raw_tracepoint(self, function: str, event: str) -> None:
+        """Attach to a raw tracepoint.
+
+        Raises:
+            ProbeError: There is no such event.
+        """
+        program = self._known(function, PROG_TYPE_RAW_TRACEPOINT)
+        with captured_stderr() as text:
+            fd = self._libbcc.bpf_attach_raw_tracepoint(program, event.encode())
+        self._keep(fd, Kind.RAW_TRACEPOINT, event, text)
+
+
+def mount_tracefs() -> None:
+    """Mount tracefs where nobody has: classic tracepoints are found through it.
+
+    Raises:
+        ProbeError: It is not there and cannot be mounted.
+    """
+    if _has_events():
+        return
+    subprocess.run(
+        ["mount", "-t", "tracefs", "tracefs", str(_TRACEFS)], check=False, capture_output=True
+    )
+    if not _has_events():
+        raise ProbeError("tracefs is not mounted", remedy=f"mount -t tracefs tracefs {_TRACEFS}")
+
+
+def _has_events() -> bool:
+    try:
+        return (_TRACEFS / "events").exists()
+    except PermissionError as error:
+        missing = lacking_for(Kind.TRACEPOINT)
+        raise ProbeError(
+            f"{_TRACEFS} may not be read",
+            reason=f"this process lacks {names(missing)}" if missing else str(error),
+            remedy=remedy_for(missing),
+        ) from error
