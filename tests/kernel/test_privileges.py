@@ -10,7 +10,7 @@ import pytest
 
 from tests.kernel.as_user import failure
 from tracer.bpf_programs import RunStats
-from tracer.guest_probes import kernel_symbol
+from tracer.guest_layout import kernel_symbol
 from tracer.loader import EmptyPrograms
 from tracer.machine_code import MachineCode, loop
 from tracer.privilege import LOAD, Capability

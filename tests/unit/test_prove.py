@@ -84,7 +84,13 @@ RECORDER = """
 import sys, threading, time
 from pathlib import Path
 from tracer.prove_stream import write_until_killed
-threading.Timer(0.2, Path(sys.argv[2]).touch).start()
+
+def ready_once_written():
+    while not any(part.stat().st_size > 1 << 20 for part in Path(sys.argv[1]).glob("requests/*")):
+        time.sleep(0.01)
+    Path(sys.argv[2]).touch()
+
+threading.Thread(target=ready_once_written, daemon=True).start()
 write_until_killed(sys.argv[1])
 """
 
