@@ -155,7 +155,7 @@ def test_a_trace_is_not_compared_with_results(host: Path, tmp_path: Path, capsys
 def test_record_needs_one_side(capsys) -> None:
     assert main(["record", "-o", "x.balloon"]) == ExitCode.USAGE
     assert main(["record", "--guest", "--pid", "1", "-o", "x.balloon"]) == ExitCode.USAGE
-    assert "either --pid PID or --guest" in capsys.readouterr().err
+    assert "give one of --vm, --uuid, --pid; or --all; or --guest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["record", "--pid", "1"], ["lab"]])
