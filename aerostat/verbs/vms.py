@@ -1,6 +1,7 @@
 """`aerostat vms`: the virtual machines of this host, and what can be recorded of each."""
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,7 +49,9 @@ def command(as_json: bool, quiet: bool, verbose: bool) -> None:
         found = look_at(find_vms())
     limits = [] if os.geteuid() == 0 else [_LIMIT]
     if as_json:
-        emit_json({"vms": [_document(vm) for vm in found], "limits": limits})
+        select = _selections(found)
+        documents = [_document(vm) | {"select": select[vm.vmm.pid]} for vm in found]
+        emit_json({"vms": documents, "limits": limits})
         return
     draw(found)
     if not quiet:
@@ -58,21 +61,7 @@ def command(as_json: bool, quiet: bool, verbose: bool) -> None:
 
 def _document(found: "Recordable") -> dict[str, Any]:
     vmm = found.vmm
-    keys = (
-        *(
-            "pid",
-            "start_ticks",
-            "kind",
-            "manager",
-            "name",
-            "vm_id",
-            "uuid",
-            "memory_bytes",
-            "vcpus",
-        ),
-        *("machine", "accel", "container", "exe_deleted"),
-    )
-    document = {key: getattr(vmm, key) for key in keys}
+    document = {key: getattr(vmm, key) for key in _VM}
     document |= {"machine": vmm.machine or None, "exe": str(vmm.exe)}
     document |= {
         "records": plain(found.records),
@@ -84,6 +73,18 @@ def _document(found: "Recordable") -> dict[str, Any]:
     return document
 
 
+def _selections(found: "list[Recordable]") -> dict[int, list[str]]:
+    """Say for each pid which options of `aerostat record` pick that VM and no other."""
+    names = [name for vm in found for name in (vm.vmm.name, vm.vmm.vm_id) if name is not None]
+    plainly = re.compile(r"[\w/][\w./:@+-]*")
+    return {
+        vm.vmm.pid: ["--vm", vm.vmm.name]
+        if vm.vmm.name and names.count(vm.vmm.name) == 1 and plainly.fullmatch(vm.vmm.name)
+        else ["--pid", str(vm.vmm.pid)]
+        for vm in found
+    }
+
+
 def draw(found: "list[Recordable]") -> None:
     """Draw one row per VM."""
     from aerostat import render
@@ -91,22 +92,23 @@ def draw(found: "list[Recordable]") -> None:
     if not found:
         render.say("No virtual machine runs here.")
         return
-    columns = ("<name", "<VMM", "memory", "vCPUs", "<UUID", "<records", "<memory map", "<note")
+    select = _selections(found)
+    columns = ("pid", "<name", "<VMM", "memory", "<UUID", "<records", "<map")
     rows = [
         (
             str(vm.vmm.pid),
             render.cell(vm.vmm.label),
             _vmm_words(vm),
             render.size(vm.vmm.memory_bytes),
-            render.count(vm.vmm.vcpus),
             render.cell(vm.vmm.uuid),
             render.cell(plain(vm.records)),
             render.cell(plain(vm.memory_map)),
+            " ".join(select[vm.vmm.pid]),
             vm.reason,
         )
         for vm in found
     ]
-    render.draw("Virtual machines", ("--pid", *columns), rows)
+    render.draw("Virtual machines", (*columns, "<pick it with", "<note"), rows)
 
 
 def _vmm_words(found: "Recordable") -> str:

@@ -1,5 +1,6 @@
 """`aerostat vms` beside real processes: what it lists, and how it shows hostile names."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -37,6 +38,16 @@ def test_a_qemu_and_a_firecracker_side_by_side(capsys):
     assert (other["memory_bytes"], other["machine"]) == (None, None)
     assert [region["gpa"] for region in other["regions"]] == [0, 4 << 30]
     assert "firecracker" in other["reason"]
+
+
+def test_each_vm_is_picked_by_its_name_or_where_that_is_not_enough_by_its_pid(capsys):
+    names = ("standin-once", "standin-twice", "standin-twice", "-standin", "stand in\x07")
+    with contextlib.ExitStack() as stack:
+        vms = [stack.enter_context(qemu_like("-m", "64M", "-name", f"guest={n}")) for n in names]
+        found = listed(capsys)
+    picked = [found[vm.pid]["select"] for vm in vms]
+    assert picked[0] == ["--vm", "standin-once"]
+    assert picked[1:] == [["--pid", str(vm.pid)] for vm in vms[1:]]
 
 
 def test_what_is_missing_is_said(capsys):
