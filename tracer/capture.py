@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from tracer.flight import FlightOptions, FlightRecorder
 from tracer.flight_dump import Dump
 from tracer.live import VmStats
-from tracer.ring import Records
+from tracer.ring import Records, join_records
 from tracer.trace.progress import Progress
 from tracer.trace.schema import Side
 from tracer.trace.sink import Sink
@@ -142,7 +140,7 @@ class Gather:
     def flush(self) -> None:
         """Write what waits."""
         if self._waiting:
-            records = np.concatenate(self._waiting)
+            records = join_records(self._waiting)
             self._waiting, self._count = [], 0
             self._emit(records)
 

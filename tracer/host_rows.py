@@ -8,7 +8,7 @@ from tracer import decode
 from tracer.capture import Gather
 from tracer.guest_map import GuestMap
 from tracer.host_tally import Tally
-from tracer.ring import Records
+from tracer.ring import Records, join_records, pick_records
 from tracer.trace.sink import Sink
 
 _REMEMBERED = 8192
@@ -70,7 +70,7 @@ class HostRows:
 
     def _write_requests(self, records: Records) -> None:
         """Write whole requests; the chunks of one that is still to be completed wait."""
-        records = np.concatenate((self._held, records))
+        records = join_records((self._held, records))
         whole = len(records)
         if whole and not decode.is_last_chunk(records[-1:])[0]:
             whole = int(np.flatnonzero(records["token"] == records["token"][-1])[0])
@@ -86,7 +86,7 @@ class HostRows:
         first = decode.first_chunks(records)
         self.strangers += int(np.count_nonzero(~known & first))
         self.partial += int(np.count_nonzero(known & first & decode.is_partial(records)))
-        records, first = records[known], first[known]
+        records, first = pick_records(records, known), first[known]
         self._number(records["token"][first].tolist())
         self._memory.learn(records)
         batch = decode.host_requests(
@@ -106,12 +106,13 @@ class HostRows:
 
     def _write_calls(self, records: Records) -> None:
         """Write the calls of requests that are written; those of one still under way wait."""
-        records = np.concatenate((self._early, records))
+        records = join_records((self._early, records))
         tokens = records["token"]
         has_request = tokens != decode.NO_REQUEST
         last = self._last_token[(tokens % 2).astype(np.int64)]
         is_early = has_request & (tokens.astype(np.int64) > last)
-        self._early, records = records[is_early], records[~is_early]
+        self._early = pick_records(records, is_early)
+        records = pick_records(records, ~is_early)
         unique, place = np.unique(records["token"], return_inverse=True)
         seqs = np.array([self._seq_of.get(token, -1) for token in unique.tolist()], np.int64)
         batch = decode.host_calls(records, seqs[place], self._memory.gpa_of_calls(records))
