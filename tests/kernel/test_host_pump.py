@@ -38,9 +38,7 @@ def test_more_than_the_ring_holds_comes_out_whole_and_in_order(recorder, pages):
 
 
 @pytest.mark.parametrize("recorder", SINGLE, indirect=True)
-def test_what_memory_has_no_room_for_stays_in_the_ring_and_is_counted(
-    recorder, pages, monkeypatch
-):
+def test_what_memory_has_no_room_for_stays_in_the_ring_and_is_counted(recorder, pages, monkeypatch):
     memory, _ = pages
     monkeypatch.setattr(pump, "HELD_BYTES", 1 << 20)
     emptied = Pump()
