@@ -226,12 +226,26 @@ def paired_ratio(
     ratios = np.asarray(candidate, np.float64) / np.asarray(base, np.float64)
     if len(base) != len(candidate) or len(ratios) < 2:
         raise ValueError("paired samples come in two or more pairs")
+    low, high = median_interval(ratios, confidence, seed)
+    return PairedRatio(float(np.median(ratios)), low, high)
+
+
+def median_interval(
+    samples: Sequence[float] | Samples, confidence: float = 0.95, seed: int = 1
+) -> tuple[float, float]:
+    """Bootstrap interval of a median (percentile).
+
+    Args:
+        samples: Two or more.
+        confidence: Of the interval.
+        seed: Of the resampling.
+    """
     found = stats.bootstrap(
-        (ratios,),
+        (np.asarray(samples, np.float64),),
         np.median,
         n_resamples=RESAMPLES,
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return PairedRatio(float(np.median(ratios)), float(found.low), float(found.high))
+    return float(found.low), float(found.high)

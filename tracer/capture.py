@@ -9,24 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from tracer.flight import FlightOptions, FlightRecorder
 from tracer.flight_dump import Dump
 from tracer.live import VmStats
-from tracer.ring import Records
+from tracer.ring import Records, join_records
 from tracer.trace.progress import Progress
 from tracer.trace.schema import Side
 from tracer.trace.sink import Sink
 from tracer.trace.storage import Storage
 from tracer.trace.writer import TraceWriter
 
-DRAIN_SHORTEST_S = 0.01
+DRAIN_SHORTEST_S = 0.001
 DRAIN_LONGEST_S = 0.2
 """Draining seldom matters where the recorder shares two emulated CPUs with what it records."""
-RING_SHARE = 1 / 16
-"""Share of the ring in use at a drain above which the next one comes sooner."""
-BATCH_RECORDS = 4096
+RING_SHARE = 1 / 4
+"""How full a ring should be when it is drained: what comes of a burst twice as fast still fits."""
+BATCH_BYTES = 1 << 20
 BATCH_S = 1.0
 
 Ready = Callable[[], None]
@@ -125,7 +123,7 @@ class Gather:
     def __init__(self, emit: Callable[[Records], None]) -> None:
         self._emit = emit
         self._waiting: list[Records] = []
-        self._count = 0
+        self._bytes = 0
         self._since_s = time.monotonic()
 
     def add(self, records: Records) -> int:
@@ -134,16 +132,16 @@ class Gather:
             if not self._waiting:
                 self._since_s = time.monotonic()
             self._waiting.append(records)
-            self._count += len(records)
-        if self._count >= BATCH_RECORDS or time.monotonic() - self._since_s >= BATCH_S:
+            self._bytes += records.nbytes
+        if self._bytes >= BATCH_BYTES or time.monotonic() - self._since_s >= BATCH_S:
             self.flush()
         return len(records)
 
     def flush(self) -> None:
         """Write what waits."""
         if self._waiting:
-            records = np.concatenate(self._waiting)
-            self._waiting, self._count = [], 0
+            records = join_records(self._waiting)
+            self._waiting, self._bytes = [], 0
             self._emit(records)
 
 
@@ -204,9 +202,7 @@ def _turn(
     wait_s = DRAIN_SHORTEST_S
     while True:
         now_s = time.monotonic()
-        is_filling = source.used_share() > RING_SHARE
-        longest_s = source.longest_wait_s
-        wait_s = max(wait_s / 4, DRAIN_SHORTEST_S) if is_filling else min(2 * wait_s, longest_s)
+        used_share = source.used_share()
         requests += source.drain()
         options.alive()
         if now_s >= next_sample_s:
@@ -218,5 +214,23 @@ def _turn(
             return reason
         if options.duration_s is not None and now_s - begin_s >= options.duration_s:
             return "duration"
+        wait_s = next_wait_s(wait_s, used_share, source.longest_wait_s)
         if stop.wait(wait_s):
             return "stopped"
+
+
+def next_wait_s(waited_s: float, used_share: float, longest_s: float) -> float:
+    """How long to leave the rings alone, from how full the last wait has left them.
+
+    Args:
+        waited_s: That wait.
+        used_share: The fullest ring at its end, 0 to 1.
+        longest_s: How long they may go undrained.
+
+    Returns:
+        Seconds; 0 where a ring was more than half full.
+    """
+    if used_share > 2 * RING_SHARE:
+        return 0.0
+    wanted_s = waited_s * RING_SHARE / used_share if used_share else longest_s
+    return min(max(min(wanted_s, 2 * waited_s), DRAIN_SHORTEST_S), longest_s)

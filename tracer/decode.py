@@ -239,32 +239,37 @@ def host_calls(
         seq: int64[n], number of the request that each row belongs to, -1 for none.
         gpa: int64[n], guest-physical address of each row's first call, -1 where it is not known.
     """
-    has_address = records["call"] != Call.FALLOCATE
     return batch(
         CALLS,
         len(records),
-        side=np.full(len(records), Side.HOST),
-        request_seq=pa.array(seq.astype(np.uint64), pa.uint64(), mask=seq < 0),
-        tid=records["tid"],
-        call=records["call"],
+        side=np.full(len(records), Side.HOST, np.uint8),
+        request_seq=_known(seq.view(np.uint64), seq < 0),
+        tid=records["tid"].view(np.int32),
+        call=records["call"].astype(np.uint8),
         advice=records["advice"],
-        hva=pa.array(records["address"], pa.uint64(), mask=~has_address),
-        gpa=pa.array(gpa.astype(np.uint64), pa.uint64(), mask=gpa < 0),
+        hva=_known(records["address"], records["call"] == Call.FALLOCATE),
+        gpa=_known(gpa.view(np.uint64), gpa < 0),
         length_bytes=records["length_bytes"],
-        step=records["step"],
+        step=records["step"].astype(np.int8),
         count=records["count"],
-        first_ns=records["first_ns"],
-        last_ns=records["last_ns"],
-        total_ns=records["total_ns"],
-        worst_ns=records["worst_ns"],
+        first_ns=records["first_ns"].view(np.int64),
+        last_ns=records["last_ns"].view(np.int64),
+        total_ns=records["total_ns"].view(np.int64),
+        worst_ns=records["worst_ns"].view(np.int64),
         errno=records["error"],
-        pieces=pa.array(records["pieces"], pa.uint32(), mask=records["pieces"] == 0),
+        pieces=_known(records["pieces"], records["pieces"] == 0),
     )
+
+
+def _known(column: npt.NDArray[Any], is_null: npt.NDArray[np.bool_]) -> pa.Array:
+    """Make a column with nulls; the mask is only looked at where there are any."""
+    values = np.ascontiguousarray(column)
+    return pa.array(values, mask=is_null) if is_null.any() else pa.array(values)
 
 
 def times(column: npt.NDArray[np.uint64]) -> pa.Array:
     """Make a column of times; 0 in a record becomes null."""
-    return pa.array(column.astype(np.int64), pa.int64(), mask=column == 0)
+    return _known(column.view(np.int64), column == 0)
 
 
 def _entries(records: Records) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -322,8 +327,10 @@ def batch(schema: pa.Schema, rows: int, **columns: Any) -> pa.RecordBatch:
         column = columns.pop(field.name, None)
         if column is None:
             column = pa.nulls(rows, field.type)
-        elif not isinstance(column, pa.Array):
-            column = pa.array(np.asarray(column)).cast(field.type)
+        if not isinstance(column, pa.Array):
+            column = pa.array(np.ascontiguousarray(column))
+        if column.type != field.type:
+            column = column.cast(field.type)
         arrays.append(column)
     if columns:
         raise TypeError(f"no such columns: {sorted(columns)}")

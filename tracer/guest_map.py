@@ -66,14 +66,14 @@ class GuestMap:
         Args:
             requests: HOST_REQUEST[n].
         """
-        named = requests[requests["total"] > 0]
-        if not len(named):
+        named = requests["total"] > 0
+        if not named.any():
             return
-        expected = self._map.gpa_of_hva(named["first_hva"])
-        given = named["first_gpa"].astype(np.int64)
+        hva, gpa = requests["first_hva"][named], requests["first_gpa"][named]
+        expected, given = self._map.gpa_of_hva(hva), gpa.astype(np.int64)
         wrong = (expected >= 0) & (expected != given)
         self.misplaced += int(np.count_nonzero(wrong))
-        if self._learned.add(given, named["first_hva"].astype(np.int64)):
+        if self._learned.add(given, hva.astype(np.int64)):
             self._settle()
 
     def guest_pfns(self) -> npt.NDArray[np.int64] | None:
@@ -90,5 +90,8 @@ class GuestMap:
             int64[n], -1 where it is not guest memory, or not known.
         """
         by_address = self._map.gpa_of_hva(calls["address"])
+        is_file = calls["call"] == Call.FALLOCATE
+        if not is_file.any():
+            return by_address
         by_file = gpa_of_offsets(self._files, calls["fd"], calls["address"])
-        return np.where(calls["call"] == Call.FALLOCATE, by_file, by_address)
+        return np.where(is_file, by_file, by_address)

@@ -20,7 +20,9 @@ from tracer.host_tally import Tally
 from tracer.live import VmStats
 from tracer.machine import clock_anchor, side_info
 from tracer.process import is_running
+from tracer.pump import Pump, PumpedRing
 from tracer.residency import residency_batch
+from tracer.ring import Ring
 from tracer.ring_size import longest_wait_s
 from tracer.samples import HostSampler
 from tracer.trace.errors import AerostatError
@@ -71,6 +73,8 @@ class HostCapture:
                 )
             )
             self._resources.callback(self._probes.close)
+            self._requests = self._pumped(engine.pump, self._probes.requests)
+            self._calls = self._pumped(engine.pump, self._probes.calls)
             self._events = VmEvents(
                 self._probes, writer, subject.vmm.pid, lambda: self._memory.regions
             )
@@ -95,22 +99,23 @@ class HostCapture:
         """Detach and free; the writer is the caller's."""
         self._resources.close()
 
-    @property
-    def longest_wait_s(self) -> float:
-        """How long its rings may go undrained."""
-        return longest_wait_s(self.subject.settings.detail)
+    def _pumped(self, pump: Pump, ring: Ring) -> PumpedRing:
+        settings = self.subject.settings
+        pumped = pump.add(ring, longest_wait_s(settings.detail, settings.ring_bytes))
+        self._resources.callback(pump.remove, pumped)
+        return pumped
 
     def used_share(self) -> float:
-        """How full the fuller of its rings is, 0 to 1."""
-        return max(self._probes.requests.used_share, self._probes.calls.used_share)
+        """How full the memory is that its rings are emptied into, 0 to 1."""
+        return max(self._requests.used_share, self._calls.used_share)
 
     def drain(self) -> int:
         """Take what waits in the rings; return how many request records there were.
 
         Requests first, so that their calls are there by then.
         """
-        requests = self._probes.requests.read()
-        taken = self._rows.add(requests, self._probes.calls.read())
+        requests = self._requests.read()
+        taken = self._rows.add(requests, self._calls.read())
         self._events.look()
         return taken
 
@@ -136,7 +141,7 @@ class HostCapture:
         self._quota.look()
         self._events.mark_actual()
         if self.subject.sites is None:
-            self._rows.add(self._probes.requests.read(), self._probes.take_dead_threads())
+            self._rows.add(self._requests.read(), self._probes.take_dead_threads())
         row = self._sample_row()
         if row is not None:
             self._writer.append("samples", pa.RecordBatch.from_pylist([row], schema=SAMPLES))
@@ -153,7 +158,7 @@ class HostCapture:
         end = clock_anchor()
         left_open = self._probes.stop()
         self.drain()
-        self._rows.add(self._probes.requests.read(), left_open)
+        self._rows.add(self._requests.read(), left_open)
         self._rows.finish()
         self._events.mark_actual()
         self._losses.check()

@@ -20,6 +20,7 @@ from tracer.errors import ProbeError
 from tracer.host_probes import QemuSites
 from tracer.libbpf import create_ring, drop_map, put_map
 from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Point
+from tracer.pump import Pump
 from tracer.ring import Records, Ring
 
 _FLAG_MERGE, _FLAG_ALL_CALLS = 1, 2
@@ -117,6 +118,7 @@ class HostEngine:
 
     def __init__(self, *, calls: bool) -> None:
         self.program = host_probes.compile_host()
+        self.pump = Pump()
         self.call_attachments: list[Attachment] = []
         self.call_cost_ns: float | None = None
         self._free = list(range(host_probes.MAX_VMS - 1, _OWN_SLOT, -1))

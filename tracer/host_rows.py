@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from tracer import decode
 from tracer.capture import Gather
 from tracer.guest_map import GuestMap
 from tracer.host_tally import Tally
-from tracer.ring import Records
+from tracer.ring import Records, join_records, pick_records
 from tracer.trace.sink import Sink
 
-_REMEMBERED = 8192
-"""Requests whose calls may still come: those of two batches."""
+_REMEMBERED = 4096
+"""Requests whose calls may still come: those of two batches and more."""
 
 
 class HostRows:
@@ -40,7 +41,8 @@ class HostRows:
         self._calls_observed, self._tally = calls_observed, tally
         self._held = np.empty(0, decode.HOST_REQUEST)
         self._early = np.empty(0, decode.HOST_CALLS)
-        self._seq_of: dict[int, int] = {}
+        self._tokens = np.empty(0, np.uint64)
+        self._seqs = np.empty(0, np.int64)
         self._last_token = np.full(2, -1, np.int64)
         self._next_seq = 0
         self.strangers = self.partial = 0
@@ -70,7 +72,7 @@ class HostRows:
 
     def _write_requests(self, records: Records) -> None:
         """Write whole requests; the chunks of one that is still to be completed wait."""
-        records = np.concatenate((self._held, records))
+        records = join_records((self._held, records))
         whole = len(records)
         if whole and not decode.is_last_chunk(records[-1:])[0]:
             whole = int(np.flatnonzero(records["token"] == records["token"][-1])[0])
@@ -86,8 +88,8 @@ class HostRows:
         first = decode.first_chunks(records)
         self.strangers += int(np.count_nonzero(~known & first))
         self.partial += int(np.count_nonzero(known & first & decode.is_partial(records)))
-        records, first = records[known], first[known]
-        self._number(records["token"][first].tolist())
+        records, first = pick_records(records, known), first[known]
+        self._number(records["token"][first])
         self._memory.learn(records)
         batch = decode.host_requests(
             records,
@@ -99,21 +101,36 @@ class HostRows:
         self._tally.add_requests(batch)
         self._writer.append("requests", batch)
 
-    def _number(self, tokens: list[int]) -> None:
-        kept = list(self._seq_of.items())[-_REMEMBERED:]
-        fresh = zip(tokens, range(self._next_seq, self._next_seq + len(tokens)), strict=True)
-        self._seq_of = dict([*kept, *fresh])
+    def _number(self, tokens: npt.NDArray[np.uint64]) -> None:
+        """Remember which rows the next requests become, for the calls that name them."""
+        seqs = np.arange(self._next_seq, self._next_seq + len(tokens))
+        self._tokens = np.concatenate((self._tokens[-_REMEMBERED:], tokens))
+        self._seqs = np.concatenate((self._seqs[-_REMEMBERED:], seqs))
+
+    def _seq_of(self, tokens: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """Look requests up: the row of each, -1 where it has none."""
+        order = np.argsort(self._tokens, kind="stable")
+        place = np.searchsorted(self._tokens, tokens, sorter=order)
+        row = order[np.minimum(place, len(order) - 1)] if len(order) else place
+        found = np.full(len(tokens), -1, np.int64)
+        is_known = self._tokens[row] == tokens if len(order) else np.zeros(len(tokens), bool)
+        found[is_known] = self._seqs[row[is_known]]
+        return found
 
     def _write_calls(self, records: Records) -> None:
-        """Write the calls of requests that are written; those of one still under way wait."""
-        records = np.concatenate((self._early, records))
+        """Write the calls of requests that have ended; those of one still under way wait."""
+        self._requests.flush()
+        records = join_records((self._early, records))
+        # One thread's calls of one request follow each other: what is asked, is asked once of all.
         tokens = records["token"]
-        has_request = tokens != decode.NO_REQUEST
+        begins = np.flatnonzero(np.append(True, tokens[1:] != tokens[:-1])[: len(tokens)])
+        lengths = np.diff(begins, append=len(tokens))
+        tokens = tokens[begins]
         last = self._last_token[(tokens % 2).astype(np.int64)]
-        is_early = has_request & (tokens.astype(np.int64) > last)
-        self._early, records = records[is_early], records[~is_early]
-        unique, place = np.unique(records["token"], return_inverse=True)
-        seqs = np.array([self._seq_of.get(token, -1) for token in unique.tolist()], np.int64)
-        batch = decode.host_calls(records, seqs[place], self._memory.gpa_of_calls(records))
+        is_early = (tokens != decode.NO_REQUEST) & (tokens.astype(np.int64) > last)
+        self._early = pick_records(records, np.repeat(is_early, lengths))
+        records = pick_records(records, np.repeat(~is_early, lengths))
+        seqs = np.repeat(self._seq_of(tokens[~is_early]), lengths[~is_early])
+        batch = decode.host_calls(records, seqs, self._memory.gpa_of_calls(records))
         self._tally.add_calls(batch)
         self._writer.append("calls", batch)

@@ -144,12 +144,11 @@ class HostSession:
 
     @property
     def longest_wait_s(self) -> float:
-        """How long the rings may go undrained."""
-        waits = (recorded.capture.longest_wait_s for recorded in self._recorded)
-        return min(waits, default=DRAIN_LONGEST_S)
+        """How long the memory that the rings are emptied into may be left alone."""
+        return DRAIN_LONGEST_S
 
     def used_share(self) -> float:
-        """How full the fullest ring is, 0 to 1."""
+        """How full the fullest of that memory is, 0 to 1."""
         shares = (recorded.capture.used_share() for recorded in self._recorded)
         return max(shares, default=0.0)
 

@@ -9,7 +9,7 @@
  *   hint GPA LENGTH ...            one buffer for each block, as Linux sends free page hints
  *   stats                          one statistics buffer
  *   garbage PFN ...                one inflate request of just these
- *   flood SECONDS                  inflate and deflate the same 256 pages as fast as possible
+ *   flood SECONDS [PAGES_PER_S]    inflate and deflate the same 256 pages, as fast as possible or so fast
  *   size PFNS                      PFNs per request from now on
  *   driver GPA                     where requests lie in guest memory from now on
  *   touch GPA LENGTH               the guest writes to its memory
@@ -379,14 +379,24 @@ static void run_garbage(int argc, const uint64_t *argv)
 	send_out(inflate_queue, argc * 4);
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000UL + now.tv_nsec;
+}
+
 static void run_flood(int argc, const uint64_t *argv)
 {
-	time_t end = time(NULL) + argv[0];
+	uint64_t begin = now_ns(), end = begin + argv[0] * 1000000000, sent = 0;
 
-	(void)argc;
-	while (time(NULL) < end) {
+	while (now_ns() < end) {
 		send_pfns(inflate_queue, 4096, request_pfns, 1);
 		send_pfns(deflate_queue, 4096, request_pfns, 1);
+		sent += 2 * request_pfns;
+		while (argc > 1 && now_ns() < begin + sent * 1000000000 / argv[1])
+			;
 	}
 }
 

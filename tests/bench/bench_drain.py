@@ -1,0 +1,173 @@
+"""From ring to Arrow: the recorder's bulk read against BCC's callback; then a sustained flood.
+
+Same program, same ring of 1 MiB, same records: those of `--detail calls`, one for each discard of
+a loop of machine code in this thread, entered as if it were handling a request.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tests.bench.flood import flooded
+from tests.bench.measure import Report, Settings, at_least, at_most, interleaved, run
+from tracer import decode, host_engine
+from tracer.host_engine import HostEngine, Quota, Target
+from tracer.host_probes import QemuSites
+from tracer.machine_code import SYSTEM_CALLS, MachineCode
+from tracer.ring import Records
+
+RING_BYTES = 1 << 20
+IN_RING = RING_BYTES // (8 + decode.HOST_CALLS.itemsize)
+NR_MADVISE = 28
+NO_SITES = QemuSites(Path("/proc/self/exe"), None, None, (), {}, 0, {})
+UNLIMITED = Quota(records_per_s=1 << 62, bytes_per_s=1 << 62)
+GOAL_PER_S = 1_600_000
+PACE_PER_S = 1_700_000
+
+
+class Producer:
+    """Fills a VM's ring of calls; the VM is this process."""
+
+    def __init__(self) -> None:
+        self.engine = HostEngine(calls=True)
+        self._code = MachineCode({"calls": SYSTEM_CALLS})
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._page = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
+        target = Target(os.getpid(), NO_SITES, (), (), False, RING_BYTES, UNLIMITED)
+        self.ring_fd, self.probes = self._added(target)
+        inflight = self.engine.program["inflight"]
+        key = inflight.Key(os.getpid() << 32 | threading.get_native_id())
+        inflight[key] = inflight.Leaf(token=0)
+
+    def _added(self, target: Target) -> tuple[int, Any]:
+        """Add the VM, and see which descriptor its ring of calls has: BCC wants that."""
+        made, create = [], host_engine.create_ring
+
+        def remembering(name: str, size_bytes: int) -> int:
+            made.append(create(name, size_bytes))
+            return made[-1]
+
+        host_engine.create_ring = remembering
+        try:
+            probes = self.engine.add(target)
+        finally:
+            host_engine.create_ring = create
+        return made[-1], probes
+
+    def fill(self) -> None:
+        """Discard an untouched page until the ring is full."""
+        self._code.call("calls", IN_RING, NR_MADVISE, self._page, mmap.PAGESIZE, mmap.MADV_DONTNEED)
+
+
+class BccReader:
+    """What a BCC program does: a callback that casts, rows of Python numbers, then columns."""
+
+    def __init__(self, producer: Producer) -> None:
+        layout = decode.HOST_CALLS
+
+        class Event(ctypes.Structure):
+            _fields_ = [
+                (name, np.ctypeslib.as_ctypes_type(layout[name])) for name in layout.names
+            ]
+
+        assert ctypes.sizeof(Event) == layout.itemsize
+        self._kind = ctypes.POINTER(Event)
+        self._rows: list[tuple[int, ...]] = []
+        table = producer.engine.program["ring_of_calls"]
+        table.map_fd = producer.ring_fd
+        table.open_ring_buffer(self._on_event)
+        self._consume = table.bpf.ring_buffer_consume
+
+    def _on_event(self, context: Any, data: int, size: int) -> None:
+        event = ctypes.cast(data, self._kind).contents
+        self._rows.append(
+            (
+                event.token,
+                event.address,
+                event.length_bytes,
+                event.first_ns,
+                event.last_ns,
+                event.total_ns,
+                event.worst_ns,
+                event.count,
+                event.step,
+                event.advice,
+                event.error,
+                event.call,
+                event.tid,
+                event.fd,
+                event.pieces,
+            )
+        )
+
+    def read(self) -> Records:
+        """Take what is in the ring."""
+        self._rows.clear()
+        self._consume()
+        return np.array(self._rows, decode.HOST_CALLS)
+
+
+def to_arrow(records: Records) -> pa.RecordBatch:
+    """The same columns for both."""
+    zero = np.zeros(len(records), np.int64)
+    return decode.host_calls(records, zero, zero)
+
+
+def measure(settings: Settings, report: Report) -> None:
+    """Compare CPU per event, then flood."""
+    producer = Producer()
+    bcc = BccReader(producer)
+
+    def event_ns(read: Callable[[], Records]) -> float:
+        producer.fill()
+        begin_ns = time.thread_time_ns()
+        batch = to_arrow(read())
+        took_ns = time.thread_time_ns() - begin_ns
+        # Of the first fill, one call is still in the program, as a run that may grow.
+        assert batch.num_rows >= IN_RING - 1, batch.num_rows
+        return took_ns / batch.num_rows
+
+    sides = {
+        "recorder": lambda: event_ns(producer.probes.calls.read),
+        "bcc": lambda: event_ns(bcc.read),
+    }
+    found = interleaved(sides, Settings(5 * settings.pairs, settings.seed))
+    producer.probes.close()
+    producer.engine.close()
+    report.keep(found)
+    report.figure("CPU per event, ring to Arrow, recorder", "ns", found["recorder"])
+    report.figure("CPU per event, ring to Arrow, BCC callback", "ns", found["bcc"])
+    pair = (found["recorder"], found["bcc"])
+    report.ratio("BCC callback over recorder", pair, at_least(150))
+    sustain(settings, report)
+
+
+def sustain(settings: Settings, report: Report) -> None:
+    """Record a stand-in that discards at a steady rate, single calls, to disk."""
+    seconds = -(-settings.events // PACE_PER_S)
+    with flooded(seconds, PACE_PER_S, detail="calls", ring_bytes=RING_BYTES) as flood:
+        lost = flood.lost("calls")
+        assert flood.recorded_calls + lost == flood.did.calls
+        rate = flood.did.calls / flood.took_s
+        report.figure("sustained, events", "events", [flood.did.calls], at_least(settings.events))
+        report.figure("sustained, rate", "events/s", [rate], at_least(GOAL_PER_S))
+        report.figure("sustained, lost", "events", [lost], at_most(0))
+        kept_ns = flood.cpu_ns / flood.recorded_calls
+        report.figure("sustained, CPU per event, ring to disk", "ns", [kept_ns])
+    with flooded(3, detail="calls", ring_bytes=RING_BYTES) as flood:
+        report.figure("flat out, rate", "events/s", [flood.did.calls / flood.took_s])
+        report.figure("flat out, lost", "%", [100 * flood.lost("calls") / flood.did.calls])
+
+
+if __name__ == "__main__":
+    run("drain", measure)

@@ -1,0 +1,119 @@
+"""Empties rings into memory in a thread of its own.
+
+Whatever keeps a recorder from its rings for a while, such as a disk that is slow to sync or a VM
+whose memory is scanned, then costs memory and no events.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from tracer.capture import next_wait_s
+from tracer.errors import ProbeError
+from tracer.ring import Records, Ring, join_records
+
+HELD_BYTES = 32 << 20
+"""What may wait in memory for each ring. What comes then stays in the ring, and is lost and counted
+when that is full too."""
+_SWITCH_S = 0.001
+"""How long Python lets one thread compute while another waits. Its default is 5 ms, in which a
+small ring overflows."""
+
+
+class PumpedRing:
+    """A ring, and what the pump has taken out of it: `read` and `used_share` as a Ring has them.
+
+    Args:
+        ring: Stays the caller's to close, after it was taken from the pump.
+        longest_wait_s: How long it may go without being emptied.
+    """
+
+    def __init__(self, ring: Ring, longest_wait_s: float) -> None:
+        self.longest_wait_s = longest_wait_s
+        self._ring: Ring | None = ring
+        self._lock = threading.Lock()
+        self._held: list[Records] = []
+        self._held_bytes = 0
+
+    def read(self) -> Records:
+        """Take every whole record there is, from memory and then from the ring.
+
+        Raises:
+            ProbeError: The ring is not ours, or no longer pumped.
+        """
+        with self._lock:
+            if self._ring is None:
+                raise ProbeError("the ring is closed")
+            parts = [*self._held, self._ring.read()]
+            self._held, self._held_bytes = [], 0
+        return join_records(parts)
+
+    @property
+    def used_share(self) -> float:
+        """How much of its room in memory is used, 0 to 1."""
+        return self._held_bytes / HELD_BYTES
+
+    def pump(self) -> float:
+        """Empty the ring into memory; how full it was, 0 to 1, or 0 where memory has no room."""
+        with self._lock:
+            if self._ring is None or self._held_bytes >= HELD_BYTES:
+                return 0.0
+            used_share = self._ring.used_share
+            try:
+                records = self._ring.read()
+            except ProbeError:
+                return 0.0  # `read` raises it too, where somebody listens
+            if len(records):
+                self._held.append(records)
+                self._held_bytes += records.nbytes
+            return used_share
+
+    def release(self) -> None:
+        """Touch the ring no more."""
+        with self._lock:
+            self._ring = None
+
+
+class Pump:
+    """The thread; it runs while there is a ring to empty. Its methods are for one other thread."""
+
+    def __init__(self) -> None:
+        self._rings: tuple[PumpedRing, ...] = ()
+        self._changed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def add(self, ring: Ring, longest_wait_s: float) -> PumpedRing:
+        """Empty a ring from now on.
+
+        Args:
+            ring: From now on to be read through what is returned.
+            longest_wait_s: How long it may go without being emptied.
+        """
+        pumped = PumpedRing(ring, longest_wait_s)
+        self._rings = (*self._rings, pumped)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="aerostat-pump", daemon=True)
+            self._thread.start()
+        self._changed.set()
+        return pumped
+
+    def remove(self, pumped: PumpedRing) -> None:
+        """Leave a ring alone from now on; what was not read of it is lost."""
+        self._rings = tuple(other for other in self._rings if other is not pumped)
+        pumped.release()
+        if not self._rings and self._thread is not None:
+            self._changed.set()
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        before_s = sys.getswitchinterval()
+        sys.setswitchinterval(min(before_s, _SWITCH_S))
+        wait_s = 0.0
+        while rings := self._rings:
+            fullest = max(ring.pump() for ring in rings)
+            wait_s = next_wait_s(wait_s, fullest, min(ring.longest_wait_s for ring in rings))
+            if self._changed.wait(wait_s):
+                self._changed.clear()
+        sys.setswitchinterval(before_s)
