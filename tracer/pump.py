@@ -13,9 +13,9 @@ from tracer.capture import next_wait_s
 from tracer.errors import ProbeError
 from tracer.ring import Records, Ring, join_records
 
-HELD_BYTES = 32 << 20
-"""What may wait in memory for each ring. What comes then stays in the ring, and is lost and counted
-when that is full too."""
+HELD_BYTES = 64 << 20
+"""What may wait in memory, shared evenly by all rings, so that one guest cannot take what another
+needs. What comes then stays in the ring, and is lost and counted when that is full too."""
 _SWITCH_S = 0.001
 """How long Python lets one thread compute while another waits. Its default is 5 ms, in which a
 small ring overflows."""
@@ -35,6 +35,7 @@ class PumpedRing:
         self._lock = threading.Lock()
         self._held: list[Records] = []
         self._held_bytes = 0
+        self._room_bytes = HELD_BYTES
 
     def read(self) -> Records:
         """Take every whole record there is, from memory and then from the ring.
@@ -52,12 +53,17 @@ class PumpedRing:
     @property
     def used_share(self) -> float:
         """How much of its room in memory is used, 0 to 1."""
-        return self._held_bytes / HELD_BYTES
+        return min(self._held_bytes / self._room_bytes, 1.0)
 
-    def pump(self) -> float:
-        """Empty the ring into memory; how full it was, 0 to 1, or 0 where memory has no room."""
+    def pump(self, room_bytes: int) -> float:
+        """Empty the ring into memory; how full it was, 0 to 1, or 0 where memory has no room.
+
+        Args:
+            room_bytes: What it may hold there.
+        """
         with self._lock:
-            if self._ring is None or self._held_bytes >= HELD_BYTES:
+            self._room_bytes = room_bytes
+            if self._ring is None or self._held_bytes >= room_bytes:
                 return 0.0
             used_share = self._ring.used_share
             try:
@@ -112,7 +118,8 @@ class Pump:
         sys.setswitchinterval(min(before_s, _SWITCH_S))
         wait_s = 0.0
         while rings := self._rings:
-            fullest = max(ring.pump() for ring in rings)
+            room_bytes = HELD_BYTES // len(rings)
+            fullest = max(ring.pump(room_bytes) for ring in rings)
             wait_s = next_wait_s(wait_s, fullest, min(ring.longest_wait_s for ring in rings))
             if self._changed.wait(wait_s):
                 self._changed.clear()
