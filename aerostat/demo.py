@@ -5,7 +5,7 @@ from pathlib import Path
 from aerostat import render
 from aerostat.replay_tables import draw_results
 from aerostat.verbs import show, whatif
-from replay.plan import Context
+from replay.plan import context_of
 from replay.requests import load_requests, memory_map
 from replay.schedule import ReplayOptions, replay_trace
 from replay.whatif import what_if
@@ -32,7 +32,7 @@ def run_demo(path: Path, progress: Progress) -> None:
     trace = open_trace(path)
     show.draw(path, trace, stage_table(trace), ledger(trace))
     render.say()
-    whatif.draw(what_if(load_requests(trace), Context(memory_map(trace))))
+    whatif.draw(what_if(load_requests(trace), context_of(memory_map(trace))))
     render.say()
     options = ReplayOptions(trace=path, strategies=STRATEGIES, runs=RUNS, warmup=0)
     draw_results(replay_trace(options, progress))

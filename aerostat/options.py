@@ -29,7 +29,34 @@ def _parsed(parse: Callable[[str], int], text: str) -> int:
         raise click.BadParameter(str(error)) from error
 
 
+def strategy(text: str) -> str:
+    """Click type of a strategy: sizes and durations among its parameters become whole numbers."""
+    name, colon, parameters = text.rpartition(":")
+    if not colon or "=" not in parameters:
+        return text
+    return f"{name}:{','.join(_plain_parameter(item) for item in parameters.split(','))}"
+
+
+def _plain_parameter(item: str) -> str:
+    key, equals, value = item.partition("=")
+    if not equals or value.isdecimal() or value == "none":
+        return item
+    if key.endswith("_bytes"):
+        return f"{key}={size(value)}"
+    return f"{key}={duration(value)}" if key.endswith("_ns") else item
+
+
+def window(text: str) -> tuple[int | None, int | None]:
+    """Click type of a window: bytes, or ns where the text is a duration with a unit."""
+    try:
+        return None, parse_duration(text)
+    except ValueError:
+        return size(text), None
+
+
 PATH = click.Path(path_type=Path)
+BACKINGS = ("anon", "memfd", "shmem", "hugetlb", "file-private")
+"""`replay.backings.BACKINGS`, spelled out so that help needs no numpy."""
 TRACE = click.Path(path_type=Path)
 """A trace need not be proved to exist here: the reader's own error says more than click's."""
 

@@ -13,11 +13,22 @@ REFERENCE = "qemu"
 def draw_results(results: Results) -> None:
     """Draw every strategy's medians, then what stands beside every result: fidelity and floor."""
     _say_head(results)
-    columns = ["<strategy", "operations", "wire requests", "b send", "c translate", "d discard"]
+    columns = [
+        "<strategy",
+        "operations",
+        "calls",
+        "wire requests",
+        "b send",
+        "c translate",
+        "d discard",
+    ]
     columns += ["b+c+d", "from", "to", f"x {REFERENCE}", "resident freed", "harness in d"]
     reference = _median_total_ns(results, REFERENCE)
     rows = [_row(strategy, reference) for strategy in results.strategies]
+    rows += [_refused_row(refused.name) for refused in results.refused]
     render.draw(f"replay: medians of {results.settings.runs} runs", columns, rows)
+    for refused in results.refused:
+        render.say(f"Refused, not timed: {refused.name}: {refused.reason}.")
     if blurred := overlapping(results):
         names = ", ".join(blurred)
         render.say(f"Not told apart from {REFERENCE} by b+c+d, because runs overlap: {names}.")
@@ -35,9 +46,9 @@ def _say_head(results: Results) -> None:
         f" {render.size(trace.memory_bytes)} of guest memory"
     )
     siblings = f"{settings.siblings} sibling threads" if settings.siblings else "no sibling threads"
-    thp = "with THP" if settings.thp else "without THP"
+    thp = f" (THP {settings.thp})" if settings.backing == "anon" else ""
     render.say(
-        f"Replayed {settings.requests_replayed:,} requests on {settings.backing} memory {thp},"
+        f"Replayed {settings.requests_replayed:,} requests on {settings.backing} memory{thp},"
         f" {siblings}, seed {settings.seed}, residency: {settings.residency},"
         f" {render.size(settings.resident_bytes)} resident"
     )
@@ -74,13 +85,14 @@ def _median_total_ns(results: Results, name: str) -> float | None:
 def _row(strategy: StrategyResult, reference_ns: float | None) -> list[str]:
     runs = strategy.runs
     if not runs:
-        counts = [render.count(strategy.operations), render.count(strategy.wire_requests)]
-        return [strategy.name, *counts, *([render.NOT_OBSERVED] * 9)]
+        counts = (strategy.operations, strategy.calls, strategy.wire_requests)
+        return [strategy.name, *map(render.count, counts), *([render.NOT_OBSERVED] * 9)]
     totals = [run.total_ns for run in runs]
     ratio = None if not reference_ns else median(totals) / reference_ns
     return [
         strategy.name,
         render.count(strategy.operations),
+        render.count(strategy.calls),
         render.count(strategy.wire_requests),
         render.ns(median(run.send_ns for run in runs)),
         render.ns(median(run.translate_ns for run in runs)),
@@ -92,6 +104,10 @@ def _row(strategy: StrategyResult, reference_ns: float | None) -> list[str]:
         render.size(round(median(run.freed_pages for run in runs)) * PAGE_BYTES),
         render.ns(median(run.floor_ns for run in runs)),
     ]
+
+
+def _refused_row(name: str) -> list[str]:
+    return [name, "refused", *([render.NOT_OBSERVED] * 11)]
 
 
 def fidelity_line(fidelity: Fidelity) -> str:

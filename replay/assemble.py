@@ -9,7 +9,7 @@ from importlib import metadata
 from statistics import median
 from typing import TYPE_CHECKING
 
-from replay.caveats import run_warnings
+from replay.caveats import run_warnings, thread_warnings
 from replay.environment import Environment, stability_warnings
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
 from replay.results import Fidelity, Results, Settings, StrategyResult, TraceFacts
@@ -18,8 +18,10 @@ from tracer.trace.schema import PFN_SHIFT
 if TYPE_CHECKING:
     from replay.budget import Fitted
     from replay.plan import Context
+    from replay.planning import Refused
+    from replay.prepare import Planned
     from replay.requests import Requests
-    from replay.schedule import Planned, ReplayOptions
+    from replay.schedule import ReplayOptions
     from replay.worker import Done
     from tracer.trace.reader import Trace
 
@@ -34,6 +36,7 @@ class Replay:
     fitted: Fitted
     context: Context
     planned: tuple[Planned, ...]
+    refused: tuple[Refused, ...]
     done: Sequence[Sequence[Done]]
     environment: Environment
 
@@ -46,7 +49,6 @@ def assemble(replay: Replay) -> Results:
         for planned, done in zip(replay.planned, replay.done, strict=True)
     )
     cut = (replay.fitted.reason,) if replay.fitted.reason else ()
-    plans = [planned.plan for planned in replay.planned]
     shaky = stability_warnings(replay.environment, replay.options.siblings)
     return Results(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -54,9 +56,19 @@ def assemble(replay: Replay) -> Results:
         trace=_trace_facts(replay),
         settings=_settings(replay),
         environment=replay.environment,
-        warnings=(*cut, *shaky, *run_warnings(plans, strategies, replay.fitted.residency)),
+        warnings=(*cut, *shaky, *_run_warnings(replay, strategies)),
         fidelity=_fidelity(replay, strategies),
         strategies=strategies,
+        refused=replay.refused,
+    )
+
+
+def _run_warnings(replay: Replay, strategies: Sequence[StrategyResult]) -> tuple[str, ...]:
+    plans = [planned.plan for planned in replay.planned]
+    cpus = replay.environment.cpus_allowed
+    return (
+        *thread_warnings(plans, replay.options.siblings, cpus),
+        *run_warnings(plans, strategies, replay.fitted.residency),
     )
 
 
@@ -69,6 +81,8 @@ def _strategy_result(
         name=plan.name,
         protocol=plan.protocol,
         operations=len(plan),
+        calls=plan.calls,
+        threads=plan.threads,
         bytes=length_bytes,
         pages=length_bytes >> PFN_SHIFT,
         wire_requests=plan.wire_requests,
@@ -99,7 +113,7 @@ def _settings(replay: Replay) -> Settings:
         runs=options.runs,
         warmup=options.warmup,
         seed=options.seed,
-        backing=options.backing,
+        backing=replay.context.backing,
         thp=options.thp,
         siblings=options.siblings,
         cpu=options.cpu,
@@ -132,9 +146,9 @@ def _why_no_ratio(replay: Replay) -> str:
     if replay.fitted.reason:
         return "only part of the trace was replayed"
     backings = {region.backing for region in replay.context.regions}
-    if backings != {replay.options.backing}:
+    if backings != {replay.context.backing}:
         seen = ", ".join(sorted(backings))
-        return f"the trace's memory was {seen}, the replay's {replay.options.backing}"
+        return f"the trace's memory was {seen}, the replay's {replay.context.backing}"
     if replay.options.per_operation:
         return "every operation was timed by itself"
     return ""

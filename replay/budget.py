@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from replay.layout import Layout
-from replay.ranges import Runs, intersect, merge
+from replay.ranges import Runs, align_out, intersect, merge, merge_sorted, rising
 from replay.requests import Requests
 from replay.residency import Residency
 from tracer.trace.errors import AerostatError
@@ -16,6 +14,24 @@ MARGIN_BYTES = 256 << 20
 """Left to the rest of the machine: the worker's interpreter, its arrays, page tables."""
 PAGE_TABLE_SHARE = 512
 """A page table of 4 KiB maps 512 pages."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a page of guest memory takes.
+
+    Args:
+        unit_pages: Pages of the host page; where one is resident, all are.
+        copies: Pages of memory for each: 2 where a private copy of a file's page lies beside it.
+        fills: Deflated pages become resident (`populate`).
+    """
+
+    unit_pages: int = 1
+    copies: int = 1
+    fills: bool = False
+
+
+SMALL_PAGES = Demand()
 
 
 @dataclass(frozen=True)
@@ -75,13 +91,54 @@ def _room(group: Path) -> list[int]:
         return []
 
 
-def needed_bytes(residency: Residency, layout: Layout) -> int:
-    """Memory that a run takes: its resident pages, their page tables, two bytes a page of state."""
-    pages = residency.resident_pages
+def huge_pool_bytes(root: Path = Path("/")) -> int:
+    """Read how many bytes of huge pages of 2 MiB can be had: free ones, and those over the pool.
+
+    Args:
+        root: Directory that holds sys; another one in tests.
+
+    Raises:
+        AerostatError: There are none.
+    """
+    pool = root / "sys/kernel/mm/hugepages/hugepages-2048kB"
+    names = ("nr_hugepages", "free_hugepages", "nr_overcommit_hugepages", "surplus_hugepages")
+    try:
+        count, free, beyond, surplus = (int((pool / name).read_text()) for name in names)
+    except (OSError, ValueError) as error:
+        raise AerostatError(
+            "this machine has no huge pages of 2 MiB",
+            reason=str(error),
+            remedy="choose another --backing",
+        ) from error
+    pages = free + max(beyond - surplus, 0)
+    if pages == 0:
+        raise AerostatError(
+            "no huge page of 2 MiB is free",
+            reason=f"{count} are reserved, {free} of them are free (hugepages-2048kB in /sys)",
+            remedy="as root reserve some, `echo 1024 > /proc/sys/vm/nr_hugepages` for 2 GiB,"
+            " and give them back with 0 afterwards; or choose another --backing",
+        )
+    return pages << 21
+
+
+def needed_bytes(
+    requests: Requests, residency: Residency, layout: Layout, demand: Demand = SMALL_PAGES
+) -> int:
+    """Memory that a run takes: resident pages, their page tables, two bytes a page of state."""
+    resident = merge_sorted(residency.small, residency.huge)
+    if demand.fills:
+        resident = merge_sorted(resident, named_pages(requests, layout, Queue.DEFLATE))
+    pages = align_out(resident, demand.unit_pages).total_pages * demand.copies
     return pages * PAGE_BYTES + pages * PAGE_BYTES // PAGE_TABLE_SHARE + 2 * layout.memory_pages
 
 
-def fit(requests: Requests, residency: Residency, layout: Layout, allowed_bytes: int) -> Fitted:
+def fit(
+    requests: Requests,
+    residency: Residency,
+    layout: Layout,
+    allowed_bytes: int,
+    demand: Demand = SMALL_PAGES,
+) -> Fitted:
     """Cut requests and residency to what `allowed_bytes` can hold.
 
     First the pages that no request names are left untouched; if that is not enough, only the
@@ -90,37 +147,31 @@ def fit(requests: Requests, residency: Residency, layout: Layout, allowed_bytes:
     Raises:
         AerostatError: Not even the first request that names pages fits.
     """
-    needed = needed_bytes(residency, layout)
-    if needed <= allowed_bytes:
+    whole_bytes = needed_bytes(requests, residency, layout, demand)
+    if whole_bytes <= allowed_bytes:
         return Fitted(requests, residency, "")
-    count = _longest_prefix(requests, residency, layout, allowed_bytes)
-    if count == 0:
-        raise AerostatError(
-            f"not enough memory to replay: {needed} bytes are needed, {allowed_bytes} may be used",
-            reason="not even the first request's pages fit",
-            remedy="free memory, raise --memory-limit, or replay on a larger machine",
-        )
-    kept = requests.before(count)
-    reason = (
-        f"the trace needs {needed} bytes of memory, {allowed_bytes} may be used: "
-        f"{count} of {len(requests)} requests are replayed, and only pages they name are resident"
-    )
-    return Fitted(kept, _named_only(kept, residency, layout), reason)
-
-
-def _longest_prefix(
-    requests: Requests, residency: Residency, layout: Layout, allowed_bytes: int
-) -> int:
     low, high = 0, len(requests)
     while low < high:
         middle = (low + high + 1) // 2
-        named = _named_only(requests.before(middle), residency, layout)
-        if needed_bytes(named, layout) <= allowed_bytes:
+        part = requests.before(middle)
+        resident = _named_only(part, residency, layout)
+        if needed_bytes(part, resident, layout, demand) <= allowed_bytes:
             low = middle
         else:
             high = middle - 1
-    # A prefix without a single page would be a replay of nothing.
-    return low if requests.before(low).pages.sum() else 0
+    kept = requests.before(low)
+    if not kept.pages.sum():  # a prefix without a single page would be a replay of nothing
+        raise AerostatError(
+            f"not enough memory to replay: {whole_bytes} bytes are needed, "
+            f"{allowed_bytes} may be used",
+            reason="not even the first request's pages fit",
+            remedy="free memory, raise --memory-limit, or replay on a larger machine",
+        )
+    reason = (
+        f"the trace needs {whole_bytes} bytes of memory, {allowed_bytes} may be used: "
+        f"{low} of {len(requests)} requests are replayed, and only pages they name are resident"
+    )
+    return Fitted(kept, _named_only(kept, residency, layout), reason)
 
 
 def _named_only(requests: Requests, residency: Residency, layout: Layout) -> Residency:
@@ -136,9 +187,15 @@ def _whole_huge(named: Runs) -> Runs:
     return merge(first * 512, (last - first + 1) * 512)
 
 
-def named_pages(requests: Requests, layout: Layout) -> Runs:
-    """Pages of the replayed memory that inflate, deflate or reporting requests name."""
-    pfn, pages, _ = requests.runs_of(Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
-    first = np.where(pages < 0, pfn + pages + 1, pfn)
-    pieces = layout.clip(first, np.abs(pages))
+def named_pages(requests: Requests, layout: Layout, *queues: Queue) -> Runs:
+    """Pages of the replayed memory that requests name.
+
+    Args:
+        requests: The requests.
+        layout: The memory.
+        queues: Those that count; inflate, deflate and reporting when left out.
+    """
+    wanted = queues or (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
+    pfn, pages, _ = requests.runs_of(*wanted)
+    pieces = layout.clip(*rising(pfn, pages))
     return merge(pieces.page, pieces.pages)

@@ -9,7 +9,8 @@ from statistics import median
 
 import numpy as np
 
-from replay.plan import Advice, Plan
+from replay.check import HARMLESS
+from replay.plan import Plan
 from replay.ranges import intersect, merge, merge_sorted
 from replay.residency import Residency
 from replay.results import StrategyResult
@@ -56,13 +57,22 @@ def run_warnings(
     return tuple(found)
 
 
+def thread_warnings(plans: Sequence[Plan], siblings: int, cpus: int) -> tuple[str, ...]:
+    """Warn of threads that wait for a CPU rather than for memory."""
+    return tuple(
+        f"{plan.name}: its {plan.threads} threads and {siblings} siblings share {cpus} CPUs"
+        for plan in plans
+        if plan.threads > 1 and plan.threads + siblings > cpus
+    )
+
+
 def discarded_pages(plan: Plan, residency: Residency) -> tuple[int, int]:
     """Count the different pages that a plan discards.
 
     Returns:
         Pages that had memory behind them when the run began, and all pages; both of 4 KiB.
     """
-    chosen = plan.advice != Advice.WILLNEED
+    chosen = ~np.isin(plan.advice, HARMLESS)
     page = (plan.offset_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
     pages = (plan.length_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
     discarded = merge(page, pages)

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replay.plan import Advice, Context, Plan, effective_advice, gone_pages
+from replay.backings import CALLS, Advice
+from replay.native.types import MAX_THREADS, Effect
+from replay.plan import MAX_CALL_RANGES, Context, Plan, gone_pages
 from replay.ranges import Bools, Int64s, Runs, align_in, compact, expand, intersect, merge, subtract
 from replay.requests import Requests
-from replay.strategies.base import Pieces, reported, wire_pages
+from replay.strategies.select import Pieces, reported, wire_pages
 from tracer.trace.errors import AerostatError
 from tracer.trace.schema import PAGE_BYTES, Queue
 
 MAX_CHECKED_PAGES = 1 << 28
 """Pages that all operations may touch together; a plan beyond that is not checked, and refused."""
-HARMLESS = (Advice.WILLNEED,)
+HARMLESS = (Advice.WILLNEED, Advice.POPULATE_WRITE)
 """Advice that keeps content, so that it may touch any guest memory."""
 
 
@@ -32,8 +34,9 @@ class PlanReport:
         gone_pages: Different pages that it gives back at some time.
         host_owned_pages: Pages that the balloon holds at the end.
         missing_pages: Of those, pages in whole host pages that it did not give back since the
-            host got them. Not 0 only where host pages are larger than a balloon page, where the
-            strategy decides, or where the plan is not meant to discard.
+            host got them, or filled again. Not 0 only where host pages are larger than a balloon
+            page and the strategy forgets what earlier requests gave, as QEMU does, or where the
+            plan is not meant to discard.
         missing_reported_pages: The same for reported blocks.
     """
 
@@ -71,9 +74,13 @@ def check_plan(requests: Requests, plan: Plan, context: Context) -> PlanReport:
         raise _refuse(plan, f"it discards more than {MAX_CHECKED_PAGES} pages in all")
     history = _History(requests, context)
     _check_ownership(plan, operated, history, reported(requests, context))
-    giving = np.isin(plan.advice, [*effective_advice(context.backing), Advice.FREE])
+    _check_threads(plan, page, pages)
+    gives = context.memory.advice_with(Effect.FREES, Effect.FREES_LATER)
+    giving = np.isin(plan.advice, gives)
     given = Pieces(page[giving], pages[giving], plan.request[giving])
-    missing = _missing(given, history, context)
+    changing = giving | (plan.advice == Advice.POPULATE_WRITE)
+    since = np.where(giving, plan.request, -1)
+    missing = _missing(Pieces(page[changing], pages[changing], since[changing]), history, context)
     unreported = _missing_reported(given, requests, context)
     if plan.discards and context.host_page_bytes == PAGE_BYTES:
         if missing:
@@ -91,25 +98,68 @@ def check_plan(requests: Requests, plan: Plan, context: Context) -> PlanReport:
 
 def _check_form(requests: Requests, plan: Plan, context: Context) -> None:
     columns = (plan.advice, plan.offset_bytes, plan.length_bytes, plan.request)
-    if len({len(column) for column in columns}) != 1:
+    more = [column for column in (plan.joined, plan.thread) if column is not None]
+    if len({len(column) for column in (*columns, *more)}) != 1:
         raise _refuse(plan, "its columns differ in length")
     if len(plan) == 0:
         return
     if not np.isin(plan.advice, list(Advice)).all():
         raise _refuse(plan, "it holds advice that does not exist")
+    for advice in map(Advice, np.unique(plan.advice).tolist()):
+        if advice not in context.memory.effects:
+            raise _refuse(plan, f"on {context.backing} memory {context.memory.why_not(advice)}")
     if (np.diff(plan.request) < 0).any():
         raise _refuse(plan, "its operations are not in order of the requests")
     if plan.request[0] < 0 or plan.request[-1] >= len(requests):
         raise _refuse(plan, "an operation belongs to a request that does not exist")
     if (plan.length_bytes == 0).any():
         raise _refuse(plan, "an operation of no bytes")
-    unit = np.where(np.isin(plan.advice, HARMLESS), PAGE_BYTES, context.host_page_bytes)
+    unit = np.where(plan.advice == Advice.WILLNEED, PAGE_BYTES, context.host_page_bytes)
     if ((plan.offset_bytes | plan.length_bytes) % unit.astype(np.uint64)).any():
         raise _refuse(plan, f"an operation is not whole host pages of {context.host_page_bytes}")
     size = np.uint64(context.layout.memory_bytes)
     inside = (plan.length_bytes <= size) & (plan.offset_bytes <= size)
     if not inside.all() or (plan.offset_bytes + plan.length_bytes > size).any():
         raise _refuse(plan, f"an operation ends beyond the memory of {int(size)} bytes")
+    _check_calls(plan)
+
+
+def _check_calls(plan: Plan) -> None:
+    """Operations that share a system call are alike, belong together and are not too many."""
+    if plan.joined is None:
+        return
+    follows = np.flatnonzero(plan.joined)
+    if len(follows) == 0:
+        return
+    if follows[0] == 0:
+        raise _refuse(plan, "its first operation shares the call of none before it")
+    for column in (plan.advice, plan.request, *(() if plan.thread is None else (plan.thread,))):
+        if (column[follows] != column[follows - 1]).any():
+            raise _refuse(plan, "operations of one call differ in advice, request or thread")
+    if np.isin(plan.advice[follows], CALLS).any():
+        raise _refuse(plan, "operations share a call that takes one range only")
+    if int(np.diff(np.append(np.flatnonzero(~plan.joined), len(plan))).max()) > MAX_CALL_RANGES:
+        raise _refuse(plan, f"a call of more than {MAX_CALL_RANGES} ranges")
+
+
+def _check_threads(plan: Plan, page: Int64s, pages: Int64s) -> None:
+    """Threads that run at once keep to memory that is not each other's."""
+    if plan.thread is None or not plan.thread.any():
+        return
+    if plan.threads > MAX_THREADS:
+        raise _refuse(plan, f"more than {MAX_THREADS} threads")
+    memory_pages = int((page + pages).max())
+    shared = np.zeros(int(plan.request[-1]) + 1, np.bool_)
+    shared[plan.request[plan.thread > 0]] = True
+    chosen = shared[plan.request]
+    found = Pieces(page[chosen], pages[chosen], plan.request[chosen])
+    thread = plan.thread[chosen]
+    apart = sum(
+        _keyed(Pieces(*(column[thread == one] for column in found)), memory_pages).total_pages
+        for one in np.unique(thread).tolist()
+    )
+    if apart != _keyed(found, memory_pages).total_pages:
+        raise _refuse(plan, "two threads touch the same page at the same time")
 
 
 class _History:
@@ -173,7 +223,10 @@ def _check_ownership(plan: Plan, operated: Pieces, history: _History, lent: Piec
 
 
 def _missing(given: Pieces, history: _History, context: Context) -> int:
-    """Pages in whole host pages that stay with the host and were not given back since."""
+    """Pages in whole host pages that stay with the host and were not given back since.
+
+    `given` is in order of the operations; its `request` is -1 where one fills its pages again.
+    """
     last = np.full(len(history.kept), -1, np.int64)
     page = expand(Runs(given.page, given.pages))
     last[page] = np.repeat(given.request, given.pages)

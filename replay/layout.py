@@ -97,6 +97,9 @@ class Layout:
         Returns:
             Pages of the replayed memory, -1 where the PFN is no guest memory.
         """
+        if (only := self._region_of(pfns, pfns + 1)) is not None:
+            shift: np.int64 = (self.base_page - self.start_pfn)[only]
+            return pfns + shift
         region = np.searchsorted(self.start_pfn, pfns, side="right") - 1
         inside = (region >= 0) & (pfns < self.end_pfn[region])
         return np.where(inside, pfns + (self.base_page - self.start_pfn)[region], -1)
@@ -116,6 +119,9 @@ class Layout:
             pages: Pages of each run; `start + pages` fits int64.
         """
         end = start + pages
+        if (only := self._region_of(start, end)) is not None and (pages > 0).all():
+            page = start + (self.base_page - self.start_pfn)[only]
+            return Clipped(start, pages, np.arange(len(start)), page)
         region = np.searchsorted(self.start_pfn, start, side="right") - 1
         if (region >= 0).all() and (end <= self.end_pfn[region]).all() and (pages > 0).all():
             page = start + (self.base_page - self.start_pfn)[region]
@@ -129,6 +135,14 @@ class Layout:
         high = np.minimum(end[source], self.end_pfn[region])
         page = low - self.start_pfn[region] + self.base_page[region]
         return Clipped(low, high - low, source, page)
+
+    def _region_of(self, start: Int64s, end: Int64s) -> int | None:
+        """The one region that holds all runs, which is the usual case and quick; else None."""
+        if len(start) == 0:
+            return None
+        region = int(np.searchsorted(self.start_pfn, start.min(), side="right")) - 1
+        holds = region >= 0 and end.max() <= self.end_pfn[region]
+        return region if holds else None
 
 
 def _checked(region: Region) -> tuple[int, int, int, int]:

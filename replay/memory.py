@@ -3,14 +3,17 @@
 import mmap
 import os
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 
 import numpy as np
 
 from replay import native
+from replay.backings import BACKINGS, Advice
 from replay.native.types import (
     Bytes,
     CallKind,
@@ -22,17 +25,18 @@ from replay.native.types import (
     Rule,
     Times,
 )
-from replay.plan import Advice, Plan, effective_advice
-from replay.ranges import Runs
-from replay.residency import Residency
+from replay.plan import Plan
+from replay.ranges import Runs, align_out
+from replay.residency import Residency, Thp
 from tracer.trace.errors import AerostatError
+from tracer.trace.schema import PFN_SHIFT
 
-BACKINGS = ("anon", "memfd")
-"""What a replay can map memory from."""
 AREA = re.compile(r"([0-9a-f]+)-[0-9a-f]+ ")
 """First line of a mapping in /proc/self/smaps."""
 FALLOC_PUNCH = 0x03
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (include/uapi/linux/falloc.h)."""
+MFD_HUGE_2MB = os.MFD_HUGETLB | 21 << 26
+"""include/uapi/linux/memfd.h: the logarithm of the size stands in the upper bits."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +57,20 @@ class Check:
 
 
 def rules_for(backing: str) -> dict[int, Rule]:
-    """How each advice is carried out on a backing and what it does to a page there.
+    """How each operation is carried out on a backing and what it does to a page there.
 
-    On a shared mapping DONTNEED only drops this process's page-table entries: the memory stays in
-    the file (mm/memory.c, zap_page_range). A hole needs a file.
+    One that must fail there is carried out all the same, so that its errno can be seen; only a hole
+    without a file cannot be tried.
     """
-    frees = effective_advice(backing)
+    kinds = {Advice.PUNCH_HOLE: CallKind.FALLOCATE, Advice.REMAP: CallKind.REMAP}
+    effects = BACKINGS[backing].effects
 
     def rule(advice: Advice) -> Rule:
-        effect = Effect.FREES if advice in frees else Effect.KEEPS
-        if advice == Advice.FREE and backing == "anon":
-            effect = Effect.FREES_LATER
-        if advice == Advice.PUNCH_HOLE:
-            return Rule(CallKind.FALLOCATE, FALLOC_PUNCH, effect)
-        return Rule(CallKind.MADVISE, int(advice), effect)
+        value = FALLOC_PUNCH if advice == Advice.PUNCH_HOLE else int(advice)
+        return Rule(kinds.get(advice, CallKind.MADVISE), value, effects.get(advice, Effect.KEEPS))
 
-    return {int(advice): rule(advice) for advice in Advice}
+    refused = {Advice.REMAP} - set(effects)  # it would not fail: it would cut the guest off
+    return {int(advice): rule(advice) for advice in Advice if advice not in refused}
 
 
 def floor_rules() -> dict[int, Rule]:
@@ -82,6 +84,9 @@ def operations_of(plan: Plan) -> Operations:
         np.ascontiguousarray(plan.advice, np.uint8),
         np.ascontiguousarray(plan.offset_bytes, np.uint64),
         np.ascontiguousarray(plan.length_bytes, np.uint64),
+        np.ascontiguousarray(plan.request, np.int64),
+        None if plan.joined is None else np.ascontiguousarray(plan.joined, np.uint8),
+        None if plan.thread is None else np.ascontiguousarray(plan.thread, np.uint8),
     )
 
 
@@ -89,39 +94,55 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
     """Memory of the model's size; open it as a context.
 
     Args:
-        size_bytes: Bytes to map: whole pages, `Context.layout.memory_bytes` for a trace.
-        backing: `anon` or `memfd`.
+        size_bytes: Bytes of guest memory: whole pages, `Context.layout.memory_bytes` for a trace.
+            The mapping is whole host pages.
+        backing: A name in `BACKINGS`.
         seed: Makes the stamps of this run differ from those of another.
+        thp: `always` lets huge pages form during the run.
 
     Raises:
-        AerostatError: The backing cannot be replayed here.
+        AerostatError: The memory cannot be had, when the context is entered.
     """
 
-    def __init__(self, size_bytes: int, backing: str, seed: int) -> None:
-        if backing not in BACKINGS:
-            raise AerostatError(
-                f"memory of backing {backing!r} cannot be replayed",
-                reason=f"replay maps {' or '.join(BACKINGS)}",
-                remedy=f"choose --backing {BACKINGS[0]}",
-            )
+    def __init__(self, size_bytes: int, backing: str, seed: int, thp: Thp = "madvise") -> None:
         self.backing = backing
-        self.size_bytes = size_bytes
-        self.state: Bytes = np.zeros(size_bytes >> 12, np.uint8)
+        self.thp = thp
+        unit = BACKINGS[backing].host_page_bytes
+        self.size_bytes = -(-size_bytes // unit) * unit
+        self.state: Bytes = np.zeros(self.size_bytes >> PFN_SHIFT, np.uint8)
         """What each page is expected to hold (`replay.native.types.Page`)."""
         self.seed = seed & ((1 << 64) - 1)
 
     def __enter__(self) -> "GuestMemory":
-        fd = -1
-        if self.backing == "memfd":
-            fd = os.memfd_create("aerostat", os.MFD_CLOEXEC)
-            os.ftruncate(fd, self.size_bytes)
+        fd = self._open_file()
         try:
-            self.mapping = native.map_memory(self.size_bytes, fd)
+            shared = BACKINGS[self.backing].shared
+            self.mapping = native.map_memory(self.size_bytes, fd, shared)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
             raise
         return self
+
+    def _open_file(self) -> int:
+        """The file behind the memory, of its size and without content; -1 where there is none."""
+        if not BACKINGS[self.backing].has_file:
+            return -1
+        try:
+            if self.backing == "file-private":
+                with TemporaryFile(prefix="aerostat-") as file:
+                    fd = os.dup(file.fileno())
+            else:
+                huge = MFD_HUGE_2MB if self.backing == "hugetlb" else 0
+                fd = os.memfd_create("aerostat", os.MFD_CLOEXEC | huge)
+            os.ftruncate(fd, self.size_bytes)
+        except OSError as error:
+            raise AerostatError(
+                f"cannot make a file for {self.backing} memory",
+                reason=str(error),
+                remedy="choose another --backing, or for file-private another TMPDIR",
+            ) from error
+        return fd
 
     def __exit__(
         self,
@@ -137,23 +158,27 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         """Populate and stamp the resident pages; leave all others untouched.
 
         Small pages come first, with huge pages forbidden, then the huge ones in what is still
-        empty. Huge pages stay forbidden afterwards, or khugepaged would put some under the run.
+        empty. Huge pages stay forbidden afterwards unless they may form, or khugepaged would put
+        some under the run. A larger host page is resident where any of its pages is.
 
         Returns:
-            4 KiB pages that really are in huge pages now: fewer than asked where there were none.
+            4 KiB pages that really are in transparent huge pages now: fewer than asked where there
+            were none.
         """
-        anonymous = self.backing == "anon"
-        if anonymous:
-            native.advise_all(self.mapping, mmap.MADV_NOHUGEPAGE)
+        unit = BACKINGS[self.backing].host_page_bytes >> PFN_SHIFT
+        if self.backing != "anon":
+            for runs in (residency.small, residency.huge):
+                self._populate(align_out(runs, unit))
+            native.stamp(self.mapping, self.state, self.seed)
+            return 0
+        native.advise_all(self.mapping, mmap.MADV_NOHUGEPAGE)
         self._populate(residency.small)
-        if anonymous and len(residency.huge.start):
-            native.advise_all(self.mapping, mmap.MADV_HUGEPAGE)
-            self._populate(residency.huge)
+        native.advise_all(self.mapping, mmap.MADV_HUGEPAGE)
+        self._populate(residency.huge)
+        if self.thp != "always":
             native.advise_all(self.mapping, mmap.MADV_NOHUGEPAGE)
-        else:
-            self._populate(residency.huge)
         native.stamp(self.mapping, self.state, self.seed)
-        return huge_bytes(self.mapping.base, self.size_bytes) >> 12 if anonymous else 0
+        return huge_bytes(self.mapping.base, self.size_bytes) >> PFN_SHIFT
 
     def _populate(self, runs: Runs) -> None:
         first = np.ascontiguousarray(runs.start, np.uint64)
@@ -162,21 +187,35 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         for start, count in zip(runs.start.tolist(), runs.pages.tolist(), strict=True):
             self.state[start : start + count] = Page.STAMPED
 
-    def execute(self, operations: Operations, per_op_ns: Times | None = None) -> Outcome:
+    def execute(
+        self,
+        operations: Operations,
+        per_call_ns: Times | None = None,
+        cpus: Sequence[int] = (),
+    ) -> Outcome:
         """Carry out operations on this memory, and keep account of what pages must hold now.
+
+        Args:
+            operations: What to do.
+            per_call_ns: As for `replay.native.execute`.
+            cpus: The same.
 
         Raises:
             NativeError: An operation is outside the memory or impossible on this backing; then none
                 was carried out.
         """
         rules = rules_for(self.backing)
-        outcome = native.execute(self.mapping, operations, rules, per_op_ns)
-        native.expect(self.mapping, operations, rules, self.state)
+        outcome = native.execute(self.mapping, operations, rules, per_call_ns, cpus)
+        native.expect(self.mapping, operations, rules, outcome.failed, self.state)
         return outcome
 
     def floor(self, operations: Operations) -> Outcome:
-        """Run the same loop over the same operations without carrying them out."""
-        return native.execute(self.mapping, operations, floor_rules())
+        """Run the same loop over the same operations without carrying them out.
+
+        One thread runs it: handing work to threads is what a strategy does, not the harness.
+        """
+        alone = replace(operations, thread=None)
+        return native.execute(self.mapping, alone, floor_rules())
 
     def verify(self) -> Check:
         """Compare residency and content of every page with what they must be.
@@ -184,8 +223,9 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         Once a run: reading a discarded page of anonymous memory maps the kernel's zero page, which
         a second look would take for a resident one.
         """
-        resident = native.residency(self.mapping).astype(bool)
-        findings = native.verify(self.mapping, self.state, self.seed)
+        found = native.residency(self.mapping)
+        findings = native.verify(self.mapping, self.state, found, self.seed)
+        resident = found.astype(bool)
         gone, never = self.state == Page.GONE, self.state == Page.NEVER
         return Check(
             findings=findings,

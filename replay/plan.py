@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from replay.backings import BACKINGS, Advice, Backing
 from replay.layout import Layout
-from replay.ranges import Int64s, Runs, empty, merge
+from replay.native.types import Effect
+from replay.ranges import Bools, Int64s, Runs, empty, merge
 from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tracer.trace.manifest import Region
 
 UInt8s = npt.NDArray[np.uint8]
 UInt64s = npt.NDArray[np.uint64]
 Protocol = Literal["pfns", "range_words", "scatterlist"]
 
-
-class Advice(IntEnum):
-    """What an operation does; a madvise value of Linux, or PUNCH_HOLE for fallocate."""
-
-    WILLNEED = 3
-    DONTNEED = 4
-    FREE = 8
-    REMOVE = 9
-    PUNCH_HOLE = 128
-
-
-DISCARDS: dict[str, Advice] = {
-    "anon": Advice.DONTNEED,
-    "memfd": Advice.PUNCH_HOLE,
-    "shmem": Advice.REMOVE,
-    "hugetlb": Advice.PUNCH_HOLE,
-    "file-private": Advice.DONTNEED,
-}
-"""The one call that gives a page back on each backing. DONTNEED on shared memory only unmaps it
-(mm/madvise.c, Linux 2.6 and later), so memfd needs a hole and shared anonymous memory REMOVE."""
+MAX_CALL_RANGES = 1024
+"""UIO_MAXIOV: process_madvise takes no more ranges (Linux 5.10 and later)."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +35,20 @@ class Context:
     Args:
         regions: Guest memory.
         host_page_bytes: Smallest unit that the host can give back.
-        backing: One of `DISCARDS`.
-        thp: Whether transparent huge pages may form.
+        backing: A name in `BACKINGS`.
     """
 
     regions: tuple[Region, ...]
     host_page_bytes: int = PAGE_BYTES
     backing: str = "anon"
-    thp: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no host has; a wrong value here would make every plan wrong."""
         size = self.host_page_bytes
         if size < PAGE_BYTES or size & (size - 1):
             raise ValueError(f"host_page_bytes is {size}: not a power of two of {PAGE_BYTES} up")
-        if self.backing not in DISCARDS:
-            raise ValueError(f"backing is {self.backing!r}: not one of {', '.join(DISCARDS)}")
+        if self.backing not in BACKINGS:
+            raise ValueError(f"backing is {self.backing!r}: not one of {', '.join(BACKINGS)}")
 
     @cached_property
     def layout(self) -> Layout:
@@ -79,9 +61,28 @@ class Context:
         return self.host_page_bytes >> PFN_SHIFT
 
     @property
+    def memory(self) -> Backing:
+        """What each operation does on this backing."""
+        return BACKINGS[self.backing]
+
+    @property
     def discard(self) -> Advice:
-        """The advice that gives a page back on this backing."""
-        return DISCARDS[self.backing]
+        """The one call that gives a page back on this backing."""
+        return self.memory.discard
+
+
+def context_of(regions: Sequence[Region], backing: str | None = None) -> Context:
+    """Describe the memory of a trace, or the same memory on another backing.
+
+    Args:
+        regions: The trace's memory map.
+        backing: A name in `BACKINGS`; that of the trace's largest region when left out, or anon
+            where the trace names one that no replay knows.
+    """
+    if backing is None:
+        seen = max(regions, key=lambda region: region.length_bytes).backing
+        backing = seen if seen in BACKINGS else "anon"
+    return Context(tuple(regions), BACKINGS[backing].host_page_bytes, backing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,10 @@ class Plan:
         sent_bytes: int64[w]: bytes in each wire request that name pages.
         sent_queue: uint8[w], `Queue`.
         discards: False for a plan that is not meant to give memory back (`nop`).
+        joined: bool[k]: the operation shares the system call of the one before it (one
+            process_madvise). None: every operation is a call of its own.
+        thread: uint8[k]: which of the device's threads makes the call. The threads of one request
+            run at once, and all have ended before it is acknowledged. None: there is one thread.
     """
 
     name: str
@@ -113,10 +118,22 @@ class Plan:
     sent_bytes: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     sent_queue: UInt8s = field(default_factory=lambda: np.zeros(0, np.uint8))
     discards: bool = True
+    joined: Bools | None = None
+    thread: UInt8s | None = None
 
     def __len__(self) -> int:
         """Operations."""
         return len(self.advice)
+
+    @property
+    def calls(self) -> int:
+        """System calls, where none has to be repeated."""
+        return len(self) - (0 if self.joined is None else int(self.joined.sum()))
+
+    @property
+    def threads(self) -> int:
+        """Threads that carry the plan out."""
+        return 1 if self.thread is None or not len(self) else int(self.thread.max()) + 1
 
     @property
     def wire_requests(self) -> int:
@@ -132,34 +149,28 @@ class Plan:
         """The part of the plan that belongs to recorded requests below an index."""
         k = int(np.searchsorted(self.request, request))
         w = int(np.searchsorted(self.sent_request, request))
-        return Plan(
-            self.name,
-            self.protocol,
-            self.advice[:k],
-            self.offset_bytes[:k],
-            self.length_bytes[:k],
-            self.request[:k],
-            self.sent_request[:w],
-            self.sent_bytes[:w],
-            self.sent_queue[:w],
-            self.discards,
+        return replace(
+            self,
+            advice=self.advice[:k],
+            offset_bytes=self.offset_bytes[:k],
+            length_bytes=self.length_bytes[:k],
+            request=self.request[:k],
+            sent_request=self.sent_request[:w],
+            sent_bytes=self.sent_bytes[:w],
+            sent_queue=self.sent_queue[:w],
+            joined=None if self.joined is None else self.joined[:k],
+            thread=None if self.thread is None else self.thread[:k],
         )
 
 
 def gone_pages(plan: Plan, context: Context) -> Runs:
-    """Pages of the replayed memory that must read as zero once the whole plan has run.
+    """Pages of the replayed memory that the plan takes away at once at some time.
 
-    MADV_FREE only allows the kernel to take a page, so its pages are in neither set.
+    MADV_FREE only allows the kernel to take a page, so its pages are not among them.
     """
-    chosen = np.isin(plan.advice, effective_advice(context.backing))
+    chosen = np.isin(plan.advice, context.memory.advice_with(Effect.FREES))
     if not chosen.any():
         return empty()
     start = (plan.offset_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
     pages = (plan.length_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
     return merge(start, pages)
-
-
-def effective_advice(backing: str) -> Sequence[int]:
-    """Advice that takes a page away at once on a backing (table in docs/strategies.md)."""
-    shared = backing in {"memfd", "shmem", "hugetlb"}
-    return [Advice.REMOVE, Advice.PUNCH_HOLE] if shared else [Advice.DONTNEED]

@@ -20,6 +20,10 @@ DENSE_SPAN = 16
 """A span of at most this many pages per PFN is marked in a table, which is cheaper than a sort."""
 
 
+LOOK = 1024
+"""So many PFNs are looked at first."""
+
+
 class Runs(NamedTuple):
     """Half-open runs of pages: `[start[i], start[i] + pages[i])`.
 
@@ -65,14 +69,17 @@ def compact(pfns: npt.ArrayLike) -> Runs:
         edge = np.flatnonzero(seen[1:] != seen[:-1])
         start, end = edge[0::2] + low, edge[1::2] + low
         return Runs(start, end - start)
-    step = np.diff(flat)
-    # A falling or rising stream needs no sort; one look is cheaper than finding out by sorting.
-    if not (step >= 0).all():
-        flat = flat[::-1] if (step <= 0).all() else np.sort(flat)
+    # A falling or rising stream needs no sort; a look at its beginning tells most others apart.
+    if not _rises(flat):
+        flat = flat[::-1] if _rises(flat[::-1]) else np.sort(flat)
     first = np.flatnonzero(np.diff(flat) > 1) + 1
     start = flat[np.concatenate(([0], first))]
     last = flat[np.concatenate((first - 1, [len(flat) - 1]))]
     return Runs(start, last - start + 1)
+
+
+def _rises(flat: Int64s) -> bool:
+    return all(bool((part[1:] >= part[:-1]).all()) for part in (flat[:LOOK], flat))
 
 
 def expand(runs: Runs) -> Int64s:
@@ -121,15 +128,27 @@ def merge(start: Int64s, pages: Int64s) -> Runs:
     if len(start) == 0:
         return empty()
     if (start[1:] < start[:-1]).any():
-        if int(pages.sum()) <= 2 * len(start):
-            return compact(decode_runs(start, pages))  # sorting values is cheaper than pairs
-        order = np.argsort(start, kind="stable")
-        start, pages = start[order], pages[order]
+        total = int(pages.sum())
+        if total == len(start):
+            return compact(start)
+        if total <= 2 * len(start) and int(start.max() - start.min()) < DENSE_SPAN * total:
+            return compact(decode_runs(start, pages))
+        start, pages = _by_start(start, pages)
     reach = np.maximum.accumulate(start + pages)
     first = np.flatnonzero(start[1:] > reach[:-1]) + 1
     begin = start[np.concatenate(([0], first))]
     end = reach[np.concatenate((first - 1, [len(start) - 1]))]
     return Runs(begin, end - begin)
+
+
+def _by_start(start: Int64s, pages: Int64s) -> tuple[Int64s, Int64s]:
+    """Sort runs; both in one number where they fit, because values sort faster than pairs."""
+    bits = int(pages.max()).bit_length()
+    if int(start.max()).bit_length() + bits < 63 and int(start.min()) >= 0:
+        both = np.sort(start << bits | pages)
+        return both >> bits, both & ((1 << bits) - 1)
+    order = np.argsort(start, kind="stable")
+    return start[order], pages[order]
 
 
 def merge_sorted(first: Runs, second: Runs) -> Runs:
@@ -172,3 +191,16 @@ def align_in(runs: Runs, unit_pages: int) -> Runs:
     pages = runs.end // unit_pages * unit_pages - start
     kept = pages > 0
     return Runs(start[kept], pages[kept])
+
+
+def align_out(runs: Runs, unit_pages: int) -> Runs:
+    """Widen each run to the whole units that it touches.
+
+    Args:
+        runs: Runs.
+        unit_pages: Pages in a unit.
+    """
+    if unit_pages == 1:
+        return runs
+    start = runs.start // unit_pages * unit_pages
+    return merge(start, -(-runs.end // unit_pages) * unit_pages - start)

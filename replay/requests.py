@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,8 @@ class Requests:
         run_pages: int32[m], pages of each run: negative where PFNs fall by one. A scatterlist
             entry is one run.
         truncated_pages: Pages that the tracer counted but could not keep; they are not replayed.
+        memo: What strategies have worked out of these requests and share
+            (`replay.strategies.select`).
     """
 
     queue: npt.NDArray[np.uint8]
@@ -49,6 +51,7 @@ class Requests:
     run_pfn: npt.NDArray[np.uint64]
     run_pages: npt.NDArray[np.int32]
     truncated_pages: int = 0
+    memo: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         """Requests."""
@@ -73,12 +76,13 @@ class Requests:
 
     def runs_of(self, *queues: Queue) -> tuple[Int64s, Int64s, Int64s]:
         """Runs of some queues in arrival order: first PFN, signed pages, request."""
-        wanted = np.isin(self.queue, queues) & (np.diff(self.run_offsets) > 0)
-        chosen = np.flatnonzero(np.repeat(wanted, np.diff(self.run_offsets)))
+        runs = np.diff(self.run_offsets)
+        wanted = np.isin(self.queue, queues)
         # MAX_PFN keeps every PFN below 2**63, so this view changes no value.
         pfn = self.run_pfn.view(np.int64)
-        if len(chosen) == len(pfn):
+        if (wanted | (runs == 0)).all():
             return pfn, self.run_pages.astype(np.int64), self.run_request
+        chosen = np.flatnonzero(np.repeat(wanted, runs))
         return pfn[chosen], self.run_pages[chosen].astype(np.int64), self.run_request[chosen]
 
     def before(self, index: int) -> Requests:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from replay.layout import Layout
-from replay.ranges import Int64s, Runs, align_in, empty, intersect, merge, subtract
+from replay.ranges import Int64s, Runs, align_in, empty, intersect, merge, merge_sorted, subtract
 from tracer.trace.errors import TraceError
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ HUGE_PAGES = 512
 MAX_PFN = 1 << 52
 
 Assumption = Literal["trace", "all", "none"]
+Thp = Literal["never", "madvise", "always"]
+"""Where anonymous memory is in huge pages: nowhere; where the trace saw them, as if the VMM had
+advised those alone; or wherever 2 MiB are resident, and more may form during a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +49,27 @@ class Residency:
         return self.small.total_pages + self.huge.total_pages
 
 
-def load_residency(trace: Trace, layout: Layout, assumption: Assumption, thp: bool) -> Residency:
+def load_residency(trace: Trace, layout: Layout, assumption: Assumption, thp: Thp) -> Residency:
     """Take residency from a trace, or assume it.
 
     Args:
         trace: Its first residency snapshot counts: what was there when the balloon began to move.
         layout: Translates the snapshot's PFNs.
         assumption: `trace` falls back to `all` where the trace has no snapshot.
-        thp: False turns huge pages into small ones.
+        thp: Which of the resident pages are huge.
 
     Raises:
         TraceError: The snapshot holds impossible runs.
     """
+    found = _loaded(trace, layout, assumption)
+    if thp == "madvise":
+        return found
+    resident = merge_sorted(found.small, found.huge)
+    huge = align_in(resident, HUGE_PAGES) if thp == "always" else empty()
+    return Residency(subtract(resident, huge), huge, found.source)
+
+
+def _loaded(trace: Trace, layout: Layout, assumption: Assumption) -> Residency:
     if assumption == "none":
         return Residency(empty(), empty(), "assumed: no page was resident")
     table = trace.table("residency")
@@ -76,7 +88,7 @@ def load_residency(trace: Trace, layout: Layout, assumption: Assumption, thp: bo
     resident = _in_memory(layout, pfn.astype(np.int64), pages.astype(np.int64))
     is_huge = pc.fill_null(table["huge"], False).to_numpy().astype(bool)
     marked = _in_memory(layout, pfn[is_huge].astype(np.int64), pages[is_huge].astype(np.int64))
-    huge = align_in(intersect(marked, resident), HUGE_PAGES) if thp else empty()
+    huge = align_in(intersect(marked, resident), HUGE_PAGES)
     return Residency(subtract(resident, huge), huge, "as recorded in the trace")
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from replay.environment import Environment
+from replay.planning import Refused
 from tracer.trace.errors import AerostatError
 
 RESULTS_FORMAT = "aerostat-results"
-RESULTS_VERSION = "1.0"
+RESULTS_VERSION = "2.0"
 MAX_RESULTS_BYTES = 256 << 20
 """No replay writes more; a file is refused before it is read."""
 MAX_INT = 1 << 63
@@ -42,13 +43,17 @@ class TraceFacts:
 
 @dataclass(frozen=True)
 class Settings:
-    """How it was replayed. `cpu` is the CPU of the executing thread, None where it ran free."""
+    """How it was replayed.
+
+    `thp` is never, madvise or always (`replay.residency.Thp`); `cpu` is the CPU of the executing
+    thread, None where it ran free.
+    """
 
     runs: int
     warmup: int
     seed: int
     backing: str
-    thp: bool
+    thp: str
     siblings: int
     cpu: int | None
     per_operation: bool
@@ -97,6 +102,8 @@ class Run:
         translate_ns: Stage c: the same requests decoded, every address looked up.
         discard_ns: Stage d: the plan's operations executed.
         floor_ns: The loop of stage d over the same operations without the system calls.
+        calls: System calls made, those repeated because one stopped short included.
+        failures: Operations that failed.
         huge_pages: 4 KiB pages that lay in huge pages when stage d began.
         gone_pages: Pages that read as zero because they were discarded.
         still_resident_pages: Of those, pages that still had memory behind them.
@@ -137,11 +144,17 @@ class Run:
 
 @dataclass(frozen=True)
 class StrategyResult:
-    """All runs of one strategy; `projected_send_ns` is stage b at the trace's own pace."""
+    """All runs of one strategy.
+
+    `operations` are ranges, `calls` the system calls that they share, `threads` those that make
+    them; `projected_send_ns` is stage b at the trace's own pace.
+    """
 
     name: str
     protocol: str
     operations: int
+    calls: int
+    threads: int
     bytes: int
     pages: int
     wire_requests: int
@@ -155,7 +168,10 @@ class StrategyResult:
 
 @dataclass(frozen=True)
 class Results:
-    """A replay: one trace, one machine, several strategies, several runs of each."""
+    """A replay: one trace, one machine, several strategies, several runs of each.
+
+    `refused` are the strategies that cannot work on this memory or this kernel, and why.
+    """
 
     created_utc: str
     aerostat_version: str
@@ -165,6 +181,7 @@ class Results:
     warnings: tuple[str, ...]
     fidelity: Fidelity | None
     strategies: tuple[StrategyResult, ...]
+    refused: tuple[Refused, ...]
 
     def to_json(self) -> dict[str, Any]:
         """One JSON document; field names are keys, units stand at the end of keys."""

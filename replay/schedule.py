@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replay.assemble import Replay, assemble
-from replay.budget import MARGIN_BYTES, available_bytes, fit
-from replay.check import check_plan
+from replay.backings import BACKINGS
 from replay.environment import fingerprint
-from replay.layout import Layout
-from replay.memory import BACKINGS, operations_of
-from replay.plan import Context, Plan
-from replay.requests import Requests, load_requests, memory_map
-from replay.residency import Assumption, Residency, load_residency
+from replay.memory import operations_of
+from replay.plan import Context, context_of
+from replay.prepare import Planned, fit_to_machine, plan_all
+from replay.requests import load_requests, memory_map
+from replay.residency import Assumption, Residency, Thp, load_residency
 from replay.results import Results, refuse_overwrite
-from replay.sending import Sending, sending
-from replay.strategies import load_strategy
-from replay.strategies.base import Strategy
 from replay.worker import Done, Job, process_context, run_in_fresh_process
 from tracer.trace.errors import AerostatError, CaptureIncompleteError
 from tracer.trace.progress import Progress, silent
@@ -30,7 +26,6 @@ from tracer.trace.schema import PFN_SHIFT
 if TYPE_CHECKING:
     from tracer.trace.reader import Trace
 
-FLOOR_STRATEGY = "nop"
 DEFAULT_STRATEGIES = ("qemu", "adjacent", "request", "range", "oracle")
 MAX_RUNS = 10_000
 
@@ -41,12 +36,13 @@ class ReplayOptions:
 
     Args:
         trace: The bundle.
-        strategies: Names that `replay.strategies.load_strategy` knows; nop is always added.
+        strategies: Names that `replay.strategies.load_strategy` knows, or `all`; nop is always
+            added.
         runs: Measured runs of each strategy; a comparison needs at least 4.
         warmup: Runs of each before those; kept in the results, never counted.
         seed: Of the order of runs and of the stamps in memory.
-        backing: What guest memory is mapped from: anon or memfd.
-        thp: Restore huge pages where the trace saw them.
+        backing: What guest memory is mapped from, a name in `BACKINGS`; None: as in the trace.
+        thp: Where anonymous memory is in transparent huge pages.
         siblings: Threads that spin on other CPUs while stage d runs, as vCPUs do.
         cpu: CPU of the executing thread; None leaves it to the scheduler.
         residency: Which pages have memory: as in the trace, all or none.
@@ -63,8 +59,8 @@ class ReplayOptions:
     runs: int = 5
     warmup: int = 1
     seed: int = 1
-    backing: str = "anon"
-    thp: bool = True
+    backing: str | None = None
+    thp: Thp = "madvise"
     siblings: int = 0
     cpu: int | None = None
     residency: Assumption = "trace"
@@ -74,15 +70,6 @@ class ReplayOptions:
     allow_loss: bool = False
     output: Path | None = None
     force: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Planned:
-    """A strategy, its plan, and what the driver would send."""
-
-    strategy: Strategy
-    plan: Plan
-    sending: Sending
 
 
 def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results:
@@ -102,17 +89,28 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     _check_options(options)
     trace = open_trace(options.trace)
     _refuse_loss(trace, options)
-    context = Context(memory_map(trace), backing=options.backing, thp=options.thp)
+    context = context_of(memory_map(trace), options.backing)
     requests = load_requests(trace)
     residency = load_residency(trace, context.layout, options.residency, options.thp)
-    spare_bytes = available_bytes() - MARGIN_BYTES
-    allowed = min(spare_bytes, options.memory_limit_bytes or spare_bytes)
-    fitted = fit(requests, residency, context.layout, allowed)
-    planned = _plan_all(options, fitted.requests, context, progress)
+    planned, refused = plan_all(options.strategies, requests, context, progress)
+    limit_bytes = options.memory_limit_bytes
+    fitted = fit_to_machine(requests, residency, context, planned, limit_bytes)
+    if fitted.reason:
+        planned, refused = plan_all(options.strategies, fitted.requests, context, progress)
     environment = fingerprint()
-    done = _run_all(options, planned, context.layout, fitted.residency, progress)
+    done = _run_all(options, planned, context, fitted.residency, progress)
     results = assemble(
-        Replay(options, trace, requests, fitted, context, tuple(planned), done, environment)
+        Replay(
+            options,
+            trace,
+            requests,
+            fitted,
+            context,
+            tuple(planned),
+            tuple(refused),
+            done,
+            environment,
+        )
     )
     if options.output is not None:
         results.save(options.output, force=options.force)
@@ -126,10 +124,10 @@ def _check_options(options: ReplayOptions) -> None:
             f"cannot replay {options.runs} times after {options.warmup} warm-up runs",
             remedy=f"choose 1 to {MAX_RUNS} runs and 0 to {MAX_RUNS} warm-up runs",
         )
-    if options.backing not in BACKINGS:
+    if options.backing is not None and options.backing not in BACKINGS:
         raise AerostatError(
             f"memory of backing {options.backing!r} cannot be replayed",
-            remedy=f"choose {' or '.join(BACKINGS)}",
+            remedy=f"choose one of {', '.join(BACKINGS)}",
         )
     if not 0 <= options.siblings <= 1024:
         raise AerostatError(f"cannot run {options.siblings} sibling threads")
@@ -157,22 +155,6 @@ def _refuse_loss(trace: Trace, options: ReplayOptions) -> None:
         )
 
 
-def _plan_all(
-    options: ReplayOptions, requests: Requests, context: Context, progress: Progress
-) -> list[Planned]:
-    """Plan every strategy once, and hold each plan to the rules of the device."""
-    names = list(dict.fromkeys((FLOOR_STRATEGY, *options.strategies)))
-    planned = []
-    for done, name in enumerate(names):
-        progress("plan", done, len(names))
-        strategy = load_strategy(name)
-        plan = strategy.plan(requests, context)
-        check_plan(requests, plan, context)
-        planned.append(Planned(strategy, plan, sending(requests, plan, context)))
-    progress("plan", len(names), len(names))
-    return planned
-
-
 def run_order(strategies: int, rounds: int, seed: int) -> list[tuple[int, int]]:
     """Say in which order runs happen: every strategy once a round, shuffled in each.
 
@@ -191,12 +173,12 @@ def run_order(strategies: int, rounds: int, seed: int) -> list[tuple[int, int]]:
 def _run_all(
     options: ReplayOptions,
     planned: list[Planned],
-    layout: Layout,
+    context: Context,
     residency: Residency,
     progress: Progress,
 ) -> list[list[Done]]:
     """All runs, by strategy; warm-up runs first in each list."""
-    jobs = [_job(options, each, layout, residency) for each in planned]
+    jobs = [_job(options, each, context, residency) for each in planned]
     processes = process_context()
     order = run_order(len(planned), options.warmup + options.runs, options.seed)
     done: list[list[Done]] = [[] for _ in planned]
@@ -209,8 +191,9 @@ def _run_all(
     return done
 
 
-def _job(options: ReplayOptions, planned: Planned, layout: Layout, residency: Residency) -> Job:
+def _job(options: ReplayOptions, planned: Planned, context: Context, residency: Residency) -> Job:
     """What all runs of a strategy share."""
+    layout = context.layout
     regions = tuple(
         (int(start) << PFN_SHIFT, int(end - start) << PFN_SHIFT, int(page) << PFN_SHIFT)
         for start, end, page in zip(layout.start_pfn, layout.end_pfn, layout.base_page, strict=True)
@@ -220,15 +203,25 @@ def _job(options: ReplayOptions, planned: Planned, layout: Layout, residency: Re
         order=0,
         seed=options.seed,
         size_bytes=layout.memory_bytes,
-        backing=options.backing,
+        backing=context.backing,
+        thp=options.thp,
         residency=residency,
         operations=operations_of(planned.plan),
         sending=planned.sending,
         regions=regions,
         cpu=options.cpu,
+        crew_cpus=_crew_cpus(options, planned.plan.threads),
         sibling_cpus=_sibling_cpus(options),
         per_operation=options.per_operation,
     )
+
+
+def _crew_cpus(options: ReplayOptions, threads: int) -> tuple[int, ...]:
+    """CPUs of a plan's threads, the executing thread's own first; none where it runs free."""
+    if options.cpu is None:
+        return ()
+    allowed = sorted(os.sched_getaffinity(0), key=lambda cpu: (cpu != options.cpu, cpu))
+    return tuple(allowed[i % len(allowed)] for i in range(threads))
 
 
 def _sibling_cpus(options: ReplayOptions) -> tuple[int, ...]:

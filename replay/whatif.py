@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from replay.check import check_plan
-from replay.plan import Advice, Context, Plan
-from replay.ranges import pfns_from_runs, rising
+from replay.backings import Advice
+from replay.plan import Context, Plan
+from replay.planning import Refused, make_plan
+from replay.ranges import Int64s, Runs, align_in, pfns_from_runs, rising
 from replay.requests import Requests
+from replay.residency import HUGE_PAGES
 from replay.strategies import STRATEGIES
 from replay.strategies.base import Strategy
+from replay.strategies.deferred import Holding
+from replay.strategies.oracle import phase_ranges
+from replay.strategies.parallel import Parallel
 from tracer.trace.schema import PFN_SHIFT, Queue
+
+SHORT_PAGES = 1 << 12
+
+
+class Window(NamedTuple):
+    """How much, or how long, a strategy may hold memory back; None is no limit."""
+
+    hold_bytes: int | None = None
+    hold_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -25,12 +40,15 @@ class Mergeability:
         rising_share: Share of steps within a request from one PFN to the next that are +1; None
             where there is no step.
         falling_share: The same for -1.
+        huge_share: Share of inflated pages in 2 MiB pages that one inflate phase gives whole; None
+            where nothing is inflated.
         outside_pages: Pages named by inflate, deflate and reports that are no guest memory.
     """
 
     pages: int
     rising_share: float | None
     falling_share: float | None
+    huge_share: float | None
     outside_pages: int
 
 
@@ -39,23 +57,31 @@ class Summary:
     """One strategy's plan in numbers.
 
     Args:
-        name: The strategy.
-        operations: System calls, all kinds together.
+        name: The strategy, with the parameters that are not at their defaults.
+        hold_bytes: Its window in bytes; None where it has none or holds nothing back.
+        hold_ns: The same in time.
+        operations: Ranges advised, all kinds together.
         operations_by_advice: The same by the name of the advice.
+        calls: System calls, which several ranges may share.
+        threads: Threads that make them.
         pages: 4 KiB pages that the operations cover, repeats counted.
         bytes: The same in bytes.
-        discards: Operations other than WILLNEED, which gives nothing back.
+        discards: Operations that give memory back: all but WILLNEED and POPULATE_WRITE.
         discard_bytes: Bytes that these cover, repeats counted.
         wire_requests: Requests that the driver sends.
         wire_bytes: Bytes in them that name pages.
         run_pages_histogram: Operations by length: key k counts 2**k to 2**(k+1) - 1 pages.
-        to_qemu: Operations as a share of qemu's; None where qemu has none.
+        to_qemu: System calls as a share of qemu's; None where qemu has none.
         to_oracle: Discards as a multiple of the oracle's; None where the oracle has none.
     """
 
     name: str
+    hold_bytes: int | None
+    hold_ns: int | None
     operations: int
     operations_by_advice: dict[str, int]
+    calls: int
+    threads: int
     pages: int
     bytes: int
     discards: int
@@ -69,60 +95,104 @@ class Summary:
 
 @dataclass(frozen=True)
 class WhatIf:
-    """The trace, and every strategy on it."""
+    """The trace, every strategy on it, and those that cannot work on its memory."""
 
+    backing: str
     trace: Mergeability
     strategies: tuple[Summary, ...]
+    refused: tuple[Refused, ...]
 
 
 def what_if(
-    requests: Requests, context: Context, strategies: Iterable[Strategy] | None = None
+    requests: Requests,
+    context: Context,
+    strategies: Iterable[Strategy] | None = None,
+    windows: Sequence[Window] = (),
 ) -> WhatIf:
-    """Plan a trace under some strategies and count.
+    """Plan a trace under some strategies and count. No memory is touched.
 
     Args:
         requests: The trace's requests.
         context: The memory.
         strategies: Those to plan; all that ship when left out. qemu and the oracle are planned in
             any case, because the ratios need them.
+        windows: Each strategy that holds memory back is counted with its own window and with each
+            of these; where no strategies are named, not parallel, which
+            merges as deferred does.
 
     Raises:
-        PlanError: A strategy that does not ship with aerostat makes a plan that must not run.
+        StrategyError: A strategy of the user's own failed.
+        PlanError: One made a plan that must not run.
     """
+    named = strategies is not None
     chosen = list(STRATEGIES.values() if strategies is None else strategies)
-    plans = {strategy.name: strategy.plan(requests, context) for strategy in chosen}
-    for strategy in chosen:
-        if STRATEGIES.get(strategy.name) is not strategy:
-            check_plan(requests, plans[strategy.name], context)
-    qemu = plans.get("qemu") or STRATEGIES["qemu"].plan(requests, context)
-    oracle = plans.get("oracle") or STRATEGIES["oracle"].plan(requests, context)
-    summaries = (summarise(plan, len(qemu), len(oracle)) for plan in plans.values())
-    return WhatIf(mergeability(requests, context), tuple(summaries))
+    counted = {each.label: each for s in chosen for each in (s, *_curve(s, windows, named))}
+    bounds = {name: STRATEGIES[name].plan(requests, context) for name in ("qemu", "oracle")}
+    oracle = _discards(bounds["oracle"])[0]
+    summaries, refused = [], []
+    for label, strategy in counted.items():
+        plan = bounds.get(label) or make_plan(strategy, requests, context)
+        if isinstance(plan, Refused):
+            refused.append(plan)
+        else:
+            summaries.append(summarise(strategy, plan, bounds["qemu"].calls, oracle))
+    return WhatIf(
+        context.backing, mergeability(requests, context), tuple(summaries), tuple(refused)
+    )
 
 
-def summarise(plan: Plan, qemu_operations: int, oracle_discards: int) -> Summary:
-    """Count one plan beside qemu's operations and the oracle's discards on the same trace."""
-    pages = (plan.length_bytes >> np.uint64(PFN_SHIFT)).astype(np.int64)
-    exponent = np.frexp(pages.astype(np.float64))[1] - 1
-    lengths, counts = np.unique(exponent, return_counts=True)
-    kinds, uses = np.unique(plan.advice, return_counts=True)
-    total = int(pages.sum())
-    discarding = plan.advice != Advice.WILLNEED
-    discards = int(discarding.sum())
+def _curve(strategy: Strategy, windows: Sequence[Window], named: bool) -> list[Strategy]:
+    if not isinstance(strategy, Holding) or (isinstance(strategy, Parallel) and not named):
+        return []
+    return [replace(strategy, **window._asdict()) for window in windows]
+
+
+def summarise(strategy: Strategy, plan: Plan, qemu_calls: int, oracle_discards: int) -> Summary:
+    """Count one plan beside qemu's calls and the oracle's discards on the same trace."""
+    pages = (plan.length_bytes >> np.uint64(PFN_SHIFT)).view(np.int64)
+    total_pages = int(pages.sum())
+    discards, discard_pages = _discards(plan)
+    window = Window()
+    if isinstance(strategy, Holding):
+        window = Window(strategy.hold_bytes, strategy.hold_ns)
     return Summary(
         plan.name,
+        window.hold_bytes,
+        window.hold_ns,
         len(plan),
-        {Advice(kind).name: use for kind, use in zip(kinds.tolist(), uses.tolist(), strict=True)},
-        total,
-        total << PFN_SHIFT,
+        {advice.name: count for advice in Advice if (count := _count(plan, advice))},
+        plan.calls,
+        plan.threads,
+        total_pages,
+        total_pages << PFN_SHIFT,
         discards,
-        int(pages[discarding].sum()) << PFN_SHIFT,
+        discard_pages << PFN_SHIFT,
         plan.wire_requests,
         plan.wire_bytes,
-        dict(zip(lengths.tolist(), counts.tolist(), strict=True)),
-        len(plan) / qemu_operations if qemu_operations else None,
+        _histogram(pages),
+        plan.calls / qemu_calls if qemu_calls else None,
         discards / oracle_discards if oracle_discards else None,
     )
+
+
+def _histogram(pages: Int64s) -> dict[int, int]:
+    """Lengths by power of two; short ones are counted before they are sorted into powers."""
+    short = np.bincount(np.minimum(pages, SHORT_PAGES))[:SHORT_PAGES]
+    length = np.concatenate((np.flatnonzero(short), pages[pages >= SHORT_PAGES]))
+    times = np.append(short[short > 0], np.ones(len(length) - np.count_nonzero(short), np.int64))
+    powers = np.bincount(np.frexp(length.astype(np.float64))[1] - 1, times)
+    return {power: int(powers[power]) for power in np.flatnonzero(powers).tolist()}
+
+
+def _count(plan: Plan, advice: Advice) -> int:
+    return int(np.count_nonzero(plan.advice == advice))
+
+
+def _discards(plan: Plan) -> tuple[int, int]:
+    """Operations that give memory back, and the pages that they cover."""
+    giving = (plan.advice != Advice.WILLNEED) & (plan.advice != Advice.POPULATE_WRITE)
+    covered = int(plan.length_bytes.sum(where=giving)) >> PFN_SHIFT
+    return int(np.count_nonzero(giving)), covered
 
 
 def mergeability(requests: Requests, context: Context) -> Mergeability:
@@ -130,11 +200,16 @@ def mergeability(requests: Requests, context: Context) -> Mergeability:
     pfn, pages, request = requests.runs_of(Queue.INFLATE, Queue.DEFLATE)
     step = np.diff(pfns_from_runs(pfn, pages))
     by = np.repeat(request, np.abs(pages))
-    step = step[by[1:] == by[:-1]]
+    within = by[1:] == by[:-1]
+    steps = int(np.count_nonzero(within))
+    given = phase_ranges(requests, context)
+    inflated = int(given.pages.sum())
+    whole = align_in(Runs(given.page, given.pages), HUGE_PAGES).total_pages
     return Mergeability(
         len(by),
-        float((step == 1).mean()) if len(step) else None,
-        float((step == -1).mean()) if len(step) else None,
+        int(np.count_nonzero((step == 1) & within)) / steps if steps else None,
+        int(np.count_nonzero((step == -1) & within)) / steps if steps else None,
+        whole / inflated if inflated else None,
         outside_pages(requests, context),
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 from replay import native
 from replay.memory import GuestMemory
 from replay.native.types import Operations, Times
-from replay.residency import Residency
+from replay.residency import Residency, Thp
 from replay.results import OperationTimes, Run
 from replay.sending import Sending
 from tracer.trace.errors import AerostatError
@@ -39,6 +39,7 @@ class Job:
         title: Trace, strategy and run, for messages.
         regions: (gpa, length_bytes, offset_bytes) of each region, for stage c.
         cpu: CPU to execute stages c and d on; None leaves it to the scheduler.
+        crew_cpus: CPU of each of the plan's threads; none leaves them to the scheduler.
         sibling_cpus: One spinning thread on each while stage d runs.
     """
 
@@ -47,11 +48,13 @@ class Job:
     seed: int
     size_bytes: int
     backing: str
+    thp: Thp
     residency: Residency
     operations: Operations
     sending: Sending
     regions: tuple[tuple[int, int, int], ...]
     cpu: int | None
+    crew_cpus: tuple[int, ...]
     sibling_cpus: tuple[int, ...]
     per_operation: bool
 
@@ -78,17 +81,17 @@ def run_job(job: Job) -> Done:
         os.sched_setaffinity(0, {job.cpu})
     sent = job.sending
     translation = native.translate(sent.wire, sent.start, sent.form, job.regions)
-    with GuestMemory(job.size_bytes, job.backing, job.seed) as memory:
+    with GuestMemory(job.size_bytes, job.backing, job.seed, job.thp) as memory:
         begin_ns = time.monotonic_ns()
         huge_pages = memory.restore(job.residency)
         populate_ns = time.monotonic_ns() - begin_ns
         before_pages = memory.resident_pages()
         floor = memory.floor(job.operations)
-        per_op_ns: Times | None = None
+        per_call_ns: Times | None = None
         if job.per_operation:
-            per_op_ns = np.zeros(len(job.operations.advice), np.int64)
+            per_call_ns = np.full(len(job.operations), -1, np.int64)
         with native.Siblings(job.sibling_cpus):
-            outcome = memory.execute(job.operations, per_op_ns)
+            outcome = memory.execute(job.operations, per_call_ns, job.crew_cpus)
         check = memory.verify()
     if check.findings.wrong:
         raise WorkerError(
@@ -117,16 +120,18 @@ def run_job(job: Job) -> Done:
         gone_pages=check.gone_pages,
         still_resident_pages=check.still_resident_pages,
         lazy_pages=check.findings.lazy_checked,
-        per_operation=_quantiles(per_op_ns),
+        per_operation=_quantiles(per_call_ns),
     )
     return Done(run, translation.entries, translation.rejected)
 
 
-def _quantiles(per_op_ns: Times | None) -> OperationTimes | None:
-    if per_op_ns is None or len(per_op_ns) == 0:
+def _quantiles(per_call_ns: Times | None) -> OperationTimes | None:
+    """Of the calls' times; -1 stands where an operation shares the call of another."""
+    if per_call_ns is None or len(per_call_ns) == 0:
         return None
-    p50, p90, p99 = (int(value) for value in np.percentile(per_op_ns, (50, 90, 99)))
-    return OperationTimes(p50, p90, p99, int(per_op_ns.max()))
+    times_ns = per_call_ns[per_call_ns >= 0]
+    p50, p90, p99 = (int(value) for value in np.percentile(times_ns, (50, 90, 99)))
+    return OperationTimes(p50, p90, p99, int(times_ns.max()))
 
 
 def process_context() -> ProcessContext:

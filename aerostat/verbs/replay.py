@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from aerostat.options import PATH, TRACE, force_option, json_option, size, talk_options
+from aerostat.options import (
+    BACKINGS,
+    PATH,
+    TRACE,
+    force_option,
+    json_option,
+    size,
+    strategy,
+    talk_options,
+)
 from aerostat.output import emit_json, refuse_existing
 from aerostat.progress import progress_on_stderr
 
@@ -16,7 +25,9 @@ from aerostat.progress import progress_on_stderr
     "--strategy",
     "strategies",
     multiple=True,
-    help="A strategy to replay; give it again for more. nop, the harness alone, is always added.",
+    type=strategy,
+    help="A strategy to replay, NAME or NAME:parameter=value; give it again for more, or `all`."
+    " nop, the harness alone, is always added.",
 )
 @click.option(
     "--runs", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Runs of each."
@@ -31,12 +42,16 @@ from aerostat.progress import progress_on_stderr
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the order of runs.")
 @click.option(
     "--backing",
-    type=click.Choice(("anon", "memfd")),
-    default="anon",
-    show_default=True,
-    help="What guest memory is mapped from.",
+    type=click.Choice(BACKINGS),
+    help="What guest memory is mapped from; as in the trace when left out.",
 )
-@click.option("--thp/--no-thp", default=True, show_default=True, help="Restore huge pages.")
+@click.option(
+    "--thp",
+    type=click.Choice(("never", "madvise", "always")),
+    default="madvise",
+    show_default=True,
+    help="Transparent huge pages: none, where the trace saw them, or wherever they fit.",
+)
 @click.option(
     "--residency",
     type=click.Choice(("trace", "all", "none")),
@@ -65,8 +80,8 @@ def command(
     runs: int,
     warmup: int,
     seed: int,
-    backing: str,
-    thp: bool,
+    backing: str | None,
+    thp: str,
     residency: str,
     siblings: int,
     cpu: int | None,
@@ -82,12 +97,15 @@ def command(
     """Carry out the work of TRACE on mapped memory under several strategies, side by side.
 
     Each run is a fresh process; runs are interleaved in seeded random order; every page is checked
-    afterwards. Needs no root and no VM.
+    afterwards. A strategy that cannot work on the memory or this kernel is named with the reason,
+    not timed. Needs no root and no VM.
 
     \b
     Examples:
       aerostat replay host.balloon
       aerostat replay host.balloon -s qemu -s range --runs 15 --siblings 1 -o results.json
+      aerostat replay host.balloon -s all --backing memfd
+      aerostat replay host.balloon -s request -s deferred:hold_bytes=16M,hold_ns=50ms
       aerostat replay host.balloon --memory-limit 4G --json
     """
     if output is not None:
@@ -101,7 +119,7 @@ def command(
         warmup=warmup,
         seed=seed,
         backing=backing,
-        thp=thp,
+        thp=thp,  # type: ignore[arg-type]  # click.Choice has checked it
         siblings=siblings,
         cpu=cpu,
         residency=residency,  # type: ignore[arg-type]  # click.Choice has checked it

@@ -5,38 +5,68 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aerostat.options import TRACE, json_option
+from aerostat.options import BACKINGS, TRACE, json_option, strategy, window
 from aerostat.output import emit_json, plain
 
 if TYPE_CHECKING:
-    from replay.whatif import WhatIf
+    from replay.whatif import Summary, WhatIf
 
 
 @click.command("whatif")
 @click.argument("trace", type=TRACE)
 @click.option(
-    "-s", "--strategy", "strategies", multiple=True, help="A strategy to count; all when left out."
+    "-s",
+    "--strategy",
+    "strategies",
+    multiple=True,
+    type=strategy,
+    help="A strategy to count, NAME or NAME:parameter=value; all when left out.",
+)
+@click.option(
+    "-w",
+    "--window",
+    "windows",
+    multiple=True,
+    type=window,
+    default=("1M", "16M", "256M"),
+    show_default=True,
+    help="How much (16M) or how long (100ms) strategies that wait may hold memory back;"
+    " again for more.",
+)
+@click.option(
+    "--backing",
+    type=click.Choice(BACKINGS),
+    help="What guest memory is mapped from; as in the trace when left out.",
 )
 @json_option
-def command(trace: Path, strategies: tuple[str, ...], as_json: bool) -> None:
+def command(
+    trace: Path,
+    strategies: tuple[str, ...],
+    windows: tuple[tuple[int | None, int | None], ...],
+    backing: str | None,
+    as_json: bool,
+) -> None:
     """Count the operations, bytes and requests that strategies would need for TRACE.
 
-    Executes nothing, and measures no time. A strategy of your own is given as path.py:Name.
+    Executes nothing, and measures no time. A strategy that waits is counted with its own window and
+    with each that is named. A strategy of your own is given as path.py:Name.
 
     \b
     Examples:
       aerostat whatif host.balloon
       aerostat whatif host.balloon -s range -s oracle --json
+      aerostat whatif host.balloon -s deferred -w 4M -w 64M -w 1s --backing memfd
     """
-    from replay.plan import Context
+    from replay.plan import context_of
     from replay.requests import load_requests, memory_map
     from replay.strategies import load_strategy
-    from replay.whatif import what_if
+    from replay.whatif import Window, what_if
     from tracer.trace.reader import open_trace
 
     opened = open_trace(trace)
     chosen = [load_strategy(name) for name in strategies] or None
-    found = what_if(load_requests(opened), Context(memory_map(opened)), chosen)
+    context = context_of(memory_map(opened), backing)
+    found = what_if(load_requests(opened), context, chosen, [Window(*each) for each in windows])
     if as_json:
         emit_json({"name": str(trace), **plain(found)})
     else:
@@ -44,13 +74,15 @@ def command(trace: Path, strategies: tuple[str, ...], as_json: bool) -> None:
 
 
 def draw(found: "WhatIf") -> None:
-    """Draw one row per strategy, and how well the trace's pages could be merged."""
+    """Draw one row per strategy and window, and how well the trace's pages could be merged."""
     from aerostat import render
 
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
-            summary.name,
+            summary.name.partition(":")[0],
+            _window(summary),
             render.count(summary.operations),
+            render.count(summary.calls),
             render.cell(summary.to_qemu, lambda share: f"{share:.4f}"),
             render.cell(summary.to_oracle, lambda ratio: f"{ratio:.1f}"),
             render.size(summary.discard_bytes),
@@ -60,9 +92,13 @@ def draw(found: "WhatIf") -> None:
         )
         for summary in found.strategies
     ]
-    columns = ["<strategy", "operations", "x qemu", "discards x oracle", "discarded"]
+    rows += [(each.name, "", "refused", *[render.NOT_OBSERVED] * 6, "") for each in found.refused]
+    columns = ["<strategy", "<window", "operations", "calls", "calls x qemu", "discards x oracle"]
+    columns += ["discarded"]
     columns += ["requests", "on the wire", "<by advice"]
-    render.draw("whatif: counted, not run", columns, rows)
+    render.draw(f"whatif: counted on {found.backing} memory, not run", columns, rows)
+    for each in found.refused:
+        render.say(f"Refused: {each.name}: {each.reason}.")
     trace = found.trace
     if not trace.pages:
         render.say("No page was inflated or deflated.")
@@ -74,5 +110,22 @@ def draw(found: "WhatIf") -> None:
             f"Of {trace.pages:,} balloon pages {rising} are one above the page before,"
             f" {falling} one below."
         )
+        if trace.huge_share is not None:
+            share = render.percent(100 * trace.huge_share)
+            render.say(f"Of the inflated pages {share} are in 2 MiB that one phase gives whole.")
     if trace.outside_pages:
         render.say(f"{trace.outside_pages:,} pages named are outside guest memory.")
+
+
+def _window(summary: "Summary") -> str:
+    """What a strategy may hold back, and what else is not as by default."""
+    from aerostat import render
+
+    limits = []
+    if summary.hold_bytes is not None:
+        limits.append(render.size(summary.hold_bytes))
+    if summary.hold_ns is not None:
+        limits.append(render.ns(summary.hold_ns))
+    parameters = summary.name.partition(":")[2].split(",")
+    others = [each for each in parameters if each and not each.startswith("hold_")]
+    return " ".join([", ".join(limits), *others]).strip()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.native.types import (
+    MAX_THREADS,
     Bytes,
     Findings,
     Memory,
@@ -27,17 +28,17 @@ from replay.native.types import (
 )
 
 
-def map_memory(size_bytes: int, fd: int) -> Memory:
-    """Map memory at a 2 MiB boundary, without reserving swap.
+def map_memory(size_bytes: int, fd: int, shared: bool) -> Memory:
+    """Map memory at a 2 MiB boundary, without reserving any.
 
     Raises:
         NativeError: The kernel refused.
     """
     ffi, lib = _load()
     error = ffi.new("int *")
-    base = lib.aero_map_memory(size_bytes, fd, error)
+    base = lib.aero_map_memory(size_bytes, fd, shared, error)
     _check(error[0], f"cannot map {size_bytes} bytes of guest memory")
-    return Memory(int(ffi.cast("uintptr_t", base)), size_bytes, fd)
+    return Memory(int(ffi.cast("uintptr_t", base)), size_bytes, fd, shared)
 
 
 def unmap_memory(memory: Memory) -> None:
@@ -81,12 +82,21 @@ def residency(memory: Memory) -> Bytes:
     return resident
 
 
-def verify(memory: Memory, state: Bytes, seed: int) -> Findings:
-    """Read every page that was ever populated and compare it with `state`."""
+def verify(memory: Memory, state: Bytes, resident: Bytes, seed: int) -> Findings:
+    """Read every page that was ever populated and compare it with `state`.
+
+    Args:
+        memory: The mapping.
+        state: What each page must hold (`Page`).
+        resident: What `residency` says now.
+        seed: Of the stamps.
+    """
     ffi, lib = _load()
     _check_pages(memory, state)
+    _check_pages(memory, resident)
     found = ffi.new("struct aero_findings *")
-    lib.aero_verify(_memory(memory), _array(ffi, state, np.uint8), seed, found)
+    columns = (_array(ffi, column, np.uint8) for column in (state, resident))
+    lib.aero_verify(_memory(memory), *columns, seed, found)
     return Findings(
         found.stamped_checked,
         found.gone_checked,
@@ -101,28 +111,37 @@ def execute(
     memory: Memory,
     operations: Operations,
     rules: dict[int, Rule],
-    per_op_ns: Times | None = None,
+    per_call_ns: Times | None = None,
+    cpus: Sequence[int] = (),
 ) -> Outcome:
     """Carry out operations in order and time them as a whole.
 
     Args:
         memory: The mapping; an operation that is not wholly inside it is refused.
-        operations: Offsets in bytes from the start of the mapping.
+        operations: What to do.
         rules: Advice code -> how to carry it out. A code without a rule is refused.
-        per_op_ns: Where to store the time of each operation; costs two clock reads each.
+        per_call_ns: Where to store the time of each system call, with the first operation that
+            shares it; others are left alone. Costs two clock reads a call.
+        cpus: CPU of each thread, that of the calling one first; empty leaves it to the scheduler.
 
     Raises:
-        NativeError: An operation was refused; then none was carried out.
+        NativeError: An operation was refused, or a thread cannot be made; then none was carried
+            out.
     """
     ffi, lib = _load()
     outcome = ffi.new("struct aero_outcome *")
-    if per_op_ns is not None and len(per_op_ns) != len(operations.advice):
-        raise ValueError("per_op_ns must have one element an operation")
-    times = ffi.NULL if per_op_ns is None else _array(ffi, per_op_ns, np.int64)
+    failed = np.zeros(len(operations), np.uint8)
+    if per_call_ns is not None and len(per_call_ns) != len(operations):
+        raise ValueError("per_call_ns must have one element an operation")
+    times = ffi.NULL if per_call_ns is None else _array(ffi, per_call_ns, np.int64)
+    threads = operations.threads
+    placed = ffi.new("int[]", list(cpus[:threads])) if len(cpus) >= threads > 1 else ffi.NULL
+    crew = ffi.new("struct aero_crew *", [threads, placed])
     with _Arguments(memory, operations, rules) as arguments:
-        error = lib.aero_execute(*arguments, times, outcome)
-    if error:
+        error = lib.aero_execute(*arguments, crew, times, _array(ffi, failed, np.uint8), outcome)
+    if error and outcome.first_failed >= 0:
         raise _refused(operations, outcome.first_failed)
+    _check(error, f"cannot run a plan of {threads} threads")
     return Outcome(
         outcome.wall_ns,
         outcome.cpu_ns,
@@ -132,16 +151,38 @@ def execute(
         outcome.failures,
         outcome.first_failed if outcome.failures else None,
         outcome.first_errno,
+        failed,
     )
 
 
-def expect(memory: Memory, operations: Operations, rules: dict[int, Rule], state: Bytes) -> None:
+def expect(
+    memory: Memory,
+    operations: Operations,
+    rules: dict[int, Rule],
+    failed: Bytes,
+    state: Bytes,
+) -> None:
     """Change `state` (one Page a byte) to what the operations must leave; touches no memory."""
     ffi, lib = _load()
     _check_pages(memory, state)
+    columns = (_array(ffi, column, np.uint8) for column in (failed, state))
     with _Arguments(memory, operations, rules) as arguments:
-        if lib.aero_expect(*arguments, _array(ffi, state, np.uint8)):
-            raise _refused(operations, lib.aero_check(*arguments))
+        if lib.aero_expect(*arguments, *columns):
+            raise _refused(operations, lib.aero_check(*arguments, MAX_THREADS))
+
+
+def lacking(advice: int, *, vector: bool = False) -> str | None:
+    """Try an advice on one page of this process.
+
+    Args:
+        advice: A madvise value.
+        vector: Through process_madvise on the process itself.
+
+    Returns:
+        None where the kernel carries it out, else the name of the errno.
+    """
+    error = _load()[1].aero_probe(advice, vector)
+    return errno_names.errorcode.get(error, str(error)) if error else None
 
 
 def translate(
@@ -222,18 +263,23 @@ class _Arguments(AbstractContextManager[tuple[Any, Any, Any]]):
     def __init__(self, memory: Memory, operations: Operations, rules: dict[int, Rule]) -> None:
         ffi = _load()[0]
         size = len(operations.advice)
-        if not size == len(operations.offset_bytes) == len(operations.length_bytes):
+        optional = (operations.joined, operations.thread)
+        columns = (operations.offset_bytes, operations.length_bytes, operations.request, *optional)
+        if any(column is not None and len(column) != size for column in columns):
             raise ValueError("the arrays of operations differ in length")
         self._held = [
             _array(ffi, operations.advice, np.uint8),
             _array(ffi, operations.offset_bytes, np.uint64),
             _array(ffi, operations.length_bytes, np.uint64),
+            size,
+            *(ffi.NULL if c is None else _array(ffi, c, np.uint8) for c in optional),
+            _array(ffi, operations.request, np.int64),
         ]
         table = ffi.new("struct aero_rules *")
         for code, rule in rules.items():
             table.call[code], table.value[code] = rule.call, rule.value
             table.effect[code] = rule.effect
-        self._all = (_memory(memory), ffi.new("struct aero_ops *", [*self._held, size]), table)
+        self._all = (_memory(memory), ffi.new("struct aero_ops *", self._held), table)
 
     def __enter__(self) -> tuple[Any, Any, Any]:
         return self._all
@@ -258,7 +304,7 @@ def _memory(memory: Memory) -> Any:
     ffi = _load()[0]
     return ffi.new(
         "struct aero_memory *",
-        [ffi.cast("uint8_t *", memory.base), memory.size_bytes, memory.fd],
+        [ffi.cast("uint8_t *", memory.base), memory.size_bytes, memory.fd, memory.shared],
     )
 
 
@@ -291,6 +337,6 @@ def _refused(operations: Operations, index: int) -> NativeError:
         f"operation {index} of {len(operations.advice)} was refused, and none was carried out",
         reason=f"advice {operations.advice[index]} on offset {operations.offset_bytes[index]}, "
         f"length {operations.length_bytes[index]} is outside the memory, not whole pages, "
-        "or not possible on this backing",
+        "not possible on this backing, or in a call that it cannot share",
         remedy="check the strategy's plan with `aerostat whatif`",
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path("replay/native")
-SOURCES = ("execute.c", "pages.c", "stages.c")
+SOURCES = ("crew.c", "execute.c", "pages.c", "siblings.c", "stages.c")
 
 
 def declarations() -> str:
@@ -21,7 +21,7 @@ ffi.set_source(
     "replay.native._core",
     '#include "core.h"',
     sources=[str(HERE / name) for name in SOURCES],
-    depends=[str(HERE / "core.h")],
+    depends=[str(HERE / "core.h"), str(HERE / "execute.h")],
     include_dirs=[str(HERE)],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-pthread"],
     extra_link_args=["-pthread"],

@@ -9,18 +9,23 @@
 struct aero_memory {
     uint8_t *base;
     uint64_t size_bytes;
-    int fd; /* memfd behind the mapping, -1 for anonymous memory */
+    int fd; /* file behind the mapping, -1 for anonymous memory */
+    int shared; /* MAP_SHARED */
 };
 
-/* The operations of a plan, in order. */
+/* The operations of a plan, in order. The last three columns may be NULL: every operation is a call
+ * of its own, and one thread makes them all. */
 struct aero_ops {
     const uint8_t *advice;
     const uint64_t *offset_bytes;
     const uint64_t *length_bytes;
     int64_t count;
+    const uint8_t *joined;  /* 1: shares the process_madvise of the operation before it */
+    const uint8_t *thread;  /* which thread makes the call */
+    const int64_t *request; /* ascending; all threads wait for each other where it changes */
 };
 
-enum aero_call { AERO_REFUSED, AERO_NOTHING, AERO_MADVISE, AERO_FALLOCATE };
+enum aero_call { AERO_REFUSED, AERO_NOTHING, AERO_MADVISE, AERO_FALLOCATE, AERO_REMAP };
 enum aero_effect { AERO_KEEPS, AERO_FREES, AERO_FREES_LATER, AERO_FILLS };
 
 /* For each advice code of a plan: how it is carried out and what it does to a page. */
@@ -39,6 +44,12 @@ struct aero_outcome {
     int64_t failures;
     int64_t first_failed; /* index of the operation, -1 when none failed */
     int32_t first_errno;
+};
+
+/* The threads of a plan: thread i runs on CPU cpus[i], or anywhere where cpus is NULL. */
+struct aero_crew {
+    int threads;
+    const int *cpus;
 };
 
 /* What a page is expected to hold. */
@@ -74,22 +85,24 @@ struct aero_translation {
 
 struct aero_siblings;
 
-uint8_t *aero_map_memory(uint64_t size_bytes, int fd, int *error);
+uint8_t *aero_map_memory(uint64_t size_bytes, int fd, int shared, int *error);
 int aero_unmap_memory(uint8_t *base, uint64_t size_bytes);
 int aero_advise_all(const struct aero_memory *memory, int advice);
 int aero_populate(const struct aero_memory *memory, const uint64_t *first_page,
                   const uint64_t *pages, int64_t count);
 int aero_stamp(const struct aero_memory *memory, const uint8_t *state, uint64_t seed);
 int aero_residency(const struct aero_memory *memory, uint8_t *resident);
-int aero_verify(const struct aero_memory *memory, const uint8_t *state, uint64_t seed,
-                struct aero_findings *findings);
+int aero_verify(const struct aero_memory *memory, const uint8_t *state, const uint8_t *resident,
+                uint64_t seed, struct aero_findings *findings);
 
 int64_t aero_check(const struct aero_memory *memory, const struct aero_ops *ops,
-                   const struct aero_rules *rules);
+                   const struct aero_rules *rules, int threads);
 int aero_execute(const struct aero_memory *memory, const struct aero_ops *ops,
-                 const struct aero_rules *rules, int64_t *per_op_ns, struct aero_outcome *outcome);
+                 const struct aero_rules *rules, const struct aero_crew *crew, int64_t *per_call_ns,
+                 uint8_t *failed, struct aero_outcome *outcome);
 int aero_expect(const struct aero_memory *memory, const struct aero_ops *ops,
-                const struct aero_rules *rules, uint8_t *state);
+                const struct aero_rules *rules, const uint8_t *failed, uint8_t *state);
+int aero_probe(int advice, int vector);
 
 struct aero_siblings *aero_siblings_start(int count, const int *cpus, int *error);
 void aero_siblings_stop(struct aero_siblings *siblings);

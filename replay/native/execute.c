@@ -1,17 +1,24 @@
-/* Stage d: the plan's operations, carried out one after another and timed as a whole. */
+/* Stage d: the plan's operations, carried out and timed as a whole. */
 #define _GNU_SOURCE
-#include "core.h"
+#include "execute.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
+#include <unistd.h>
+
+#ifndef SYS_process_madvise
+#define SYS_process_madvise 440 /* Linux 5.10 */
+#endif
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434 /* Linux 5.3 */
+#endif
+
+enum { MAX_RANGES = 1024 /* UIO_MAXIOV */ };
 
 int64_t aero_now_ns(int clock)
 {
@@ -21,7 +28,7 @@ int64_t aero_now_ns(int clock)
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-static int64_t minor_faults(void)
+int64_t aero_minor_faults(void)
 {
     struct rusage usage;
 
@@ -29,10 +36,27 @@ static int64_t minor_faults(void)
     return usage.ru_minflt;
 }
 
+int aero_open_self(void)
+{
+    return (int)syscall(SYS_pidfd_open, getpid(), 0);
+}
+
+static bool may_join(const struct aero_ops *ops, const struct aero_rules *rules, int64_t i,
+                     int64_t in_call)
+{
+    uint8_t call = rules->call[ops->advice[i]];
+
+    return i > 0 && in_call < MAX_RANGES && ops->advice[i] == ops->advice[i - 1] &&
+           (!ops->thread || ops->thread[i] == ops->thread[i - 1]) &&
+           (call == AERO_MADVISE || call == AERO_NOTHING);
+}
+
 /* Index of the first operation that must not be carried out, -1 when all may be. */
 int64_t aero_check(const struct aero_memory *memory, const struct aero_ops *ops,
-                   const struct aero_rules *rules)
+                   const struct aero_rules *rules, int threads)
 {
+    int64_t in_call = 0;
+
     for (int64_t i = 0; i < ops->count; i++) {
         uint64_t offset = ops->offset_bytes[i], length = ops->length_bytes[i];
 
@@ -45,6 +69,11 @@ int64_t aero_check(const struct aero_memory *memory, const struct aero_ops *ops,
             return i;
         if (rules->call[ops->advice[i]] == AERO_FALLOCATE && memory->fd < 0)
             return i;
+        if (ops->thread && ops->thread[i] >= threads)
+            return i;
+        if (ops->joined && ops->joined[i] && !may_join(ops, rules, i, in_call))
+            return i;
+        in_call = ops->joined && ops->joined[i] ? in_call + 1 : 1;
     }
     return -1;
 }
@@ -57,6 +86,9 @@ static inline int call_one(const struct aero_memory *memory, const struct aero_r
         return madvise(memory->base + offset, length, rules->value[advice]);
     case AERO_FALLOCATE:
         return fallocate(memory->fd, rules->value[advice], (off_t)offset, (off_t)length);
+    case AERO_REMAP:
+        return mmap(memory->base + offset, length, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED;
     default:
         /* Keeps the loop of the floor from being optimised away. */
         __asm__ volatile("" : : "r"(offset), "r"(length) : "memory");
@@ -64,64 +96,135 @@ static inline int call_one(const struct aero_memory *memory, const struct aero_r
     }
 }
 
-static inline void note(struct aero_outcome *outcome, int64_t index, int result)
+/* Rare, so kept out of the loops. */
+static void __attribute__((noinline)) note(const struct run *run, struct tally *tally, int64_t i)
 {
-    if (result == 0)
+    if (tally->failures++ == 0) {
+        tally->first_failed = i;
+        tally->first_errno = errno;
+    }
+    run->failed[i] = 1;
+}
+
+/* Operations [first, end) in one process_madvise, repeated where it stops short: it does so after
+ * 2 GiB less a page (MAX_RW_COUNT), and before a range that fails, which is then left out. */
+static void call_many(const struct run *run, int64_t first, int64_t end, struct tally *tally)
+{
+    const struct aero_ops *ops = run->ops;
+    uint8_t advice = ops->advice[first];
+    struct iovec range[MAX_RANGES];
+    int64_t count = end - first, at = 0;
+
+    for (int64_t i = 0; i < count; i++) {
+        range[i].iov_base = run->memory->base + ops->offset_bytes[first + i];
+        range[i].iov_len = ops->length_bytes[first + i];
+    }
+    if (run->rules->call[advice] == AERO_NOTHING) {
+        __asm__ volatile("" : : "r"(range) : "memory");
         return;
-    if (outcome->failures++ == 0) {
-        outcome->first_failed = index;
-        outcome->first_errno = errno;
+    }
+    for (;; tally->repeats++) {
+        ssize_t done = syscall(SYS_process_madvise, run->pidfd, range + at, count - at,
+                               run->rules->value[advice], 0);
+
+        if (done <= 0) {
+            errno = done < 0 ? errno : EIO;
+            note(run, tally, first + at++);
+            done = 0;
+        }
+        for (; at < count && (size_t)done >= range[at].iov_len; at++)
+            done -= range[at].iov_len;
+        if (at == count)
+            return;
+        range[at].iov_base = (uint8_t *)range[at].iov_base + done;
+        range[at].iov_len -= done;
     }
 }
 
-static void run_all(const struct aero_memory *memory, const struct aero_ops *ops,
-                    const struct aero_rules *rules, struct aero_outcome *outcome)
+/* The calls of one thread among operations [first, end). The constants make a loop for each kind of
+ * plan: two clock reads cost about 46 ns, a tenth of an empty madvise. */
+static inline __attribute__((always_inline)) void
+run_calls(const struct run *run, int64_t first, int64_t end, int thread, struct tally *tally,
+          const bool timed, const bool vectors, const bool threads)
 {
-    for (int64_t i = 0; i < ops->count; i++) {
-        int result = call_one(memory, rules, ops->advice[i], ops->offset_bytes[i],
-                              ops->length_bytes[i]);
-        note(outcome, i, result);
+    const struct aero_ops *ops = run->ops;
+    int64_t begin = 0;
+
+    for (int64_t i = first, next; i < end; i = next) {
+        next = i + 1;
+        if (vectors)
+            while (next < end && ops->joined[next])
+                next++;
+        if (threads && ops->thread[i] != thread)
+            continue;
+        if (timed)
+            begin = aero_now_ns(CLOCK_MONOTONIC);
+        if (vectors && next > i + 1)
+            call_many(run, i, next, tally);
+        else if (call_one(run->memory, run->rules, ops->advice[i], ops->offset_bytes[i],
+                          ops->length_bytes[i]))
+            note(run, tally, i);
+        if (timed)
+            run->per_call_ns[i] = aero_now_ns(CLOCK_MONOTONIC) - begin;
     }
 }
 
-/* Apart from run_all because two clock reads cost about 46 ns, a tenth of an empty madvise. */
-static void run_each(const struct aero_memory *memory, const struct aero_ops *ops,
-                     const struct aero_rules *rules, int64_t *per_op_ns,
-                     struct aero_outcome *outcome)
+void aero_run_span(const struct run *run, int64_t first, int64_t end, int thread,
+                   struct tally *tally)
 {
-    for (int64_t i = 0; i < ops->count; i++) {
-        int64_t begin = aero_now_ns(CLOCK_MONOTONIC);
-        int result = call_one(memory, rules, ops->advice[i], ops->offset_bytes[i],
-                              ops->length_bytes[i]);
-        per_op_ns[i] = aero_now_ns(CLOCK_MONOTONIC) - begin;
-        note(outcome, i, result);
-    }
+    bool timed = run->per_call_ns, vectors = run->ops->joined, threads = run->ops->thread;
+
+    if (!timed && !vectors && !threads)
+        run_calls(run, first, end, thread, tally, false, false, false);
+    else if (!timed && vectors && !threads)
+        run_calls(run, first, end, thread, tally, false, true, false);
+    else
+        run_calls(run, first, end, thread, tally, timed, vectors, threads);
 }
 
-/* 0, or EINVAL when an operation is refused; then none was carried out. */
+static void run_alone(const struct run *run, struct aero_outcome *outcome, struct tally *tally)
+{
+    int64_t faults = aero_minor_faults();
+    int64_t cpu = aero_now_ns(CLOCK_THREAD_CPUTIME_ID);
+    int64_t wall = aero_now_ns(CLOCK_MONOTONIC);
+
+    aero_run_span(run, 0, run->ops->count, 0, tally);
+    outcome->wall_ns = aero_now_ns(CLOCK_MONOTONIC) - wall;
+    outcome->cpu_ns = aero_now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
+    outcome->minor_faults = aero_minor_faults() - faults;
+}
+
+/* 0; EINVAL when an operation is refused; or why there is no handle on this process or no thread.
+ * Then none was carried out. */
 int aero_execute(const struct aero_memory *memory, const struct aero_ops *ops,
-                 const struct aero_rules *rules, int64_t *per_op_ns, struct aero_outcome *outcome)
+                 const struct aero_rules *rules, const struct aero_crew *crew,
+                 int64_t *per_call_ns, uint8_t *failed, struct aero_outcome *outcome)
 {
-    int64_t wall, cpu, faults;
+    struct run run = {memory, ops, rules, per_call_ns, failed, -1};
+    struct tally tally = {0};
+    int error = 0;
 
-    *outcome = (struct aero_outcome){.first_failed = aero_check(memory, ops, rules)};
+    *outcome = (struct aero_outcome){.first_failed = aero_check(memory, ops, rules, crew->threads)};
     if (outcome->first_failed >= 0)
         return EINVAL;
     for (int64_t i = 0; i < ops->count; i++) {
         outcome->bytes += ops->length_bytes[i];
-        outcome->calls += rules->call[ops->advice[i]] != AERO_NOTHING;
+        outcome->calls += rules->call[ops->advice[i]] != AERO_NOTHING &&
+                          !(ops->joined && ops->joined[i]);
     }
-    faults = minor_faults();
-    cpu = aero_now_ns(CLOCK_THREAD_CPUTIME_ID);
-    wall = aero_now_ns(CLOCK_MONOTONIC);
-    if (per_op_ns)
-        run_each(memory, ops, rules, per_op_ns, outcome);
+    if (ops->joined && (run.pidfd = aero_open_self()) < 0)
+        return errno;
+    if (ops->thread && crew->threads > 1)
+        error = aero_run_crew(&run, crew, outcome, &tally);
     else
-        run_all(memory, ops, rules, outcome);
-    outcome->wall_ns = aero_now_ns(CLOCK_MONOTONIC) - wall;
-    outcome->cpu_ns = aero_now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
-    outcome->minor_faults = minor_faults() - faults;
-    return 0;
+        run_alone(&run, outcome, &tally);
+    if (run.pidfd >= 0)
+        close(run.pidfd);
+    outcome->calls += tally.repeats;
+    outcome->failures = tally.failures;
+    outcome->first_failed = tally.failures ? tally.first_failed : -1;
+    outcome->first_errno = tally.first_errno;
+    return error;
 }
 
 static uint8_t after(uint8_t page, uint8_t effect)
@@ -138,82 +241,44 @@ static uint8_t after(uint8_t page, uint8_t effect)
     }
 }
 
-/* Work out, without touching memory, what each page (one byte of `state`) must be after the plan. */
+/* Work out, without touching memory, what each page (one byte of `state`) must be after the plan. A
+ * discard that failed may have taken a part of its pages. */
 int aero_expect(const struct aero_memory *memory, const struct aero_ops *ops,
-                const struct aero_rules *rules, uint8_t *state)
+                const struct aero_rules *rules, const uint8_t *failed, uint8_t *state)
 {
-    if (aero_check(memory, ops, rules) >= 0)
+    if (aero_check(memory, ops, rules, AERO_MAX_THREADS) >= 0)
         return EINVAL;
     for (int64_t i = 0; i < ops->count; i++) {
         uint64_t first = ops->offset_bytes[i] >> AERO_PAGE_SHIFT;
         uint64_t end = first + (ops->length_bytes[i] >> AERO_PAGE_SHIFT);
         uint8_t effect = rules->effect[ops->advice[i]];
 
+        if (failed[i] && effect == AERO_FREES)
+            effect = AERO_FREES_LATER;
         for (uint64_t page = first; page < end && effect != AERO_KEEPS; page++)
             state[page] = after(state[page], effect);
     }
     return 0;
 }
 
-/* Threads that keep the address space live on other CPUs, as a VMM's vCPU threads do: each discard
- * must then interrupt them to flush their TLB. They read 16 KiB of their own, so the memory under
- * test stays as it is. */
-enum { WORKING_SET_BYTES = 16384 };
-
-struct aero_siblings {
-    atomic_bool stop;
-    atomic_int running;
-    int count;
-    pthread_t thread[];
-};
-
-static void *spin(void *argument)
+/* Try an advice on one page of this process: 0, or the errno that says that the kernel lacks it. */
+int aero_probe(int advice, int vector)
 {
-    struct aero_siblings *siblings = argument;
-    volatile uint8_t working_set[WORKING_SET_BYTES];
+    int flags = MAP_ANONYMOUS | (advice == MADV_REMOVE ? MAP_SHARED : MAP_PRIVATE);
+    void *page = mmap(NULL, AERO_PAGE_BYTES, PROT_READ | PROT_WRITE, flags, -1, 0);
+    struct iovec range = {page, AERO_PAGE_BYTES};
+    int error = 0, pidfd;
 
-    for (size_t i = 0; i < sizeof(working_set); i += AERO_PAGE_BYTES)
-        working_set[i] = 1;
-    atomic_fetch_add(&siblings->running, 1);
-    while (!atomic_load_explicit(&siblings->stop, memory_order_relaxed))
-        for (size_t i = 0; i < sizeof(working_set); i += 64)
-            (void)working_set[i];
-    return NULL;
-}
-
-void aero_siblings_stop(struct aero_siblings *siblings)
-{
-    if (!siblings)
-        return;
-    atomic_store(&siblings->stop, true);
-    for (int i = 0; i < siblings->count; i++)
-        pthread_join(siblings->thread[i], NULL);
-    free(siblings);
-}
-
-/* Start `count` threads, thread i on CPU cpus[i], and return when all of them spin. */
-struct aero_siblings *aero_siblings_start(int count, const int *cpus, int *error)
-{
-    struct aero_siblings *siblings = calloc(1, sizeof(*siblings) + count * sizeof(pthread_t));
-
-    *error = siblings ? 0 : ENOMEM;
-    for (int i = 0; siblings && i < count && !*error; i++) {
-        pthread_attr_t attr;
-        cpu_set_t set;
-
-        CPU_ZERO(&set);
-        CPU_SET(cpus[i], &set);
-        pthread_attr_init(&attr);
-        pthread_attr_setaffinity_np(&attr, sizeof(set), &set);
-        *error = pthread_create(&siblings->thread[i], &attr, spin, siblings);
-        pthread_attr_destroy(&attr);
-        siblings->count += !*error;
+    if (page == MAP_FAILED)
+        return errno;
+    if (!vector) {
+        error = madvise(page, AERO_PAGE_BYTES, advice) ? errno : 0;
+    } else if ((pidfd = aero_open_self()) < 0) {
+        error = errno;
+    } else {
+        error = syscall(SYS_process_madvise, pidfd, &range, 1, advice, 0) < 0 ? errno : 0;
+        close(pidfd);
     }
-    if (*error) {
-        aero_siblings_stop(siblings);
-        return NULL;
-    }
-    while (atomic_load(&siblings->running) < count)
-        sched_yield();
-    return siblings;
+    munmap(page, AERO_PAGE_BYTES);
+    return error;
 }

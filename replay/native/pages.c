@@ -3,6 +3,7 @@
 #include "core.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -14,9 +15,9 @@
 static const uint64_t HUGE_PAGE_BYTES = UINT64_C(2) << 20;
 
 /* Map `size_bytes` at a 2 MiB boundary. NULL, and *error, when the kernel will not. */
-uint8_t *aero_map_memory(uint64_t size_bytes, int fd, int *error)
+uint8_t *aero_map_memory(uint64_t size_bytes, int fd, int shared, int *error)
 {
-    int flags = MAP_NORESERVE | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+    int flags = MAP_NORESERVE | (shared ? MAP_SHARED : MAP_PRIVATE) | (fd < 0 ? MAP_ANONYMOUS : 0);
     uint64_t slack_bytes = HUGE_PAGE_BYTES, head_bytes;
     uint8_t *wide, *base;
 
@@ -101,12 +102,39 @@ int aero_stamp(const struct aero_memory *memory, const uint8_t *state, uint64_t 
     return 0;
 }
 
-/* One byte a page, 1 when memory stands behind it. For a memfd that is its page cache, whether or
- * not this process maps the page (mm/mincore.c). */
+enum { PAGEMAP_ENTRIES = 512 };
+
+/* A private mapping of a file has memory of its own where it has copies: present, and not the
+ * file's (Documentation/admin-guide/mm/pagemap.rst, bits 63 and 61). */
+static int copies(const struct aero_memory *memory, uint8_t *resident)
+{
+    uint64_t size_pages = memory->size_bytes >> AERO_PAGE_SHIFT, entry[PAGEMAP_ENTRIES];
+    uint64_t first = (uintptr_t)memory->base >> AERO_PAGE_SHIFT;
+    int error = 0, fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return errno;
+    for (uint64_t page = 0; page < size_pages && !error; page += PAGEMAP_ENTRIES) {
+        uint64_t left = size_pages - page;
+        ssize_t want = sizeof(*entry) * (left < PAGEMAP_ENTRIES ? left : PAGEMAP_ENTRIES);
+
+        if (pread(fd, entry, want, (off_t)((first + page) * sizeof(*entry))) != want)
+            error = EIO;
+        for (ssize_t i = 0; !error && i < want / (ssize_t)sizeof(*entry); i++)
+            resident[page + i] = entry[i] >> 63 && !(entry[i] >> 61 & 1);
+    }
+    close(fd);
+    return error;
+}
+
+/* One byte a page, 1 when memory stands behind it. For shared memory that is its page cache, whether
+ * or not this process maps the page (mm/mincore.c); huge pages of hugetlb count where mapped. */
 int aero_residency(const struct aero_memory *memory, uint8_t *resident)
 {
     uint64_t size_pages = memory->size_bytes >> AERO_PAGE_SHIFT;
 
+    if (memory->fd >= 0 && !memory->shared)
+        return copies(memory, resident);
     if (mincore(memory->base, memory->size_bytes, resident))
         return errno;
     for (uint64_t page = 0; page < size_pages; page++)
@@ -128,10 +156,16 @@ static int is_stamped(const uint64_t *word, uint64_t page, uint64_t seed)
     return word[0] == stamp_of(page, seed) && word[LAST_WORD] == stamp_of(page, ~seed);
 }
 
-/* A hole of a memfd is read through the file: a read through the mapping would fill it again. */
-static const uint64_t *look(const struct aero_memory *memory, uint64_t page, uint64_t *copy)
+static const uint64_t ZERO_PAGE[LAST_WORD + 1];
+
+/* A hole of shared memory is not read through the mapping, which would fill it again: it is read
+ * through the file, or, where there is no descriptor, taken for what it is. */
+static const uint64_t *look(const struct aero_memory *memory, uint64_t page, int resident,
+                            uint64_t *copy)
 {
-    if (memory->fd < 0)
+    if (memory->shared && memory->fd < 0 && !resident)
+        return ZERO_PAGE;
+    if (!memory->shared || memory->fd < 0)
         return (const uint64_t *)(memory->base + (page << AERO_PAGE_SHIFT));
     if (pread(memory->fd, copy, AERO_PAGE_BYTES, (off_t)(page << AERO_PAGE_SHIFT)) !=
         AERO_PAGE_BYTES)
@@ -160,9 +194,9 @@ static int is_right(const uint64_t *word, uint64_t page, uint8_t state, uint64_t
 
 /* Read every page that was ever populated: stamps kept where they must be, zero over the whole page
  * where it must be gone. Pages never populated are left alone (reading maps the zero page); their
- * residency says enough. */
-int aero_verify(const struct aero_memory *memory, const uint8_t *state, uint64_t seed,
-                struct aero_findings *findings)
+ * residency says enough. `resident` is from before, because reading changes it. */
+int aero_verify(const struct aero_memory *memory, const uint8_t *state, const uint8_t *resident,
+                uint64_t seed, struct aero_findings *findings)
 {
     uint64_t size_pages = memory->size_bytes >> AERO_PAGE_SHIFT;
     uint64_t copy[LAST_WORD + 1];
@@ -171,7 +205,7 @@ int aero_verify(const struct aero_memory *memory, const uint8_t *state, uint64_t
     for (uint64_t page = 0; page < size_pages; page++) {
         if (state[page] == AERO_NEVER)
             continue;
-        if (is_right(look(memory, page, copy), page, state[page], seed, findings))
+        if (is_right(look(memory, page, resident[page], copy), page, state[page], seed, findings))
             continue;
         if (findings->wrong++ == 0)
             findings->first_wrong_page = (int64_t)page;

@@ -12,6 +12,9 @@ Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
 Times = npt.NDArray[np.int64]
 
+MAX_THREADS = 64
+"""Of one plan, a guard; AERO_MAX_THREADS of execute.h."""
+
 
 class NativeError(AerostatError):
     """The C extension is missing, or one of its calls failed."""
@@ -24,6 +27,7 @@ class CallKind(IntEnum):
     NOTHING = 1
     MADVISE = 2
     FALLOCATE = 3
+    REMAP = 4
 
 
 class Effect(IntEnum):
@@ -47,11 +51,12 @@ class Page(IntEnum):
 
 @dataclass(frozen=True)
 class Memory:
-    """A mapping: host virtual address, size, and the memfd behind it (-1 for anonymous memory)."""
+    """A mapping: host virtual address, size, file behind it (-1 for none), MAP_SHARED or not."""
 
     base: int
     size_bytes: int
     fd: int
+    shared: bool
 
 
 @dataclass(frozen=True)
@@ -65,16 +70,41 @@ class Rule:
 
 @dataclass(frozen=True)
 class Operations:
-    """The operations of a plan, in order: advice uint8[k], offset and length uint64[k] in bytes."""
+    """The operations of a plan, in order.
+
+    Args:
+        advice: uint8[k].
+        offset_bytes: uint64[k] from the start of the mapping.
+        length_bytes: uint64[k].
+        request: int64[k], ascending. Threads wait for each other where it changes.
+        joined: uint8[k], 1 where it shares the system call before it; None: nowhere.
+        thread: uint8[k]; None: all are one thread's.
+    """
 
     advice: Bytes
     offset_bytes: Words
     length_bytes: Words
+    request: Times
+    joined: Bytes | None = None
+    thread: Bytes | None = None
+
+    def __len__(self) -> int:
+        """Operations."""
+        return len(self.advice)
+
+    @property
+    def threads(self) -> int:
+        """Threads that are needed."""
+        return 1 if self.thread is None or not len(self) else int(self.thread.max()) + 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What executing operations took; `first_failed` is the index of an operation."""
+    """What executing operations took.
+
+    `calls` are system calls, `failures` are operations, `first_failed` is the index of one, and
+    `failed` is uint8[operations], 1 for each.
+    """
 
     wall_ns: int
     cpu_ns: int
@@ -84,6 +114,7 @@ class Outcome:
     failures: int
     first_failed: int | None
     first_errno: int
+    failed: Bytes
 
 
 @dataclass(frozen=True)

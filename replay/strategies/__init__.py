@@ -6,48 +6,97 @@ A new one is one file with one subclass of `Strategy`, and one line in `STRATEGI
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
 from replay.strategies.adjacent import Adjacent
 from replay.strategies.base import Strategy
+from replay.strategies.batch import Batch
+from replay.strategies.deferred import Deferred
+from replay.strategies.free import Free
+from replay.strategies.huge import Huge
 from replay.strategies.nop import Nop
 from replay.strategies.oracle import Oracle
+from replay.strategies.parallel import Parallel
+from replay.strategies.parameters import split_parameters, with_parameters
+from replay.strategies.populate import Populate
+from replay.strategies.punch import Punch
 from replay.strategies.qemu import Qemu
 from replay.strategies.range import Range
+from replay.strategies.remap import Remap
 from replay.strategies.request import Request
+from replay.strategies.vectored import Vectored
 from tracer.trace.errors import AerostatError
 
 ENTRY_POINTS = "aerostat.strategies"
+NAME = re.compile(r"[A-Za-z][\w.-]{0,63}")
 
 STRATEGIES: dict[str, Strategy] = {
     strategy.name: strategy
-    for strategy in (Nop(), Qemu(), Adjacent(), Request(), Range(), Oracle())
+    for strategy in (
+        Nop(),
+        Qemu(),
+        Adjacent(),
+        Request(),
+        Batch(),
+        Range(),
+        Deferred(),
+        Huge(),
+        Vectored(),
+        Free(),
+        Punch(),
+        Remap(),
+        Populate(),
+        Parallel(),
+        Oracle(),
+    )
 }
 
 
-def load_strategy(name: str) -> Strategy:
+def load_strategy(text: str) -> Strategy:
     """Find a strategy.
 
     Args:
-        name: One that ships; or `path.py:Name`, a subclass or an instance of Strategy in a file;
-            or the name of an entry point of the group `aerostat.strategies`.
+        text: One that ships; or `path.py:Name`, a subclass or an instance of Strategy in a file;
+            or the name of an entry point of the group `aerostat.strategies`. Each may be followed
+            by parameters, `:name=value,name=value`.
 
     Raises:
-        AerostatError: There is none, or loading it fails.
+        AerostatError: There is none, loading it fails, or it does not take the parameters.
     """
+    name, parameters = split_parameters(text)
+    strategy = _named(name)
+    if not parameters:
+        return strategy
+    try:
+        return with_parameters(strategy, parameters)
+    except (ValueError, TypeError) as error:
+        raise AerostatError(
+            f"the strategy {name!r} cannot have the parameters {parameters!r}",
+            reason=str(error),
+            remedy="docs/strategies.md lists the parameters of each strategy",
+        ) from error
+
+
+def _named(name: str) -> Strategy:
     if name in STRATEGIES:
         return STRATEGIES[name]
     path, colon, attribute = name.rpartition(":")
     if colon and path.endswith(".py"):
-        return _instance(name, getattr(_module(name, Path(path)), attribute, None))
+        module = _module(name, Path(path))
+        if not hasattr(module, attribute):
+            raise _failed(name, f"{path} defines no {attribute}")
+        return _instance(name, getattr(module, attribute))
     for entry in entry_points(group=ENTRY_POINTS, name=name):
         try:
-            return _instance(name, entry.load())
-        except (ImportError, AttributeError) as error:
-            raise _failed(name, str(error)) from error
+            found = entry.load()
+        except Exception as error:  # whatever the package raises is the reason to show
+            raise _failed(name, f"{type(error).__name__}: {error}") from error
+        return _instance(name, found)
     installed = sorted(entry.name for entry in entry_points(group=ENTRY_POINTS))
     raise AerostatError(
         f"there is no strategy {name!r}",
@@ -71,18 +120,34 @@ def _module(name: str, path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises is the reason to show
         del sys.modules[label]
-        raise _failed(name, f"{type(error).__name__}: {error}") from error
+        raise _failed(
+            name, f"{type(error).__name__}: {error}{line_of(error, str(path))}"
+        ) from error
     return module
+
+
+def line_of(error: Exception, file: str | None) -> str:
+    """The last line of a file on the way to an error, in brackets; nothing if there is none."""
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename == file]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def _instance(name: str, found: object) -> Strategy:
     if isinstance(found, type) and issubclass(found, Strategy):
         try:
             found = found()
-        except TypeError as error:
-            raise _failed(name, str(error)) from error
+        except Exception as error:  # its __init__ is the user's
+            raise _failed(name, f"{type(error).__name__}: {error}") from error
     if not isinstance(found, Strategy):
         raise _failed(name, f"{found!r} is no replay.strategies.base.Strategy")
+    for attribute in ("name", "source"):
+        if not isinstance(getattr(found, attribute, None), str):
+            raise _failed(name, f"{type(found).__name__} has no text as its {attribute!r}")
+    if not NAME.fullmatch(found.name):
+        raise _failed(name, f"its name {found.name!r} is not letters, digits, '.', '_' and '-'")
+    shipped = STRATEGIES.get(found.name)
+    if shipped is not None and type(found) is not type(shipped):
+        raise _failed(name, f"its name {found.name!r} is that of a strategy that ships")
     return found
 
 

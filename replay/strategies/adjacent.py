@@ -7,13 +7,8 @@ import numpy as np
 from replay.plan import Context
 from replay.ranges import Bools, Int64s, rising
 from replay.requests import Requests
-from replay.strategies.base import (
-    Operations,
-    Pieces,
-    Strategy,
-    reported,
-    whole_host_pages,
-)
+from replay.strategies.base import Operations, Strategy
+from replay.strategies.select import Pieces, reported, whole_host_pages
 from tracer.trace.schema import Queue
 
 
@@ -35,7 +30,7 @@ class Adjacent(Strategy):
         found = Pieces(clipped.page, clipped.pages, request[clipped.source])
         discard = (context.discard,)
         return [
-            Operations(discard, whole_host_pages(found, context)),
+            Operations(discard, whole_host_pages(found, requests, context)),
             Operations(discard, reported(requests, context)),
         ]
 

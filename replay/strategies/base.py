@@ -1,17 +1,20 @@
-"""What every strategy shares: from requests to pages, from decisions to a plan."""
+"""What every strategy is: from requests to operations, from operations to a plan."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from replay.plan import Advice, Context, Plan, Protocol
-from replay.ranges import Int64s, merge, pfns_from_runs, rising
+from replay.backings import Advice
+from replay.plan import Context, Plan, Protocol, UInt8s
+from replay.ranges import Bools, Int64s
 from replay.requests import Requests
-from tracer.trace.schema import PFN_SHIFT, Queue
+from replay.strategies.select import Pieces
+from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT, Queue
 
 PFN_BYTES = 4
 """An inflate or deflate request is an array of le32 PFNs (virtio 1.x, 5.5.6)."""
@@ -19,19 +22,16 @@ DESCRIPTOR_BYTES = 16
 """A reported block is one descriptor of the split ring and has no content."""
 
 
-class Pieces(NamedTuple):
-    """Runs of pages of the replayed memory, each inside one region, and who named them."""
-
-    page: Int64s
-    pages: Int64s
-    request: Int64s
-
-
 class Operations(NamedTuple):
-    """One or more pieces of advice, given on each piece in turn."""
+    """One or more pieces of advice, given on each piece in turn.
+
+    `joined` and `thread` are those of a plan, one element a piece, for a single advice.
+    """
 
     advice: Sequence[Advice]
     pieces: Pieces
+    joined: Bools | None = None
+    thread: UInt8s | None = None
 
 
 class Sent(NamedTuple):
@@ -45,7 +45,8 @@ class Strategy(ABC):
     """A pure rule: requests in, plan out.
 
     A subclass names itself and its source, and says which operations it gives on which pages.
-    `settled` must be overridden where operations wait for later requests.
+    `settled` must be overridden where operations wait for later requests. A subclass that is a
+    frozen dataclass has its fields as parameters.
     """
 
     name: ClassVar[str]
@@ -56,9 +57,26 @@ class Strategy(ABC):
     """False for a bound that looks ahead: no device can do it."""
     discards: ClassVar[bool] = True
 
+    @property
+    def label(self) -> str:
+        """The name, and each parameter that is not at its default: `load_strategy` reads it."""
+        if not is_dataclass(self):
+            return self.name
+        own = [(f.name, getattr(self, f.name), f.default) for f in fields(self)]
+        changed = [f"{key}={_text(value)}" for key, value, default in own if value != default]
+        return f"{self.name}:{','.join(changed)}" if changed else self.name
+
     @abstractmethod
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """Decide; each item's requests ascend and no two items share a request."""
+
+    def advice(self, context: Context) -> Advice:
+        """The advice that it discards with on this memory."""
+        return context.discard
+
+    def refusal(self, context: Context) -> str | None:
+        """Say why it cannot work on this memory; None where it can."""
+        return context.memory.why_not(self.advice(context)) if self.discards else None
 
     def sent(self, requests: Requests, context: Context) -> Sent:
         """Wire requests that carry the balloon's pages; by default as they were recorded."""
@@ -78,27 +96,43 @@ class Strategy(ABC):
 
         Returns:
             Operations and wire requests, both in order of the recorded requests.
+
+        Raises:
+            TypeError: `operations` gave something that is no list of Operations.
+            ValueError: Columns that belong together differ in length.
         """
-        parts = [part for part in self.operations(requests, context) if len(part.pieces.page)]
-        request = _joined([np.repeat(p.pieces.request, len(p.advice)) for p in parts])
-        advice = _joined([np.tile(p.advice, len(p.pieces.page)) for p in parts])
-        page = _joined([np.repeat(p.pieces.page, len(p.advice)) for p in parts])
-        pages = _joined([np.repeat(p.pieces.pages, len(p.advice)) for p in parts])
+        parts = [_checked(part) for part in self.operations(requests, context)]
+        parts = [part for part in parts if len(part.pieces.page)]
+        request = _joined([_each(part.pieces.request, part) for part in parts])
+        columns = {
+            "advice": _joined(
+                [np.tile(np.array(p.advice, np.uint8), len(p.pieces.page)) for p in parts]
+            ),
+            "page": _joined([_each(part.pieces.page, part) for part in parts]),
+            "pages": _joined([_each(part.pieces.pages, part) for part in parts]),
+        }
+        for name in ("joined", "thread"):
+            if any(getattr(part, name) is not None for part in parts):
+                columns[name] = _joined([_or_zeros(part, getattr(part, name)) for part in parts])
         if len(parts) > 1:
             order = np.argsort(request, kind="stable")
-            request, advice, page, pages = (c[order] for c in (request, advice, page, pages))
+            request = request[order]
+            columns = {name: column[order] for name, column in columns.items()}
+        joined, thread = columns.get("joined"), columns.get("thread")
         sent = self._with_reports(self.sent(requests, context), requests)
         return Plan(
-            self.name,
+            self.label,
             self.protocol,
-            advice.astype(np.uint8),
-            page.view(np.uint64) << np.uint64(PFN_SHIFT),
-            pages.view(np.uint64) << np.uint64(PFN_SHIFT),
+            columns["advice"].astype(np.uint8),
+            columns["page"].view(np.uint64) << np.uint64(PFN_SHIFT),
+            columns["pages"].view(np.uint64) << np.uint64(PFN_SHIFT),
             request,
             sent.request,
             sent.bytes,
             requests.queue[sent.request],
             self.discards,
+            None if joined is None else joined.astype(np.bool_),
+            None if thread is None else thread.astype(np.uint8),
         )
 
     @staticmethod
@@ -112,6 +146,59 @@ class Strategy(ABC):
         return Sent(request[order], size[order])
 
 
+def at_least(minimum: int, strategy: Strategy, *names: str) -> None:
+    """Raise ValueError where a parameter is below a minimum."""
+    for name in names:
+        value = getattr(strategy, name)
+        if value < minimum:
+            raise ValueError(f"{name} is {value}; it must be {minimum} or more")
+
+
+def check_unit(name: str, size_bytes: int) -> None:
+    """Raise ValueError where a parameter is the size of no page."""
+    if size_bytes < PAGE_BYTES or size_bytes & (size_bytes - 1):
+        raise ValueError(f"{name} is {size_bytes}: not a power of two from {PAGE_BYTES} up")
+
+
+def _text(value: object) -> str:
+    return "none" if value is None else str(value).lower()
+
+
+def _checked(part: object) -> Operations:
+    """Hold what a strategy gives to its form: anyone may have written it."""
+    if not isinstance(part, Operations) or not isinstance(part.pieces, Pieces):
+        raise TypeError(f"operations() must give a list of Operations, not of {_kind(part)}")
+    given = part.advice if isinstance(part.advice, Sequence) else ()
+    if not given or not all(isinstance(advice, Advice) for advice in given):
+        raise TypeError("the advice of Operations must be a sequence of Advice, such as (FREE,)")
+    for name, column in zip(Pieces._fields, part.pieces, strict=True):
+        if not isinstance(column, np.ndarray) or column.dtype != np.int64 or column.ndim != 1:
+            raise TypeError(f"Pieces.{name} must be a flat array of int64, not {_kind(column)}")
+    columns = (*part.pieces, part.joined, part.thread)
+    lengths = [len(column) for column in columns if column is not None]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"the columns of Operations differ in length: {lengths}")
+    if len(part.advice) > 1 and (part.joined is not None or part.thread is not None):
+        raise ValueError("joined and thread go with a single advice")
+    return part
+
+
+def _kind(value: object) -> str:
+    dtype = getattr(value, "dtype", None)
+    return type(value).__name__ if dtype is None else f"{type(value).__name__} of {dtype}"
+
+
+def _each(column: Int64s, part: Operations) -> Int64s:
+    """A piece's value for each piece of advice on it."""
+    return column if len(part.advice) == 1 else np.repeat(column, len(part.advice))
+
+
+def _or_zeros(part: Operations, column: Bools | UInt8s | None) -> Int64s:
+    if column is None:
+        return np.zeros(len(part.pieces.page) * len(part.advice), np.int64)
+    return column.astype(np.int64)
+
+
 def _joined(columns: list[Int64s]) -> Int64s:
     if len(columns) == 1:
         return columns[0]
@@ -122,59 +209,3 @@ def sent_as_recorded(requests: Requests) -> Sent:
     """One wire request of le32 PFNs for each recorded inflate or deflate request."""
     balloon = np.flatnonzero(np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE)))
     return Sent(balloon, requests.pages[balloon] * PFN_BYTES)
-
-
-def pieces(requests: Requests, context: Context, *queues: Queue) -> Pieces:
-    """Pages of some queues as pieces in arrival order; what is no guest memory is left out."""
-    pfn, pages, request = requests.runs_of(*queues)
-    clipped = context.layout.clip(*rising(pfn, pages))
-    return Pieces(clipped.page, clipped.pages, request[clipped.source])
-
-
-def wire_pages(requests: Requests, context: Context, queue: Queue) -> tuple[Int64s, Int64s]:
-    """Every page of a queue in wire order: page of the replayed memory, request."""
-    pfn, pages, request = requests.runs_of(queue)
-    page = context.layout.pages_of(pfns_from_runs(pfn, pages))
-    request = np.repeat(request, np.abs(pages))
-    inside = page >= 0
-    return (page, request) if inside.all() else (page[inside], request[inside])
-
-
-def reported(requests: Requests, context: Context) -> Pieces:
-    """Reported blocks that a device may discard, one piece an entry, in arrival order.
-
-    An entry that is not wholly inside one region, or not whole host pages, is left alone, as in
-    virtio_balloon_handle_report of QEMU 5.1 and later.
-    """
-    pfn, pages, request = requests.runs_of(Queue.REPORTING)
-    start, length = rising(pfn, pages)
-    clipped = context.layout.clip(start, length)
-    unit = context.host_page_pages
-    whole = clipped.pages == length[clipped.source]
-    whole &= (clipped.page | clipped.pages) % unit == 0
-    return Pieces(clipped.page[whole], clipped.pages[whole], request[clipped.source[whole]])
-
-
-def merged_within(found: Pieces, group: Int64s, context: Context) -> Pieces:
-    """Sort and merge the pieces of each group.
-
-    Args:
-        found: Pieces in arrival order.
-        group: int64, ascending, one per piece; the result's `request` holds groups.
-        context: The memory.
-    """
-    stride = context.layout.memory_pages + 1  # one page more, so that groups never touch
-    runs = merge(found.page + group * stride, found.pages)
-    request = runs.start // stride
-    return Pieces(runs.start - request * stride, runs.pages, request)
-
-
-def whole_host_pages(found: Pieces, context: Context) -> Pieces:
-    """Shrink each piece, by itself, to the whole host pages that it holds."""
-    unit = context.host_page_pages
-    if unit == 1:
-        return found
-    start = -(-found.page // unit) * unit
-    length = (found.page + found.pages) // unit * unit - start
-    kept = length > 0
-    return Pieces(start[kept], length[kept], found.request[kept])

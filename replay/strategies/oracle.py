@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from replay.plan import Context
-from replay.ranges import Int64s
 from replay.requests import Requests
-from replay.strategies.base import (
-    Operations,
-    Strategy,
+from replay.strategies.base import Operations, Strategy
+from replay.strategies.select import (
+    Pieces,
+    merged_requests,
     merged_within,
+    once,
     pieces,
-    reported,
     whole_host_pages,
 )
+from replay.strategies.windows import phase_last
 from tracer.trace.schema import Queue
 
 
@@ -24,7 +23,6 @@ class Oracle(Strategy):
     A phase is all inflate requests between one deflate request and the next; other queues neither
     begin nor end one, and pauses do not either. Every page inflated in a phase is discarded with
     the phase's last inflate request, so the memory is given back before anything is taken back.
-    With larger host pages, each range is shrunk to the whole host pages in it.
 
     On 4 KiB host pages this is the fewest discards of all plans that discard every page by the
     end of the phase it was inflated in, and whose discards in a phase touch only pages inflated in
@@ -43,13 +41,11 @@ class Oracle(Strategy):
 
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """One discard per merged range of a phase, and per merged range of a report."""
-        given = pieces(requests, context, Queue.INFLATE)
-        lent = reported(requests, context)
-        ranges = merged_within(given, phase_last(requests)[given.request], context)
+        ranges = phase_ranges(requests, context)
         discard = (context.discard,)
         return [
-            Operations(discard, whole_host_pages(ranges, context)),
-            Operations(discard, merged_within(lent, lent.request, context)),
+            Operations(discard, whole_host_pages(ranges, requests, context)),
+            Operations(discard, merged_requests(requests, context, Queue.REPORTING)),
         ]
 
     def settled(self, requests: Requests) -> int:
@@ -58,15 +54,8 @@ class Oracle(Strategy):
         return 0
 
 
-def phase_last(requests: Requests) -> Int64s:
-    """For each inflate request, the last inflate request of its phase.
-
-    Returns:
-        int64[n]; -1 for requests of other queues.
-    """
-    inflates = np.flatnonzero(requests.queue == Queue.INFLATE)
-    last = np.full(len(requests), -1, np.int64)
-    if len(inflates):
-        number = np.cumsum(requests.queue == Queue.DEFLATE)[inflates]
-        last[inflates] = inflates[np.searchsorted(number, number, side="right") - 1]
-    return last
+@once
+def phase_ranges(requests: Requests, context: Context) -> Pieces:
+    """Merged ranges of each inflate phase, with the phase's last inflate request."""
+    given = pieces(requests, context, Queue.INFLATE)
+    return merged_within(given, phase_last(requests)[given.request], context)

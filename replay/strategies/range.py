@@ -7,19 +7,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from replay.plan import Advice, Context, Protocol
-from replay.ranges import Bools, Int64s
-from replay.requests import NOT_OBSERVED_NS, Requests
-from replay.strategies.base import (
-    Operations,
+from replay.backings import Advice
+from replay.plan import Context, Protocol
+from replay.ranges import Int64s
+from replay.requests import Requests
+from replay.strategies.base import Operations, Sent, Strategy, at_least
+from replay.strategies.select import (
     Pieces,
-    Sent,
-    Strategy,
     merged_within,
+    once,
     pieces,
     reported,
+    touched_host_pages,
     whole_host_pages,
 )
+from replay.strategies.windows import PAUSE_NS, episode_begins, episode_last
 from replay.wire import HEADER_BYTES, MAX_SHORT_PAGES, MAX_WORDS, WORD_BYTES, close_requests
 from tracer.trace.schema import Queue
 
@@ -38,26 +40,37 @@ class Range(Strategy):
         words: Words of 64 bits that fit the driver's buffer (32 KiB in the patch).
         window_pages: Pages that the driver's bitmap spans (32 GiB); a range ends at its border.
         pause_ns: A pause this long ends an episode. The driver that is out of pages sends what it
-            has and sleeps 200 ms (drivers/virtio/virtio_balloon.c, "Out of puff").
+            has and sleeps 200 ms.
     """
 
     words: int = MAX_WORDS
     window_pages: int = 32 * 262_144
-    pause_ns: int = 200_000_000
+    pause_ns: int = PAUSE_NS
 
     name = "range"
     source = "[PATCH v4 qemu 2/6] virtio-balloon: speed up inflating & deflating process, 2016"
     protocol: ClassVar[Protocol] = "range_words"
 
+    def __post_init__(self) -> None:
+        """Refuse buffers that cannot hold one extended range after another."""
+        at_least(2, self, "words")
+        at_least(1, self, "window_pages", "pause_ns")
+
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """One advice per range of an episode, one discard per reported block."""
         discard = (context.discard,)
-        found = [Operations(discard, reported(requests, context))]
-        for queue, advice in ((Queue.INFLATE, discard), (Queue.DEFLATE, (Advice.WILLNEED,))):
-            ranges = self._windowed(*self._merged(requests, context, queue))
-            page = context.layout.pages_of(ranges.page)
-            found.append(Operations(advice, whole_host_pages(ranges._replace(page=page), context)))
-        return found
+        given, taken = (
+            self._on_memory(requests, context, queue) for queue in (Queue.INFLATE, Queue.DEFLATE)
+        )
+        return [
+            Operations(discard, reported(requests, context)),
+            Operations(discard, whole_host_pages(given, requests, context)),
+            Operations((Advice.WILLNEED,), touched_host_pages(taken, context)),
+        ]
+
+    def _on_memory(self, requests: Requests, context: Context, queue: Queue) -> Pieces:
+        ranges = self._windowed(*episode_ranges(requests, context, queue, self.pause_ns))
+        return ranges._replace(page=context.layout.pages_of(ranges.page))
 
     def settled(self, requests: Requests) -> int:
         """The first request of the last episode: it may yet go on."""
@@ -68,7 +81,7 @@ class Range(Strategy):
         """Ranges of whole episodes, packed into as few requests as the buffer allows."""
         request, size = [], []
         for queue in (Queue.INFLATE, Queue.DEFLATE):
-            pfn, pages, episode = self._merged(requests, context, queue)
+            pfn, pages, episode = episode_ranges(requests, context, queue, self.pause_ns)
             # The driver knows no regions: what touches in PFNs is one range to it.
             first = np.ones(len(pfn), bool)
             first[1:] = (pfn[1:] != pfn[:-1] + pages[:-1]) | (episode[1:] != episode[:-1])
@@ -83,15 +96,6 @@ class Range(Strategy):
         sent_with = np.concatenate(request)
         order = np.argsort(sent_with, kind="stable")
         return Sent(sent_with[order], np.concatenate(size)[order])
-
-    def _merged(
-        self, requests: Requests, context: Context, queue: Queue
-    ) -> tuple[Int64s, Int64s, Int64s]:
-        """First PFN, pages and last request of each episode's ranges, within regions."""
-        found = pieces(requests, context, queue)
-        episode = episode_last(requests, self.pause_ns)
-        merged = merged_within(found, episode[found.request], context)
-        return context.layout.pfns_of(merged.page), merged.pages, merged.request
 
     def _windowed(self, pfn: Int64s, pages: Int64s, episode: Int64s) -> Pieces:
         """Cut ranges where the bitmap, which begins at the episode's lowest PFN, is moved on."""
@@ -108,32 +112,12 @@ class Range(Strategy):
         return Pieces(start, stop - start, episode[source])
 
 
-def episode_begins(requests: Requests, pause_ns: int) -> Bools:
-    """Mark the inflate and deflate requests that begin an episode.
-
-    Returns:
-        bool[n]; other queues' requests never begin one and never end one.
-    """
-    balloon = np.flatnonzero(np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE)))
-    queue, time_ns = requests.queue[balloon], requests.time_ns[balloon]
-    seen = time_ns != NOT_OBSERVED_NS
-    paused = (np.diff(time_ns) >= pause_ns) & seen[1:] & seen[:-1]
-    begins = np.zeros(len(requests), bool)
-    begins[balloon[:1]] = True
-    begins[balloon[1:]] = (queue[1:] != queue[:-1]) | paused
-    return begins
-
-
-def episode_last(requests: Requests, pause_ns: int) -> Int64s:
-    """For each inflate or deflate request, the last request of its episode.
-
-    Returns:
-        int64[n]; -1 for requests of other queues.
-    """
-    balloon = np.flatnonzero(np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE)))
-    number = np.cumsum(episode_begins(requests, pause_ns)[balloon])
-    last = np.full(len(requests), -1, np.int64)
-    ends = np.append(number[1:] != number[:-1], True) if len(balloon) else np.zeros(0, bool)
-    if len(balloon):
-        last[balloon] = balloon[ends][number - 1]
-    return last
+@once
+def episode_ranges(
+    requests: Requests, context: Context, queue: Queue, pause_ns: int
+) -> tuple[Int64s, Int64s, Int64s]:
+    """First PFN, pages and last request of each episode's ranges, within regions."""
+    found = pieces(requests, context, queue)
+    episode = episode_last(requests, pause_ns)
+    merged = merged_within(found, episode[found.request], context)
+    return context.layout.pfns_of(merged.page), merged.pages, merged.request

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from replay.plan import Context
 from replay.requests import Requests
-from replay.strategies.base import (
-    Operations,
-    Pieces,
-    Strategy,
-    merged_within,
-    pieces,
-    reported,
-    whole_host_pages,
-)
+from replay.strategies.base import Operations, Strategy
+from replay.strategies.select import merged_requests, whole_host_pages
 from tracer.trace.schema import Queue
 
 
@@ -28,12 +21,9 @@ class Request(Strategy):
 
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """One discard per merged range."""
-
-        def merged(found: Pieces) -> Pieces:
-            return whole_host_pages(merged_within(found, found.request, context), context)
-
-        discard = (context.discard,)
+        discard = (self.advice(context),)
+        inflated = merged_requests(requests, context, Queue.INFLATE)
         return [
-            Operations(discard, merged(pieces(requests, context, Queue.INFLATE))),
-            Operations(discard, merged(reported(requests, context))),
+            Operations(discard, whole_host_pages(inflated, requests, context)),
+            Operations(discard, merged_requests(requests, context, Queue.REPORTING)),
         ]

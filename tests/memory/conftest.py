@@ -1,12 +1,14 @@
 """Small traces whose discards these tests really carry out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from replay.budget import huge_pool_bytes
+from tracer.trace.errors import AerostatError
 from tracer.trace.manifest import Manifest, Region, SideInfo
 from tracer.trace.schema import CALLS, REQUESTS, RESIDENCY, Queue, Side, Wire
 from tracer.trace.writer import TraceWriter
@@ -16,6 +18,7 @@ MEMORY_PAGES = MEMORY_BYTES >> 12
 INFLATED_PAGES = 2048
 FIRST_PFN = 4096
 DISCARD_NS = 1000
+HUGE_PAGES_WANTED = 48
 
 
 def balloon_pfns(seed: int = 5) -> np.ndarray:
@@ -107,3 +110,32 @@ def make_trace(tmp_path: Path) -> MakeTrace:
         return path
 
     return make
+
+
+POOL = Path("/proc/sys/vm/nr_hugepages")
+
+
+@pytest.fixture
+def huge_page_pool() -> Iterator[int]:
+    """Reserve huge pages of 2 MiB for a test and give them back; skip where none can be had.
+
+    Yields:
+        Huge pages that are free.
+    """
+    before = int(POOL.read_text()) if POOL.exists() else 0
+    reason = f"{POOL} does not exist"
+    try:
+        POOL.write_text(str(before + HUGE_PAGES_WANTED))
+        reason = f"of {HUGE_PAGES_WANTED} asked of {POOL} none came: memory is in pieces"
+    except OSError as error:
+        reason = str(error)
+    try:
+        free = huge_pool_bytes() >> 21
+    except AerostatError:
+        pytest.skip(f"no huge page of 2 MiB could be reserved: {reason}")
+    if free < HUGE_PAGES_WANTED:
+        POOL.write_text(str(before))
+        pytest.skip(f"no huge page of 2 MiB could be reserved: {free} of {HUGE_PAGES_WANTED} came")
+    yield free
+    if int(POOL.read_text()) != before:
+        POOL.write_text(str(before))

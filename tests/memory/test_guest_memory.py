@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay import native
+from replay.backings import BACKINGS, Advice
 from replay.memory import GuestMemory
 from replay.native.types import CallKind, Effect, NativeError, Operations, Page, Rule
-from replay.plan import Advice
 from replay.ranges import Runs, empty
 from replay.residency import Residency
 
@@ -28,7 +28,10 @@ def small(*pairs: tuple[int, int]) -> Residency:
 def operations(advice: Advice, *pairs: tuple[int, int]) -> Operations:
     columns = np.array(pairs, np.uint64).reshape(-1, 2) << np.uint64(12)
     return Operations(
-        np.full(len(pairs), advice, np.uint8), columns[:, 0].copy(), columns[:, 1].copy()
+        np.full(len(pairs), advice, np.uint8),
+        columns[:, 0].copy(),
+        columns[:, 1].copy(),
+        np.zeros(len(pairs), np.int64),
     )
 
 
@@ -36,8 +39,12 @@ def operations(advice: Advice, *pairs: tuple[int, int]) -> Operations:
     ("backing", "advice"),
     [
         ("anon", Advice.DONTNEED),
+        ("anon", Advice.REMAP),
         ("memfd", Advice.PUNCH_HOLE),
         ("memfd", Advice.REMOVE),
+        ("shmem", Advice.REMOVE),
+        ("file-private", Advice.DONTNEED),
+        ("file-private", Advice.REMAP),
     ],
 )
 def test_only_planned_pages_go(backing: str, advice: Advice) -> None:
@@ -56,10 +63,18 @@ def test_only_planned_pages_go(backing: str, advice: Advice) -> None:
     assert check.findings.wrong == check.still_resident_pages == check.appeared_pages == 0
 
 
-def test_dontneed_on_memfd_frees_nothing_and_keeps_the_data() -> None:
-    with GuestMemory(SIZE_BYTES, "memfd", seed=1) as memory:
+@pytest.mark.parametrize(
+    ("backing", "advice"),
+    [
+        ("memfd", Advice.DONTNEED),
+        ("shmem", Advice.DONTNEED),
+        ("file-private", Advice.PUNCH_HOLE),
+    ],
+)
+def test_what_frees_nothing_keeps_the_data(backing: str, advice: Advice) -> None:
+    with GuestMemory(SIZE_BYTES, backing, seed=1) as memory:
         memory.restore(small((0, 512)))
-        outcome = memory.execute(operations(Advice.DONTNEED, (0, 512)))
+        outcome = memory.execute(operations(advice, (0, 512)))
         check = memory.verify()
     assert outcome.failures == 0
     assert check.resident_pages == 512
@@ -127,7 +142,9 @@ def test_unaligned_operation_is_refused() -> None:
         *(
             np.array([value], kind)
             for value, kind in zip(
-                (Advice.DONTNEED, 100, 4096), (np.uint8, np.uint64, np.uint64), strict=True
+                (Advice.DONTNEED, 100, 4096, 0),
+                (np.uint8, np.uint64, np.uint64, np.int64),
+                strict=True,
             )
         )
     )
@@ -208,7 +225,11 @@ page_runs = st.lists(st.tuples(st.integers(0, 511), st.integers(1, 40)), max_siz
 
 
 @settings(max_examples=25, deadline=None)
-@given(resident=page_runs, discarded=page_runs, backing=st.sampled_from(["anon", "memfd"]))
+@given(
+    resident=page_runs,
+    discarded=page_runs,
+    backing=st.sampled_from(["anon", "memfd", "shmem", "file-private"]),
+)
 def test_any_plan_leaves_what_the_model_says(
     resident: list[tuple[int, int]], discarded: list[tuple[int, int]], backing: str
 ) -> None:
@@ -219,7 +240,7 @@ def test_any_plan_leaves_what_the_model_says(
     before = expected.sum()
     for start, count in discarded:
         expected[start : start + count] = False
-    advice = Advice.DONTNEED if backing == "anon" else Advice.PUNCH_HOLE
+    advice = BACKINGS[backing].discard
     with GuestMemory(pages << 12, backing, seed=9) as memory:
         memory.restore(small(*resident))
         assert memory.resident_pages() == before

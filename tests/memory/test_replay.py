@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from replay import native, prepare
+from replay.backings import Advice
+from replay.budget import huge_pool_bytes
 from replay.native.types import Operations
-from replay.plan import Advice
 from replay.ranges import Runs, empty
 from replay.residency import Residency
 from replay.results import ResultsError, load_results
 from replay.schedule import ReplayOptions, replay_trace
 from replay.sending import Sending
+from replay.strategies import STRATEGIES
 from replay.worker import Job, WorkerError, process_context, run_in_fresh_process
 from tracer.trace.errors import AerostatError, CaptureIncompleteError
 
@@ -74,8 +77,107 @@ def test_memfd_is_holed(make_trace):
     assert "memfd" in results.fidelity.note
 
 
+@pytest.mark.parametrize("backing", ["anon", "memfd", "shmem", "file-private"])
+def test_every_strategy_is_replayed_on_every_backing_or_refused_with_a_sentence(
+    make_trace, backing
+):
+    options = ReplayOptions(make_trace(), ("all",), runs=1, warmup=0, backing=backing)
+    results = replay_trace(options)
+    refused = {each.name for each in results.refused}
+    assert (
+        refused
+        == {
+            "anon": {"punch"},
+            "memfd": {"free", "remap"},
+            "shmem": {"free", "remap"},
+            "file-private": {"free", "punch"},
+        }[backing]
+    )
+    assert all(each.reason for each in results.refused)
+    assert results.settings.backing == backing
+    found = by_name(results)
+    assert set(found) == set(STRATEGIES) - refused
+    kept = INFLATED - DEFLATED
+    for name, strategy in found.items():
+        (run,) = strategy.runs
+        assert (run.calls, run.failures) == (strategy.calls, 0), name
+        assert run.still_resident_pages == 0, name
+        if name == "free":
+            assert (run.lazy_pages, run.freed_pages) == (INFLATED, 0)
+        elif name == "populate":
+            assert run.freed_pages == kept
+        elif name != "nop":
+            assert kept <= run.freed_pages <= INFLATED, name
+    assert found["vectored"].calls < found["vectored"].operations
+    assert found["parallel"].threads == 2
+
+
+def test_huge_pages_of_hugetlb_are_replayed_from_the_pool(make_trace, huge_page_pool):
+    names = ("qemu", "request", "huge", "punch", "vectored", "populate")
+    options = ReplayOptions(make_trace(), names, runs=1, warmup=0, backing="hugetlb")
+    found = by_name(replay_trace(options))
+    assert found["qemu"].runs[0].freed_pages == 0, "no request of Linux fills a huge page"
+    for name in ("request", "huge", "punch", "vectored"):
+        assert found[name].runs[0].freed_pages >= 512, name
+        assert found[name].runs[0].freed_pages % 512 == 0
+
+
+def test_without_huge_pages_hugetlb_is_refused_before_any_run(make_trace, monkeypatch, tmp_path):
+    pool = tmp_path / "sys/kernel/mm/hugepages/hugepages-2048kB"
+    pool.mkdir(parents=True)
+    for name in ("nr", "free", "nr_overcommit", "surplus"):
+        (pool / f"{name}_hugepages").write_text("0")
+    monkeypatch.setattr(prepare, "huge_pool_bytes", lambda: huge_pool_bytes(tmp_path))
+    with pytest.raises(AerostatError, match="no huge page of 2 MiB is free") as caught:
+        replay_trace(ReplayOptions(make_trace(), backing="hugetlb", **FAST))
+    assert "/proc/sys/vm/nr_hugepages" in caught.value.remedy
+
+
+def test_a_kernel_that_is_too_old_for_a_strategy_is_named_and_nothing_is_timed(
+    make_trace, monkeypatch
+):
+    """No such kernel runs here: the answer of one is put in the place of this one's."""
+    monkeypatch.setattr(
+        native, "lacking", lambda advice, vector=False: "EINVAL" if vector else None
+    )
+    options = ReplayOptions(make_trace(), ("qemu", "vectored"), runs=1, warmup=0)
+    results = replay_trace(options)
+    assert set(by_name(results)) == {"nop", "qemu"}
+    (refused,) = results.refused
+    assert refused.name == "vectored"
+    assert "Linux 6.13 and later" in refused.reason
+
+
+def test_threads_run_on_cpus_of_their_own_and_their_time_is_counted(make_trace):
+    strategy = "parallel:threads=2,border_bytes=4096"
+    cpu = min(os.sched_getaffinity(0))
+    options = ReplayOptions(make_trace(), (strategy,), runs=1, warmup=0, cpu=cpu, siblings=9)
+    results = replay_trace(options)
+    found = results.strategies[1]
+    assert (found.name, found.threads) == ("parallel:border_bytes=4096", 2)
+    assert found.runs[0].freed_pages == INFLATED - DEFLATED
+    assert found.runs[0].discard_cpu_ns > 0
+    assert any("its 2 threads and 9 siblings share" in warning for warning in results.warnings)
+
+
+@pytest.mark.parametrize(("thp", "most"), [("never", 0), ("madvise", 0), ("always", 8192)])
+def test_huge_pages_are_where_the_mode_lets_them_be(make_trace, thp, most):
+    """The trace saw small pages only; `always` makes huge ones of all that are whole."""
+    results = replay_trace(ReplayOptions(make_trace(), thp=thp, **FAST))
+    assert results.settings.thp == thp
+    for strategy in results.strategies:
+        assert 0 <= strategy.runs[0].huge_pages <= most  # the kernel may have fewer to give
+        assert strategy.runs[0].resident_before_pages == 8192
+
+
+def test_two_budgets_of_one_strategy_stand_side_by_side(make_trace):
+    names = ("deferred", "deferred:hold_bytes=1048576")
+    results = replay_trace(ReplayOptions(make_trace(), names, runs=1, warmup=0))
+    assert [strategy.name for strategy in results.strategies] == ["nop", *names]
+
+
 UNMAP = """
-from replay.plan import Advice
+from replay.backings import Advice
 from replay.strategies.base import Operations
 from replay.strategies.qemu import Qemu
 
@@ -144,6 +246,12 @@ def test_operations_are_timed_on_request(make_trace):
     assert 0 < times.p50_ns <= times.p90_ns <= times.p99_ns <= times.max_ns
 
 
+def test_ranges_that_share_a_call_have_one_time(make_trace):
+    options = ReplayOptions(make_trace(), ("vectored",), runs=1, warmup=0, per_operation=True)
+    times = by_name(replay_trace(options))["vectored"].runs[0].per_operation
+    assert 0 < times.p50_ns <= times.max_ns
+
+
 def test_output_is_never_replaced_unasked(make_trace, tmp_path):
     output = tmp_path / "r.json"
     output.write_text("mine")
@@ -157,7 +265,8 @@ def test_output_is_never_replaced_unasked(make_trace, tmp_path):
     [
         ({"runs": 0}, "cannot replay 0 times"),
         ({"siblings": -1}, "sibling"),
-        ({"backing": "hugetlb"}, "cannot be replayed"),
+        ({"backing": "tape"}, "cannot be replayed"),
+        ({"backing": "memfd", "strategies": ("free", "remap")}, "no strategy that was asked for"),
         ({"cpu": 4000}, "CPU 4000"),
         ({"strategies": ("fast",)}, "no strategy 'fast'"),
     ],
@@ -175,11 +284,15 @@ def job(**changes) -> Job:
         seed=1,
         size_bytes=1 << 22,
         backing="anon",
+        thp="madvise",
         residency=Residency(empty(), empty(), ""),
-        operations=Operations(nothing, np.zeros(0, np.uint64), np.zeros(0, np.uint64)),
+        operations=Operations(
+            nothing, np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        ),
         sending=Sending(nothing, np.zeros(1, np.uint64), nothing),
         regions=((0, 1 << 22, 0),),
         cpu=None,
+        crew_cpus=(),
         sibling_cpus=(),
         per_operation=False,
     )
@@ -245,6 +358,7 @@ def test_an_error_in_the_worker_comes_back_whole():
         np.array([Advice.DONTNEED], np.uint8),
         np.array([1 << 22], np.uint64),
         np.array([4096], np.uint64),
+        np.zeros(1, np.int64),
     )
     with pytest.raises(AerostatError) as caught:
         run_in_fresh_process(process_context(), job(operations=bad), 10**11)

@@ -68,6 +68,8 @@ def make_strategy(name: str, discard_ns: list[int], operations: int = 10) -> Str
         name=name,
         protocol="pfns",
         operations=operations,
+        calls=operations,
+        threads=1,
         bytes=operations << 12,
         pages=operations,
         wire_requests=1,
@@ -90,7 +92,7 @@ def make_results(*strategies: StrategyResult, **environment: object) -> Results:
             warmup=1,
             seed=1,
             backing="anon",
-            thp=True,
+            thp="madvise",
             siblings=0,
             cpu=None,
             per_operation=False,
@@ -104,4 +106,5 @@ def make_results(*strategies: StrategyResult, **environment: object) -> Results:
         warnings=("w",),
         fidelity=Fidelity("qemu", 10, 10, True, 900, 1000, 10 / 9, ""),
         strategies=strategies,
+        refused=(),
     )

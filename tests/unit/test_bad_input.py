@@ -150,10 +150,37 @@ def test_no_such_strategy(verb: str, whole: Path) -> None:
 
 BROKEN = {
     "syntax": ("class Mine(:\n", "SyntaxError"),
-    "raises": ("raise RuntimeError('out of cheese')\n", "out of cheese"),
-    "other name": ("class Other:\n    pass\n", "None"),
+    "raises": ("\nraise RuntimeError('out of cheese')\n", "out of cheese (mine.py, line 2)"),
+    "other name": ("class Other:\n    pass\n", "mine.py defines no Mine"),
     "no strategy": ("class Mine:\n    pass\n", "is no replay.strategies.base.Strategy"),
 }
+HEAD = """
+from replay.backings import Advice
+from replay.strategies.base import Operations, Strategy
+from replay.strategies.select import pieces
+from tracer.trace.schema import Queue
+
+class Mine(Strategy):
+    name = "mine"
+    source = "a test"
+
+    def operations(self, requests, context):
+        found = pieces(requests, context, Queue.INFLATE)
+"""
+FAILING = {
+    "return None": "TypeError: 'NoneType' object is not iterable",
+    "return [found]": "operations() must give a list of Operations, not of Pieces",
+    "return [Operations((4,), found)]": "must be a sequence of Advice",
+    "return [Operations(Advice.FREE, found)]": "must be a sequence of Advice",
+    "return [Operations((Advice.FREE,), found._replace(page=found.page / 2))]": "Pieces.page must"
+    " be a flat array of int64, not ndarray of float64",
+    "return [Operations((Advice.FREE,), found._replace(page=found.page[1:]))]": "differ in length",
+    "return requests.nothing": "has no attribute 'nothing' (mine.py, line 13)",
+    "found.page[0] = 3": "read-only (mine.py, line 13)",
+    "return []": "are not given back",
+    "return [Operations((Advice.REMOVE,), found)]": "on anon memory MADV_REMOVE needs a shared",
+}
+"""What a strategy's last line may be, and what is said then."""
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -162,6 +189,43 @@ def test_a_broken_strategy_of_ones_own(case: str, whole: Path, tmp_path: Path) -
     (tmp_path / "mine.py").write_text(text)
     err = refused(ExitCode.FAILURE, "replay", whole, "-s", f"{tmp_path / 'mine.py'}:Mine")
     assert reason in err
+
+
+@pytest.mark.parametrize("line", FAILING)
+def test_a_strategy_of_ones_own_that_fails_while_it_plans(
+    line: str, whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(f"{HEAD}        {line}\n")
+    err = refused(ExitCode.FAILURE, "whatif", whole, "-s", f"{tmp_path / 'mine.py'}:Mine")
+    assert "'mine'" in err
+    assert FAILING[line] in " ".join(err.split())
+
+
+PARAMETERS = {
+    "deferred:hold_byte=1": "no parameter 'hold_byte'; it has hold_bytes, hold_ns",
+    "deferred:hold_bytes=much": "'much' is not a size",
+    "deferred:hold_ns=5": None,
+    "deferred:hold_ns=0": "hold_ns is 0; it must be 1 or more, or none",
+    "qemu:speed=9": "no parameter 'speed'; it has none",
+    "parallel:threads=65": "threads is 65; it must be 1 to 64",
+    "parallel:threads=2,threads=3": "given twice",
+    "vectored:ranges=1025": "the kernel takes 1024 at most",
+    "vectored:merge=maybe": "merge is 'maybe'; it must be true or false",
+    "huge:unit_bytes=5000": "not a power of two",
+    "range:words=1": "words is 1; it must be 2 or more",
+}
+
+
+@pytest.mark.parametrize("strategy", PARAMETERS)
+def test_parameters_are_taken_or_refused_with_the_reason(strategy: str, whole: Path) -> None:
+    reason = PARAMETERS[strategy]
+    if reason is None:
+        assert run(["whatif", whole, "-s", strategy]).returncode == 0
+        return
+    done = run(["whatif", whole, "-s", strategy])
+    assert done.returncode in (ExitCode.FAILURE, ExitCode.USAGE)
+    assert "Traceback" not in done.stderr
+    assert reason in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("place", ["no/such/results.json", "."])

@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replay.budget import available_bytes, fit, named_pages, needed_bytes
+from replay.budget import (
+    Demand,
+    available_bytes,
+    fit,
+    huge_pool_bytes,
+    named_pages,
+    needed_bytes,
+)
 from replay.layout import Layout
 from replay.ranges import Runs, empty
 from replay.requests import from_pfns
@@ -30,14 +37,14 @@ ALL = Residency(runs((0, 16384)), empty(), "all")
 
 
 def test_what_fits_is_left_alone() -> None:
-    fitted = fit(REQUESTS, ALL, LAYOUT, needed_bytes(ALL, LAYOUT))
+    fitted = fit(REQUESTS, ALL, LAYOUT, needed_bytes(REQUESTS, ALL, LAYOUT))
     assert fitted.requests is REQUESTS
     assert fitted.residency is ALL
     assert fitted.reason == ""
 
 
 def test_pages_that_no_request_names_are_dropped_first() -> None:
-    fitted = fit(REQUESTS, ALL, LAYOUT, needed_bytes(ALL, LAYOUT) - 1)
+    fitted = fit(REQUESTS, ALL, LAYOUT, needed_bytes(REQUESTS, ALL, LAYOUT) - 1)
     assert len(fitted.requests) == 11
     assert fitted.residency.resident_pages == 2000
     assert "11 of 11 requests" in fitted.reason
@@ -45,11 +52,11 @@ def test_pages_that_no_request_names_are_dropped_first() -> None:
 
 @pytest.mark.parametrize("kept", [1, 3, 9])
 def test_then_the_longest_prefix(kept: int) -> None:
-    budget = needed_bytes(Residency(runs((0, 200 * kept)), empty(), ""), LAYOUT)
+    budget = needed_bytes(REQUESTS, Residency(runs((0, 200 * kept)), empty(), ""), LAYOUT)
     for allowed in (budget, budget + 199 * 4096):
         fitted = fit(REQUESTS, ALL, LAYOUT, allowed)
         assert len(fitted.requests) == kept + 1
-        assert needed_bytes(fitted.residency, LAYOUT) <= allowed
+        assert needed_bytes(fitted.requests, fitted.residency, LAYOUT) <= allowed
 
 
 def test_huge_pages_stay_whole() -> None:
@@ -62,6 +69,39 @@ def test_huge_pages_stay_whole() -> None:
 def test_nothing_fits() -> None:
     with pytest.raises(AerostatError, match="not enough memory"):
         fit(REQUESTS, ALL, LAYOUT, 4096)
+
+
+def test_what_a_page_takes_depends_on_the_backing_and_on_what_plans_fill() -> None:
+    """3 pages in 2 host pages of 512; and 1 page that is deflated, whole host page 3."""
+    requests = from_pfns([(Queue.INFLATE, [7]), (Queue.DEFLATE, [1536])])
+    some = Residency(runs((0, 1), (511, 2)), empty(), "")
+    none = 2 * LAYOUT.memory_pages
+
+    def pages(demand: Demand) -> int:
+        rest = needed_bytes(requests, some, LAYOUT, demand) - none
+        return rest * 512 // 513 >> 12
+
+    assert pages(Demand()) == 3
+    assert pages(Demand(copies=2)) == 6
+    assert pages(Demand(fills=True)) == 4
+    assert pages(Demand(unit_pages=512)) == 1024
+    assert pages(Demand(unit_pages=512, fills=True)) == 1536
+
+
+def test_huge_pages_come_from_their_pool(tmp_path: Path) -> None:
+    pool = tmp_path / "sys/kernel/mm/hugepages/hugepages-2048kB"
+    with pytest.raises(AerostatError, match="no huge pages of 2 MiB"):
+        huge_pool_bytes(tmp_path)
+    pool.mkdir(parents=True)
+    for name, count in (("nr", 10), ("free", 4), ("nr_overcommit", 3), ("surplus", 1)):
+        (pool / f"{name}_hugepages").write_text(f"{count}\n")
+    assert huge_pool_bytes(tmp_path) == 6 << 21
+    (pool / "free_hugepages").write_text("0")
+    (pool / "surplus_hugepages").write_text("3")
+    with pytest.raises(AerostatError, match="no huge page of 2 MiB is free") as caught:
+        huge_pool_bytes(tmp_path)
+    assert "10 are reserved, 0 of them are free" in caught.value.reason
+    assert "/proc/sys/vm/nr_hugepages" in caught.value.remedy
 
 
 def test_named_pages_of_falling_runs() -> None:

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from replay.backings import Advice
 from replay.check import PlanError, check_plan
 from replay.device import BalloonDevice
-from replay.plan import Advice, Context, Plan
+from replay.plan import Context, Plan
 from replay.requests import from_pfns
 from replay.strategies import STRATEGIES
 from replay.wire import Reject

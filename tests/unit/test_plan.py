@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from replay.backings import Advice
 from replay.layout import MAX_MEMORY_BYTES, SLOT_PAGES, Layout
-from replay.plan import Advice, Context, Plan, gone_pages
+from replay.plan import Context, Plan, gone_pages
 from replay.requests import from_pfns
 from replay.strategies import STRATEGIES
 from tracer.trace.errors import AerostatError

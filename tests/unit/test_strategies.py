@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from replay.check import PlanError, check_plan
-from replay.plan import Advice, Context, Plan
+from replay.backings import BACKINGS, Advice, Backing
+from replay.check import check_plan
+from replay.native.types import Effect
+from replay.plan import Context, Plan
+from replay.planning import Refused, make_plan
 from replay.requests import Requests, from_pfns
 from replay.strategies import STRATEGIES, load_strategy
-from replay.strategies.base import Operations, Strategy, pieces
-from replay.strategies.qemu import Qemu
+from replay.strategies.qemu import DISCARD_CALLS
 from replay.strategies.range import Range
-from replay.whatif import mergeability, what_if
-from tracer.trace.errors import AerostatError
+from replay.strategies.select import Pieces
+from replay.strategies.vectored import MAX_CALL_BYTES, joint_calls
+from replay.whatif import what_if
 from tracer.trace.manifest import Region
 from tracer.trace.runs import encode_runs
 from tracer.trace.schema import PAGE_BYTES, Queue
@@ -42,19 +45,35 @@ def listed(plan: Plan) -> list[tuple[str, int, int, int]]:
     return [(Advice(advice).name, page, pages, request) for advice, page, pages, request in rows]
 
 
+def where_it_works(name: str) -> Context:
+    """Anonymous memory, or a memfd where that cannot work."""
+    strategy = load_strategy(name)
+    return context() if strategy.refusal(context()) is None else context(backing="memfd")
+
+
 def planned(name: str, requests: Requests, where: Context | None = None) -> list:
-    where = where or context()
-    plan = STRATEGIES[name].plan(requests, where)
+    where = where or where_it_works(name)
+    plan = load_strategy(name).plan(requests, where)
     check_plan(requests, plan, where)
     return listed(plan)
 
 
+DRAWN = {
+    "huge": "huge:unit_bytes=8192",
+    "parallel": "parallel:border_bytes=4096",
+}
+"""Parameters with which the example is drawn, because its memory is smaller than a huge page."""
+
+
 def drawn(plan: Plan) -> str:
     """A plan on 16 pages as docs/strategies.md draws it."""
-    lines = ["request  advice    0123456789abcdef"]
-    for advice, page, pages, request in listed(plan):
+    lines = ["request  advice          0123456789abcdef"]
+    for index, (advice, page, pages, request) in enumerate(listed(plan)):
         row = "".join("#" if page <= i < page + pages else "." for i in range(16))
-        lines.append(f"{request:<7}  {advice:<8}  {row}")
+        note = "  same call" if plan.joined is not None and plan.joined[index] else ""
+        if plan.thread is not None and plan.thread[index]:
+            note = f"  thread {plan.thread[index]}"
+        lines.append(f"{request:<7}  {advice:<14}  {row}{note}")
     return "\n".join([*lines, f"sent: {plan.wire_requests} requests, {plan.wire_bytes} bytes"])
 
 
@@ -66,13 +85,49 @@ def section(name: str) -> str:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_has_a_section_with_its_source_and_its_plan(name):
-    assert "Source: " in section(name)
-    assert f"```text\n{drawn(STRATEGIES[name].plan(EXAMPLE, context()))}\n```" in section(name)
+    text, case, where = section(name), DRAWN.get(name, name), where_it_works(name)
+    assert f"| [{name}](#{name}) |" in DOCUMENT.read_text()
+    assert "Source: " in text
+    assert f"```text\n{drawn(load_strategy(case).plan(EXAMPLE, where))}\n```" in text
+    assert (f"`{case}`" in text) == (case != name)
+    assert ("On memfd memory:" in text) == (where.backing == "memfd")
 
 
-def test_the_parameters_of_range_are_documented():
-    for name, value in vars(Range()).items():
-        assert f"| `{name}` | {value} |" in section("range")
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_parameter_is_documented_with_its_default(name):
+    fields = vars(STRATEGIES[name])
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", section(name), re.M)
+    assert rows == [(key, str(value).lower()) for key, value in fields.items()]
+    assert ("Parameters: none" in section(name)) == (not fields)
+
+
+def test_the_table_of_backings_says_what_the_code_does():
+    text = section("What works on which backing")
+    for name, memory in BACKINGS.items():
+        cells = [_effect(memory, advice) for advice in ADVICE_COLUMNS]
+        assert f"| {name} | {memory.discard.name} | {' | '.join(cells)} |" in text
+        assert f"| {name} | {', '.join(a.name for a in DISCARD_CALLS[name])} |" in text
+
+
+ADVICE_COLUMNS = (Advice.DONTNEED, Advice.FREE, Advice.REMOVE, Advice.PUNCH_HOLE, Advice.REMAP)
+
+
+def _effect(memory: Backing, advice: Advice) -> str:
+    words = {Effect.FREES: "frees", Effect.FREES_LATER: "frees later", Effect.KEEPS: "keeps"}
+    return words[memory.effects[advice]] if advice in memory.effects else "-"
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("backing", BACKINGS)
+def test_a_strategy_works_on_a_backing_or_says_why_not(name, backing):
+    """The document lists the refusals; the sentence is the one that the user reads."""
+    where = context(host_page_bytes=BACKINGS[backing].host_page_bytes, backing=backing)
+    reason = STRATEGIES[name].refusal(where)
+    refused = set(re.findall(r"Refused on: (.+)\.", section(name))[:1] or [""])
+    assert (reason is not None) == (backing in ", ".join(refused).split(", "))
+    if reason is not None:
+        assert isinstance(make_plan(STRATEGIES[name], EXAMPLE, where), Refused)
+        assert len(reason) > 30
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -222,28 +277,133 @@ def test_the_oracle_waits_through_pauses_and_reports_but_not_for_blocks():
 def test_only_some_strategies_join_blocks_that_touch():
     requests = from_pfns([(REPORT, [range(8, 10), range(10, 12)])])
     counts = {name: len(planned(name, requests)) for name in STRATEGIES}
-    assert counts == {"nop": 0, "qemu": 2, "adjacent": 2, "request": 1, "range": 2, "oracle": 1}
+    joining = {"request", "deferred", "huge", "free", "remap", "populate", "parallel", "oracle"}
+    assert counts == {name: 1 if name in joining else 2 for name in STRATEGIES} | {"nop": 0}
+
+
+def test_batch_fills_its_buffer_and_a_request_that_does_not_fit_waits():
+    requests = from_pfns([(IN, [5, 3]), (IN, [4]), (IN, [6, 7]), (OUT, [3]), (IN, [8])])
+    assert planned("batch:pfns=4", requests) == [
+        ("DONTNEED", 3, 3, 1),
+        ("DONTNEED", 6, 2, 2),
+        ("DONTNEED", 8, 1, 4),
+    ]
+
+
+def test_deferred_merges_across_requests_until_its_bytes_are_reached():
+    requests = from_pfns([(IN, [5]), (IN, [3]), (IN, [4]), (IN, [9])])
+    assert planned("deferred:hold_bytes=12288", requests) == [
+        ("DONTNEED", 3, 3, 2),
+        ("DONTNEED", 9, 1, 3),
+    ]
+
+
+@pytest.mark.parametrize(("gap_ns", "ends"), [(99_999_999, [2]), (100_000_000, [0, 2])])
+def test_deferred_waits_no_longer_than_its_time(gap_ns, ends):
+    """A timer ends the hold: with the last request before it, whatever comes after."""
+    requests = from_pfns([(IN, [5]), (IN, [4]), (Queue.STATS, [])], [0, gap_ns, gap_ns])
+    assert [by for *_, by in planned("deferred", requests)] == ends
+
+
+def test_deferred_never_discards_what_comes_back_meanwhile():
+    requests = from_pfns([(IN, [5, 6, 7]), (OUT, [6, 7]), (IN, [7]), (REPORT, [12])])
+    assert planned("deferred", requests) == [
+        ("DONTNEED", 5, 1, 3),
+        ("DONTNEED", 7, 1, 3),
+        ("DONTNEED", 12, 1, 3),
+    ]
+
+
+def test_huge_lets_units_go_at_once_and_the_rest_at_the_end():
+    requests = from_pfns([(IN, [5, 6, 7]), (IN, [4, 1]), (IN, [0]), (OUT, [1])])
+    assert planned("huge:unit_bytes=16384", requests) == [
+        ("DONTNEED", 4, 4, 1),
+        ("DONTNEED", 0, 1, 3),
+    ]
+
+
+def test_vectored_joins_a_batch_and_never_more_than_its_limits():
+    requests = from_pfns([(IN, [5, 3]), (IN, [9]), (OUT, [3]), (IN, [1])])
+    plan = STRATEGIES["vectored"].plan(requests, context())
+    assert listed(plan) == [
+        ("DONTNEED", 5, 1, 1),
+        ("DONTNEED", 3, 1, 1),
+        ("DONTNEED", 9, 1, 1),
+        ("DONTNEED", 1, 1, 3),
+    ]
+    assert plan.joined.tolist() == [False, True, True, False]
+    assert plan.calls == 2
+    small = load_strategy("vectored:call_bytes=8192").plan(requests, context())
+    assert small.joined.tolist() == [False, True, False, False]
+    assert load_strategy("vectored:merge=true").advice(context(backing="memfd")) == Advice.REMOVE
+
+
+def test_a_call_of_huge_ranges_stays_below_two_gib():
+    requests = from_pfns([(IN, [*range(at << 18, (at << 18) + 2)]) for at in range(3)])
+    where = context((0, 3 << 18))
+    found = Pieces(*(np.array(c) for c in ([0, 1 << 18, 2 << 18], [1 << 18] * 3, [0, 0, 0])))
+    joined = joint_calls(found, 1024, MAX_CALL_BYTES >> 12)
+    assert joined.tolist() == [False, False, False], "1 GiB and 1 GiB are 4 KiB too many"
+    assert STRATEGIES["vectored"].plan(requests, where).calls == 1
+
+
+def test_parallel_shares_a_hold_at_borders_and_leaves_little_ones_alone():
+    requests = from_pfns([(IN, list(range(2, 13)))])
+    plan = load_strategy("parallel:border_bytes=16384").plan(requests, context())
+    assert listed(plan) == [("DONTNEED", 2, 2, 0), ("DONTNEED", 4, 9, 0)] or listed(plan) == [
+        ("DONTNEED", 2, 6, 0),
+        ("DONTNEED", 8, 5, 0),
+    ]
+    assert plan.thread.tolist() == [0, 1]
+    assert STRATEGIES["parallel"].plan(requests, context()).threads == 1
+
+
+def test_populate_fills_what_is_deflated_on_whole_host_pages():
+    requests = from_pfns([(IN, [0, 1, 2, 3]), (OUT, [2, 1])])
+    assert planned("populate", requests, context(host_page_bytes=8192)) == [
+        ("DONTNEED", 0, 4, 0),
+        ("POPULATE_WRITE", 0, 4, 1),
+    ]
+
+
+def test_host_pages_become_whole_over_requests_and_break_up():
+    """One bit a balloon page, kept between requests; only qemu forgets them."""
+    requests = from_pfns([(IN, [4, 5]), (IN, [7, 6]), (OUT, [5]), (IN, [5]), (IN, [0, 1, 2])])
+    where = context(host_page_bytes=16384)
+    assert planned("request", requests, where) == [("DONTNEED", 4, 4, 1), ("DONTNEED", 4, 4, 3)]
+    assert [op for op in planned("qemu", requests, where) if op[0] == "DONTNEED"] == []
 
 
 def test_the_seeds_inflate_in_numbers():
     """7 GiB given downwards, 256 PFNs a request: 1,835,008 calls come down to one range."""
     pages = 7 << 18
     requests = linux_inflate(np.arange(pages)[::-1].copy())
-    found = {s.name: s for s in what_if(requests, context((0, 8 << 18))).strategies}
-    assert {name: found[name].operations for name in found} == {
-        "nop": 0,
-        "qemu": 1_835_008,
-        "adjacent": 7168,
-        "request": 7168,
-        "range": 1,
-        "oracle": 1,
+    counted = what_if(requests, context((0, 8 << 18)))
+    found = {s.name: s for s in counted.strategies}
+    assert {name: (found[name].operations, found[name].calls) for name in found} == {
+        "nop": (0, 0),
+        "qemu": (pages, pages),
+        "adjacent": (7168, 7168),
+        "request": (7168, 7168),
+        "batch": (896, 896),
+        "range": (1, 1),
+        "deferred": (112, 112),
+        "huge": (3584, 3584),
+        "vectored": (pages, 1792),
+        "free": (7168, 7168),
+        "remap": (7168, 7168),
+        "populate": (7168, 7168),
+        "parallel": (224, 224),
+        "oracle": (1, 1),
     }
+    assert [each.name for each in counted.refused] == ["punch"]
     assert (found["qemu"].wire_requests, found["qemu"].wire_bytes) == (7168, 7 << 20)
     assert (found["range"].wire_requests, found["range"].wire_bytes) == (1, 24)
     assert found["adjacent"].run_pages_histogram == {8: 7168}
     assert found["adjacent"].to_qemu == 1 / 256
     assert found["qemu"].to_oracle == pages
     assert found["range"].bytes == 7 << 30
+    assert counted.trace.huge_share == 1
 
 
 def linux_inflate(pfns: np.ndarray) -> Requests:
@@ -261,108 +421,9 @@ def linux_inflate(pfns: np.ndarray) -> Requests:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_two_million_shuffled_pages_are_planned_without_a_loop(name):
-    """0.1 to 0.4 s of CPU each; a Python loop over the pages would take far longer."""
+    """0.1 to 0.3 s of CPU each; a Python loop over the pages would take far longer."""
     requests = linux_inflate(np.random.default_rng(7).permutation(2_000_000))
+    where = context((0, 2_000_000), backing=where_it_works(name).backing)
     begin = time.process_time()
-    STRATEGIES[name].plan(requests, context((0, 2_000_000)))
+    STRATEGIES[name].plan(requests, where)
     assert time.process_time() - begin < 3
-
-
-def test_mergeability_counts_steps_within_requests_only():
-    requests = from_pfns([(IN, [5, 6, 7, 3]), (IN, [4]), (OUT, [9, 8]), (REPORT, [99])])
-    found = mergeability(requests, context())
-    assert (found.pages, found.outside_pages) == (7, 1)
-    assert (found.rising_share, found.falling_share) == (2 / 4, 1 / 4)
-    nothing = mergeability(from_pfns([(IN, [1])]), context())
-    assert (nothing.rising_share, nothing.falling_share) == (None, None)
-
-
-def test_what_if_of_a_trace_without_discards_has_no_ratios():
-    (only,) = what_if(from_pfns([]), context(), [STRATEGIES["request"]]).strategies
-    assert (only.operations, only.to_qemu, only.to_oracle) == (0, None, None)
-
-
-def test_what_if_sets_discards_alone_beside_the_oracle():
-    (qemu,) = what_if(EXAMPLE, context(), [STRATEGIES["qemu"]]).strategies
-    assert (qemu.operations, qemu.discards, qemu.to_oracle) == (9, 7, 7 / 3)
-    assert (qemu.pages, qemu.discard_bytes) == (12, 10 * PAGE_BYTES)
-
-
-class Greedy(Qemu):
-    """A user's mistake: it discards what the guest gets back."""
-
-    name = "greedy"
-
-    def operations(self, requests: Requests, context: Context) -> list[Operations]:
-        return [Operations((Advice.DONTNEED,), pieces(requests, context, OUT))]
-
-
-def test_what_if_refuses_a_wrong_plan_of_a_users_strategy():
-    with pytest.raises(PlanError, match="strategy 'greedy' must not run"):
-        what_if(EXAMPLE, context(), [Greedy()])
-
-
-def example_file(path: Path) -> Path:
-    code = section("Your own").split("```python\n")[1].split("```")[0]
-    path.write_text(code)
-    return path
-
-
-def test_the_documented_example_loads_by_path_and_plans(tmp_path):
-    mine = load_strategy(f"{example_file(tmp_path / 'mine.py')}:Mine")
-    assert isinstance(mine, Strategy)
-    plan = mine.plan(EXAMPLE, context())
-    check_plan(EXAMPLE, plan, context())
-    assert listed(plan) == planned("request", EXAMPLE)
-
-
-def test_an_instance_with_parameters_loads_by_path(tmp_path):
-    path = tmp_path / "small.py"
-    path.write_text("from replay.strategies.range import Range\nsmall = Range(words=8)\n")
-    assert load_strategy(f"{path}:small") == Range(words=8)
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_strategies_that_ship_load_by_name(name):
-    assert load_strategy(name) is STRATEGIES[name]
-
-
-@pytest.mark.parametrize(
-    ("code", "name", "reason"),
-    [
-        ("x = 1", "Mine", "is no"),
-        ("Mine = 3", "Mine", "3 is no"),
-        ("1 / 0", "Mine", "ZeroDivisionError"),
-        ("def", "Mine", "SyntaxError"),
-        ("from replay.strategies.base import Strategy as Mine", "Mine", "abstract"),
-    ],
-)
-def test_a_file_that_holds_no_strategy_says_why(tmp_path, code, name, reason):
-    path = tmp_path / "bad.py"
-    path.write_text(code)
-    with pytest.raises(AerostatError, match="cannot load the strategy") as caught:
-        load_strategy(f"{path}:{name}")
-    assert reason in caught.value.reason
-
-
-def test_unknown_names_and_missing_files_are_told_apart(tmp_path):
-    with pytest.raises(AerostatError, match="there is no strategy 'best'") as caught:
-        load_strategy("best")
-    assert "oracle" in caught.value.reason
-    with pytest.raises(AerostatError, match="cannot load") as caught:
-        load_strategy(f"{tmp_path / 'none.py'}:Mine")
-    assert "is no file" in caught.value.reason
-
-
-def test_an_installed_package_offers_a_strategy(tmp_path, monkeypatch):
-    (tmp_path / "offered_strategy.py").write_text(example_file(tmp_path / "x.py").read_text())
-    info = tmp_path / "offered-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: offered\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(
-        "[aerostat.strategies]\noffered = offered_strategy:Mine\nbroken = offered_strategy:No\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert load_strategy("offered").source == "docs/strategies.md"
-    with pytest.raises(AerostatError, match="cannot load the strategy 'broken'"):
-        load_strategy("broken")

@@ -51,8 +51,15 @@ def decode_runs(run_pfn: Int64s, run_pages: Int64s) -> Int64s:
     Returns:
         int64[sum |pages|]: the PFNs in wire order.
     """
-    lengths = np.abs(run_pages)
-    begin = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    within = np.arange(len(begin), dtype=np.int64) - begin
-    pfns: Int64s = np.repeat(run_pfn, lengths) + within * np.repeat(np.sign(run_pages), lengths)
-    return pfns
+    if not (run_pages != 0).all():
+        run_pfn, run_pages = run_pfn[run_pages != 0], run_pages[run_pages != 0]
+    if len(run_pfn) == 0:
+        return np.zeros(0, np.int64)
+    step = np.sign(run_pages)
+    lengths = run_pages * step
+    # Steps from one PFN to the next, summed up: half the work of placing each PFN by itself.
+    pfns: Int64s = np.repeat(step, lengths)
+    pfns[0] = run_pfn[0]
+    last = run_pfn[:-1] + run_pages[:-1] - step[:-1]
+    pfns[np.cumsum(lengths[:-1])] = run_pfn[1:] - last
+    return np.cumsum(pfns, out=pfns)

@@ -1,0 +1,108 @@
+"""What a replay carries out: every strategy's plan, for as much of the trace as memory can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from replay.backings import Advice
+from replay.budget import MARGIN_BYTES, Demand, Fitted, available_bytes, fit, huge_pool_bytes
+from replay.check import check_plan
+from replay.plan import Context, Plan
+from replay.planning import Refused, make_plan
+from replay.requests import Requests
+from replay.residency import Residency
+from replay.sending import Sending, sending
+from replay.strategies import STRATEGIES, load_strategy
+from replay.strategies.base import Strategy
+from replay.support import unsupported
+from tracer.trace.errors import AerostatError
+from tracer.trace.progress import Progress
+
+FLOOR_STRATEGY = "nop"
+ALL = "all"
+"""Stands for every strategy that ships."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A strategy, its plan, and what the driver would send."""
+
+    strategy: Strategy
+    plan: Plan
+    sending: Sending
+
+
+def plan_all(
+    names: Sequence[str], requests: Requests, context: Context, progress: Progress
+) -> tuple[list[Planned], list[Refused]]:
+    """Plan every strategy once, nop first, and hold each plan to the rules of the device.
+
+    Args:
+        names: Names that `load_strategy` knows, or `ALL`.
+        requests: What to plan for.
+        context: The memory.
+        progress: Told of phase `plan`.
+
+    Returns:
+        Those that can work on this memory and this kernel, and those that cannot.
+
+    Raises:
+        AerostatError: None but nop can work here.
+    """
+    wanted = [*STRATEGIES] if ALL in names else []
+    wanted += [name for name in names if name != ALL]
+    wanted = list(dict.fromkeys((FLOOR_STRATEGY, *wanted)))
+    planned, refused = [], []
+    for done, name in enumerate(wanted):
+        progress("plan", done, len(wanted))
+        strategy = load_strategy(name)
+        plan = make_plan(strategy, requests, context)
+        if not isinstance(plan, Refused) and (reason := unsupported(plan)) is not None:
+            plan = Refused(plan.name, reason)
+        if isinstance(plan, Refused):
+            refused.append(plan)
+            continue
+        check_plan(requests, plan, context)
+        planned.append(Planned(strategy, plan, sending(requests, plan, context)))
+    requests.memo.clear()  # no plan needs it any more, and it may be large
+    progress("plan", len(wanted), len(wanted))
+    if refused and len(planned) == 1:
+        raise AerostatError(
+            f"no strategy that was asked for can work on {context.backing} memory here",
+            reason="; ".join(f"{each.name}: {each.reason}" for each in refused),
+            remedy="choose another --strategy or another --backing",
+        )
+    return planned, refused
+
+
+def fit_to_machine(
+    requests: Requests,
+    residency: Residency,
+    context: Context,
+    planned: Sequence[Planned],
+    limit_bytes: int | None,
+) -> Fitted:
+    """Cut a trace to the memory that this machine has for its backing.
+
+    Args:
+        requests: The trace's requests.
+        residency: The pages that are to be resident at first.
+        context: The memory.
+        planned: Plans of all requests: they say whether deflated memory is filled.
+        limit_bytes: The user's limit.
+
+    Raises:
+        AerostatError: Not even a part fits.
+    """
+    demand = Demand(
+        unit_pages=context.host_page_pages,
+        copies=2 if context.backing == "file-private" else 1,
+        fills=any((each.plan.advice == Advice.POPULATE_WRITE).any() for each in planned),
+    )
+    if context.backing == "hugetlb":
+        spare_bytes = huge_pool_bytes()
+    else:
+        spare_bytes = available_bytes() - MARGIN_BYTES
+    allowed = min(spare_bytes, limit_bytes or spare_bytes)
+    return fit(requests, residency, context.layout, allowed, demand)
