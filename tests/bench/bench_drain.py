@@ -76,9 +76,7 @@ class BccReader:
         layout = decode.HOST_CALLS
 
         class Event(ctypes.Structure):
-            _fields_ = [
-                (name, np.ctypeslib.as_ctypes_type(layout[name])) for name in layout.names
-            ]
+            _fields_ = [(name, np.ctypeslib.as_ctypes_type(layout[name])) for name in layout.names]
 
         assert ctypes.sizeof(Event) == layout.itemsize
         self._kind = ctypes.POINTER(Event)
