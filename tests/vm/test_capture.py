@@ -279,6 +279,34 @@ def test_a_killed_recorder_leaves_a_trace_that_can_be_salvaged(vm, tmp_path):
     assert requests["pages"].to_numpy()[inflate].sum() == ODD_PAGES
 
 
+def test_what_an_overloaded_recorder_lost_and_kept_is_what_the_guest_counted(vm, tmp_path):
+    """The smallest ring, and a recorder that is kept from it: the guest's own counter decides."""
+    bundle = tmp_path / "overload.balloon"
+    recorder = start_recorder(vm, bundle, "--detail", "requests", "--ring", "4K", "--quiet")
+    before = vm.agent.counters()
+    for stopped in (False, True, False, True):
+        recorder.send_signal(signal.SIGSTOP if stopped else signal.SIGCONT)
+        move(vm.qmp, MEMORY_BYTES - ODD_PAGES * PAGE_BYTES)
+        move(vm.qmp, MEMORY_BYTES)
+    recorder.send_signal(signal.SIGCONT)
+    after = vm.agent.counters()
+    recorder.send_signal(signal.SIGINT)
+    assert recorder.wait(60) == 5
+    trace = open_trace(bundle)
+    requests = trace.table("requests")
+    queues, pages = requests["queue"].to_numpy(), requests["pages"].to_numpy()
+    counters = trace.manifest.sides["host"].counters
+    for queue in (Queue.INFLATE, Queue.DEFLATE):
+        name = f"balloon_{queue.name.lower()}_pages"
+        lost = counters[f"lost_{queue.name.lower()}_pages"]
+        assert lost > 0
+        assert pages[queues == queue].sum() + lost == after[name] - before[name] == 4 * ODD_PAGES
+    lost = [loss for loss in trace.losses if loss.stream == "requests"]
+    assert {loss.cause for loss in lost} == {"ring"}
+    moving = np.isin(queues, (Queue.INFLATE, Queue.DEFLATE))
+    assert np.count_nonzero(moving) + sum(loss.count for loss in lost) >= 2 * 4 * 40
+
+
 def test_an_interrupt_ends_a_capture_cleanly(vm, tmp_path):
     bundle = tmp_path / "interrupted.balloon"
     recorder = start_recorder(vm, bundle, "--detail", "requests")
