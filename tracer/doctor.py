@@ -34,6 +34,7 @@ from tracer.probes import (
     HOST_CALL_POINTS,
     HOST_EVENT_POINTS,
     HOST_OTHER_CALL_POINTS,
+    Kind,
     Point,
     host_request_points,
 )
@@ -48,6 +49,7 @@ from tracer.vmm import inspect
 _CALL_POINTS = (*HOST_CALL_POINTS, *HOST_OTHER_CALL_POINTS)
 _REQUEST_POINTS = (*host_request_points(range(len(HANDLERS))), *HOST_EVENT_POINTS)
 _RING_BYTES = 1 << 20
+_TRAMPOLINES, _KPROBES = (Kind.FENTRY, Kind.FEXIT), (Kind.KPROBE, Kind.KRETPROBE)
 _REQUESTS = 64
 
 
@@ -135,14 +137,14 @@ def _guest_driver(rows: list[Row]) -> list[Check]:
     floors_ns = function_costs()
     checks: list[Check] = []
     layout = guest_layout.driver_layout(Btf(guest_layout.MODULE))
-    readable = [point for point in GUEST_POINTS if layout.lacks(point) is None]
     for point, _, check in rows:
-        lacks = layout.lacks(point)
-        if lacks is not None:
-            checks.append(failed(check, ProbeError(lacks)))
-    for fentry in (True, False):
+        unreadable = layout.lacks(point)
+        if unreadable is not None:
+            checks.append(failed(check, ProbeError(unreadable)))
+    readable = [row for row in rows if layout.lacks(row[0]) is None]
+    for fentry, kinds in ((True, _TRAMPOLINES), (False, _KPROBES)):
+        family = [row for row in readable if row[1].kind in kinds]
         mechanisms = guest_probes.guest_mechanisms(fentry=fentry)
-        family = [row for row in rows if row[1].kind in mechanisms and row[0] in readable]
         try:
             with guest_probes.compile_guest(layout, fentry=fentry) as program:
                 checks += prove_functions(program, family, mechanisms, floors_ns)

@@ -44,8 +44,8 @@ def test_the_verifiers_last_word_comes_through_bcc_too(capfd, monkeypatch):
 
 def test_a_source_that_does_not_compile_says_where(capfd):
     with pytest.raises(BccError) as caught:
-        Program(("guest.bpf.c",), {})
-    assert caught.value.what == "cannot compile guest.bpf.c"
+        Program(("guest_threads.bpf.c",), {})
+    assert caught.value.what == "cannot compile guest_threads.bpf.c"
     assert "error: use of undeclared identifier 'REQUESTS_PAGES'" in caught.value.reason
     assert caught.value.remedy
     assert capfd.readouterr().err == ""
