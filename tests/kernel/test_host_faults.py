@@ -218,10 +218,8 @@ def test_huge_pages_are_told_from_small_ones(huge_pages, tmp_path):
 
 
 def test_a_firecracker_is_found_beside_qemus():
-    with (
-        firecracker_like("--id", "micro", "--mem-size-mib", "256") as micro,
-        qemu_like("-m", "64M"),
-    ):
+    name = f"micro-{os.getpid()}"  # Another VM of this host may be called micro.
+    with firecracker_like("--id", name, "--mem-size-mib", "256") as micro, qemu_like("-m", "64M"):
         kinds = {vm.pid: vm.kind for vm in find_vms()}
         assert kinds[micro.pid] == "firecracker"
         assert find_vm(name=name).pid == micro.pid
