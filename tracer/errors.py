@@ -11,6 +11,10 @@ class ProcessError(AerostatError):
     """A process is not there, not readable, or not a virtual machine monitor."""
 
 
+class ProcessEndedError(ProcessError):
+    """A process that was there has ended, even where another has its pid now."""
+
+
 class ProbeError(MissingPrivilegeError):
     """A probe that the capture cannot do without does not attach."""
 

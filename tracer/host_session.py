@@ -10,7 +10,7 @@ from pathlib import Path
 from tracer import host_probes
 from tracer.capture import DRAIN_LONGEST_S, CaptureOptions
 from tracer.clock_watch import ClockEvent, ClockWatch
-from tracer.errors import SymbolError
+from tracer.errors import ProcessEndedError, SymbolError
 from tracer.flight import FlightRecorder
 from tracer.host_account import Settings, Subject
 from tracer.host_capture import HostCapture
@@ -175,6 +175,8 @@ class HostSession:
         for vmm, output in self._follow() if self._follow is not None else ():
             try:
                 self.add(vmm, output)
+            except ProcessEndedError:
+                continue  # Gone before a probe could be attached: nothing of it is missing.
             except AerostatError as error:
                 self._on_end(Ended(vmm, None, str(error), error))
         self._options.keep.clear()

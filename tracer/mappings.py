@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracer.errors import ProcessError
-from tracer.process import PROC
+from tracer.process import GONE, PROC, no_process
 
 _LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) (\S+) (\d+)\s*(.*)")
 _HUGETLBFS_MAGIC = 0x958458F6
@@ -43,11 +43,14 @@ def mappings(pid: int, proc: Path = PROC) -> list[Mapping]:
     """Read a process's memory map, rising by address.
 
     Raises:
-        ProcessError: The process is gone or may not be read.
+        ProcessEndedError: The process is gone.
+        ProcessError: It may not be read.
     """
     try:
         text = (proc / str(pid) / "maps").read_text(errors="replace")
     except OSError as error:
+        if error.errno in GONE:
+            raise no_process(pid, str(error)) from error
         raise ProcessError(
             f"cannot read the memory map of process {pid}", reason=str(error), remedy="run as root"
         ) from error

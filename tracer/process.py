@@ -12,12 +12,14 @@ import select
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracer.errors import ProcessError
+from tracer.errors import ProcessEndedError, ProcessError
 
 PROC = Path("/proc")
 _ARGUMENT_BYTES = 1 << 20
 """Read of a command line; the kernel's own bound is 6 MiB (fs/exec.c, since 4.13)."""
 _DELETED = " (deleted)"
+GONE = (errno.ENOENT, errno.ESRCH)
+"""What procfs answers once a process has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ def read_process(pid: int, proc: Path = PROC) -> Process:
         proc: Where procfs is mounted.
 
     Raises:
-        ProcessError: There is no such process, or it ended meanwhile.
+        ProcessEndedError: There is no such process, or it ended meanwhile.
+        ProcessError: It may not be read.
     """
     root = proc / str(pid)
     try:
@@ -63,13 +66,13 @@ def read_process(pid: int, proc: Path = PROC) -> Process:
         # Whatever was read between belongs to one process only if it is still the same.
         same = _stat(root)[1] == start_ticks
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESRCH, errno.ENOTDIR):
-            raise _no_process(pid, str(error)) from error
+        if error.errno in GONE:
+            raise no_process(pid, str(error)) from error
         raise ProcessError(
             f"cannot read process {pid}", reason=str(error), remedy="run as root"
         ) from error
     if not same:
-        raise _no_process(pid, "it ended while it was looked at")
+        raise no_process(pid, "it ended while it was looked at")
     return Process(pid, start_ticks, parent, exe, deleted, arguments, namespace_pids)
 
 
@@ -96,12 +99,12 @@ def open_pidfd(pid: int, start_ticks: int) -> int:
         A pidfd; the caller closes it.
 
     Raises:
-        ProcessError: The process has ended, whoever has the pid now.
+        ProcessEndedError: The process has ended, whoever has the pid now.
     """
     try:
         pidfd = os.pidfd_open(pid)
     except OSError as error:
-        raise _no_process(pid, str(error)) from error
+        raise no_process(pid, str(error)) from error
     try:
         # After pidfd_open: what is read now is of the process that the pidfd holds, or of none.
         if _stat(PROC / str(pid))[1] == start_ticks:
@@ -110,7 +113,7 @@ def open_pidfd(pid: int, start_ticks: int) -> int:
     except OSError as error:
         reason = str(error)
     os.close(pidfd)
-    raise _no_process(pid, reason)
+    raise no_process(pid, reason)
 
 
 def is_running(pidfd: int) -> bool:
@@ -120,8 +123,9 @@ def is_running(pidfd: int) -> bool:
     return not poll.poll(0)
 
 
-def _no_process(pid: int, reason: str) -> ProcessError:
-    return ProcessError(
+def no_process(pid: int, reason: str) -> ProcessEndedError:
+    """Make the error for a process that is not there, or not any more."""
+    return ProcessEndedError(
         f"there is no process {pid}", reason=reason, remedy="list the VMs: aerostat vms"
     )
 

@@ -14,7 +14,7 @@ import pytest
 from tests.kernel.recording import recording
 from tests.standins.build import StandIn, firecracker_like, program, qemu_like, started
 from tracer.discover import Watch, find_vm, find_vms
-from tracer.errors import ProcessError
+from tracer.errors import ProcessEndedError
 from tracer.memory_map import find_memory
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Side
@@ -80,9 +80,9 @@ def contained(tmp_path: Path, *arguments: str) -> Iterator[StandIn]:
 
 
 def test_a_vm_in_a_container_is_found_and_recorded(tmp_path):
-    output = tmp_path / "host.balloon"
-    with contained(tmp_path, "-m", "512M", "-name", "guest=in-a-container") as vm:
-        found = find_vm(name="in-a-container")
+    output, name = tmp_path / "host.balloon", f"in-a-container-{os.getpid()}"
+    with contained(tmp_path, "-m", "512M", "-name", f"guest={name}") as vm:
+        found = find_vm(name=name)
         assert (found.pid, found.container) == (vm.pid, True)
         assert found.exe == tmp_path / "inside" / QEMU
         assert found.program.stat().st_size == program(QEMU).stat().st_size
@@ -91,7 +91,7 @@ def test_a_vm_in_a_container_is_found_and_recorded(tmp_path):
     assert (did.pages, did.calls) == (700, 700)
     assert recorded_pages(output) == (700, 700)
     info = open_trace(output).manifest.vm
-    assert (info.name, info.vmm, info.pid) == ("in-a-container", "qemu", vm.pid)
+    assert (info.name, info.vmm, info.pid) == (name, "qemu", vm.pid)
 
 
 def start_with_pid(pid: int, *arguments: str) -> subprocess.Popen[str] | None:
@@ -137,7 +137,7 @@ def test_a_pid_that_is_used_again_is_not_taken_for_the_vm(followed):
     assert (second.pid, second.name) == (first.pid, "second")
     assert second.start_ticks > first.start_ticks
     os.close(second.hold())
-    with pytest.raises(ProcessError, match=f"no process {pid}") as error:
+    with pytest.raises(ProcessEndedError, match=f"no process {pid}") as error:
         first.hold()
     assert "another process has its pid" in error.value.reason
 
@@ -218,10 +218,8 @@ def test_huge_pages_are_told_from_small_ones(huge_pages, tmp_path):
 
 
 def test_a_firecracker_is_found_beside_qemus():
-    with (
-        firecracker_like("--id", "micro", "--mem-size-mib", "256") as micro,
-        qemu_like("-m", "64M"),
-    ):
+    name = f"micro-{os.getpid()}"  # Another VM of this host may be called micro.
+    with firecracker_like("--id", name, "--mem-size-mib", "256") as micro, qemu_like("-m", "64M"):
         kinds = {vm.pid: vm.kind for vm in find_vms()}
         assert kinds[micro.pid] == "firecracker"
-        assert find_vm(name="micro").pid == micro.pid
+        assert find_vm(name=name).pid == micro.pid

@@ -41,12 +41,13 @@ def test_a_qemu_and_a_firecracker_side_by_side(capsys):
 
 
 def test_each_vm_is_picked_by_its_name_or_where_that_is_not_enough_by_its_pid(capsys):
-    names = ("standin-once", "standin-twice", "standin-twice", "-standin", "stand in\x07")
+    once, twice = f"once-{os.getpid()}", f"twice-{os.getpid()}"
+    names = (once, twice, twice, f"-{once}", f"{once}\x07")
     with contextlib.ExitStack() as stack:
         vms = [stack.enter_context(qemu_like("-m", "64M", "-name", f"guest={n}")) for n in names]
         found = listed(capsys)
     picked = [found[vm.pid]["select"] for vm in vms]
-    assert picked[0] == ["--vm", "standin-once"]
+    assert picked[0] == ["--vm", once]
     assert picked[1:] == [["--pid", str(vm.pid)] for vm in vms[1:]]
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.proc_tree import KUBEVIRT, LIBVIRT, OPENSTACK, PROXMOX, QEMU, UUID, add_process
-from tracer.errors import ProcessError
+from tracer.errors import ProcessEndedError, ProcessError
+from tracer.mappings import mappings
 from tracer.vmm import Vmm, inspect
 
 GIB = 1 << 30
@@ -33,9 +34,10 @@ def started(proc: Path, *arguments: str) -> Vmm:
 def test_a_pid_that_is_not_there_is_named():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    with pytest.raises(ProcessError, match=f"there is no process {child.pid}") as error:
-        inspect(child.pid)
-    assert "aerostat vms" in error.value.remedy
+    for look in (inspect, mappings):
+        with pytest.raises(ProcessEndedError, match=f"there is no process {child.pid}") as error:
+            look(child.pid)
+        assert "aerostat vms" in error.value.remedy
 
 
 def test_a_process_that_is_no_vmm_is_refused_with_what_it_runs():

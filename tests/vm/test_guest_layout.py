@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_equal_nodes_are_told_apart_by_one_request():
 
 
 def test_it_is_found_with_its_handlers():
-    uuid = "0d5f0f3c-2c0b-4a57-9a08-6d9a0f1f6c11"
+    uuid = str(uuid4())
     with paused("-name", "a,,b", "-uuid", uuid, "-device", "virtio-balloon-pci") as vm:
         found = find_vm(uuid=uuid)
         assert (found.pid, found.name, found.kind, found.accel) == (vm.pid, "a,b", "qemu", "tcg")
