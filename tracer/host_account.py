@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tracer.attach import Attachment
 from tracer.host_engine import Count, Event, HostEngine, Quota, VmProbes
@@ -94,6 +94,7 @@ class Account:
         engine: The programs of this host.
         probes: The VM's.
         rows: What was found wrong with its records.
+        sites: Where its uprobes are.
         attached: What became of every probe point.
     """
 
@@ -102,9 +103,10 @@ class Account:
         engine: HostEngine,
         probes: VmProbes,
         rows: HostRows,
+        sites: QemuSites | None,
         attached: Sequence[Attachment] = (),
     ) -> None:
-        self._engine, self._probes, self._rows = engine, probes, rows
+        self._engine, self._probes, self._rows, self._sites = engine, probes, rows, sites
         self.attached = attached
 
     def lost(self) -> dict[tuple[str, str], int]:
@@ -169,8 +171,12 @@ class Account:
         return hits
 
     def _record(self, attachment: Attachment, hits: dict[str, int]) -> ProbeRecord:
-        name, cost_ns = attachment.point.name, self._engine.call_cost_ns
-        is_call = name.endswith(("-enter", "-exit"))
-        # Entry and exit are measured as a pair; the programs' shares cannot be told apart.
-        half_ns = cost_ns / 2 if is_call and cost_ns is not None else None
-        return probe_record(attachment, half_ns, hits.get(name))
+        others_ns = None if attachment.way is None else self._engine.costs.others_ns(attachment.way)
+        return replace(
+            probe_record(
+                attachment,
+                self._engine.hit_ns(attachment, self._sites),
+                hits.get(attachment.point.name),
+            ),
+            bystander_ns=others_ns,
+        )

@@ -50,7 +50,7 @@ class HostCapture:
         self, engine: HostEngine, subject: Subject, writer: Sink, progress: Progress
     ) -> None:
         self.subject = subject
-        self._writer = writer
+        self._engine, self._writer = engine, writer
         self._memory = GuestMap(subject.vmm)
         self._tally = Tally()
         self._sampler = HostSampler(subject.vmm.pid)
@@ -78,7 +78,7 @@ class HostCapture:
             self._events = VmEvents(
                 self._probes, writer, subject.vmm.pid, lambda: self._memory.regions
             )
-            self._account = Account(engine, self._probes, self._rows)
+            self._account = Account(engine, self._probes, self._rows, subject.sites)
             self._losses = LossCounter(writer, self._account.lost)
             self._quota = QuotaEpisodes(self._account.refused, writer)
             # Before the first request can wait in a ring: a scan of much memory takes seconds.
@@ -137,6 +137,7 @@ class HostCapture:
 
     def sample(self) -> None:
         """Write a row of samples, what was lost, and where `actual` has got to."""
+        self._engine.poll()
         self._losses.check()
         self._quota.look()
         self._events.mark_actual()

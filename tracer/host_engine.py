@@ -15,7 +15,7 @@ import numpy as np
 
 from tracer import decode, host_probes
 from tracer.attach import Attachment
-from tracer.call_cost import CallCost
+from tracer.costs import BodyTimes, CostMeter, ProbeCosts
 from tracer.errors import ProbeError
 from tracer.host_probes import QemuSites
 from tracer.libbpf import create_ring, drop_map, put_map
@@ -26,6 +26,8 @@ from tracer.ring import Records, Ring
 _FLAG_MERGE, _FLAG_ALL_CALLS = 1, 2
 _REGIONS = 8
 """AEROSTAT_REGIONS of bpf/records.h."""
+_TIMED = ("on_pop_0", "on_push")
+"""Programs that run for every request."""
 _OWN_SLOT = 0
 """Place of this process itself, without rings: for measuring what the probes cost."""
 
@@ -107,6 +109,10 @@ class Target:
 class HostEngine:
     """The compiled programs and the probes that serve every VM: those of the system calls.
 
+    Attributes:
+        call_attachments: What became of the system calls' probes.
+        costs: What probes cost on this machine, as measured when those attached.
+
     Args:
         calls: Whether discards are recorded; without it no system call is probed until a VM needs
             it whose handlers are not known.
@@ -120,22 +126,22 @@ class HostEngine:
         self.program = host_probes.compile_host()
         self.pump = Pump()
         self.call_attachments: list[Attachment] = []
-        self.call_cost_ns: float | None = None
+        self.costs = ProbeCosts()
+        self._bodies: BodyTimes | None = None
         self._free = list(range(host_probes.MAX_VMS - 1, _OWN_SLOT, -1))
         self._detach_calls: list[Callable[[], None]] = []
-        if calls:
-            self._watch_calls()
+        self._watch_calls(HOST_CALL_POINTS if calls else ())
 
-    def _watch_calls(self) -> None:
-        with CallCost() as cost:
-            self._attach_calls(HOST_CALL_POINTS)
-            self.call_cost_ns = cost.traced_ns(self)
+    def _watch_calls(self, points: tuple[Point, ...]) -> None:
+        meter = CostMeter()
+        self._attach_calls(points)
+        self.costs = meter.costs(self, self.call_attachments)
 
     def watch_other_calls(self) -> None:
         """Probe every system call that can give memory back: for a VMM that is not QEMU."""
         done = {attachment.point for attachment in self.call_attachments}
         if not done:
-            self._watch_calls()
+            self._watch_calls(HOST_CALL_POINTS)
         if not done.issuperset(HOST_OTHER_CALL_POINTS):
             self._attach_calls(HOST_OTHER_CALL_POINTS)
 
@@ -143,8 +149,33 @@ class HostEngine:
         self.call_attachments += host_probes.attach_calls(self.program, points)
         self._detach_calls.append(self.program.claim())
 
+    def time_programs(self) -> None:
+        """Have the kernel time the programs in the handlers over their first runs from now on."""
+        if self._bodies is None:
+            self._bodies = BodyTimes(self.program, _TIMED)
+
+    def poll(self) -> None:
+        """Stop timing once there were runs enough; call it now and then."""
+        if self._bodies is not None:
+            self._bodies.poll()
+
+    def hit_ns(self, attachment: Attachment, sites: QemuSites | None) -> float | None:
+        """What one hit of an attached probe costs the traced VM; None where nothing was measured.
+
+        Args:
+            attachment: The probe.
+            sites: Where the uprobes of this VM are.
+        """
+        if attachment.way is None:
+            return None
+        timed = self._bodies is not None and attachment.way.program in _TIMED
+        body_ns = self._bodies.mean_ns(attachment.way.program) if self._bodies and timed else None
+        return self.costs.hit_ns(attachment.way, sites, body_ns)
+
     def close(self) -> None:
         """Detach what serves every VM, and free the maps."""
+        if self._bodies is not None:
+            self._bodies.close()
         for detach in self._detach_calls:
             detach()
         self.program.close()
@@ -251,6 +282,7 @@ class VmProbes:
         if target.sites is None:
             self._watch_memory()
             return []
+        self._engine.time_programs()
         try:
             return host_probes.attach_requests(self._engine.program, target.sites, target.pid)
         finally:
