@@ -201,7 +201,7 @@ def capture_options(given: dict[str, Any]) -> dict[str, Any]:
 
 def host_options(given: dict[str, Any]) -> dict[str, Any]:
     """Turn what was given into the further arguments of HostOptions."""
-    from tracer.host_engine import Quota
+    from tracer.vm_probes import Quota
 
     usual = Quota()
     quota = Quota(

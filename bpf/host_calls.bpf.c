@@ -117,7 +117,7 @@ static __always_inline void add_pieces(struct host_vm *vm, struct inflight *in, 
 		first = 0;
 	}
 	if (left && pieces > i)
-		count(vm, HOST_LOST_CALLS, pieces - i);
+		count(vm, HOST_LOST_PIECES, pieces - i);
 }
 
 static __always_inline int call_exit(long result)

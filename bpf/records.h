@@ -63,6 +63,7 @@ enum aerostat_count {
 	HOST_LOST_OTHER_PAGES,
 	HOST_LOST_PARTS,             /* further records of a request whose first is there */
 	HOST_LOST_THREADS,           /* no room to remember a thread */
+	HOST_LOST_PIECES,            /* of a vector, beyond AEROSTAT_PIECES */
 	HOST_OUTSIDE_CALLS,          /* on memory that is not the guest's: not recorded, no loss */
 	HOST_HIT_POP,
 	HOST_HIT_PUSH,

@@ -18,6 +18,8 @@ from scipy import stats
 
 Samples = npt.NDArray[np.float64]
 RESAMPLES = 5000
+_LEAST = 1e-100
+"""A median below it is zero: a ratio to it may be beyond every number."""
 MIN_SAMPLES = 4
 """With 3 a side even full separation has p = 0.1: 2 of 20 orders."""
 
@@ -88,7 +90,7 @@ def compare_samples(
     old, new = np.asarray(base, np.float64), np.asarray(candidate, np.float64)
     if not len(old) or not len(new):
         return _undecided(old, new, "one side has no samples")
-    if np.median(old) <= 0 or np.median(new) <= 0:
+    if min(np.median(old), np.median(new)) < _LEAST:
         if not old.any() and not new.any():
             return _exact(0.0, 0.0, "both are zero")
         return _undecided(old, new, "a median of zero has no ratio")

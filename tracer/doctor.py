@@ -24,7 +24,7 @@ from tracer.checks import (
 from tracer.environment import Machine, read_machine
 from tracer.errors import ProbeError
 from tracer.function_cost import function_costs
-from tracer.host_engine import HostEngine, Quota, Target
+from tracer.host_engine import HostEngine
 from tracer.libbpf import Btf
 from tracer.predict import Prediction, machine_obstacles, predict
 from tracer.privilege import LOAD, lacking
@@ -44,6 +44,7 @@ from tracer.synthetic import SyntheticHandler
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
 from tracer.trap_cost import try_trap_costs
+from tracer.vm_probes import Quota, Target
 from tracer.vmm import inspect
 
 _CALL_POINTS = (*HOST_CALL_POINTS, *HOST_OTHER_CALL_POINTS)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import numpy as np
 import numpy.typing as npt
 
+from tracer.errors import ProcessError
 from tracer.guest_files import files_of_regions, gpa_of_offsets
 from tracer.learned_map import LearnedMap
 from tracer.memory_map import find_memory
@@ -13,6 +17,9 @@ from tracer.trace.manifest import Region
 from tracer.trace.schema import PFN_SHIFT, Call
 from tracer.translation import MemoryMap
 from tracer.vmm import Vmm
+
+_LOOK_AGAIN_S = 10.0
+"""A guest may name what it likes, so its VMM's mappings are not read for every request."""
 
 
 class GuestMap:
@@ -31,7 +38,9 @@ class GuestMap:
     """
 
     def __init__(self, vmm: Vmm) -> None:
-        self._pid = vmm.pid
+        self._vmm = vmm
+        self._elsewhere = 0
+        self._next_look_s = 0.0
         memory = find_memory(vmm)
         self._learned = LearnedMap(memory)
         self.spans = tuple((extent.start, extent.end) for extent in memory.likely)
@@ -46,7 +55,7 @@ class GuestMap:
     def _settle(self) -> None:
         regions = self._learned.regions
         self._map = MemoryMap(regions)
-        self._files = files_of_regions(self._pid, regions)
+        self._files = files_of_regions(self._vmm.pid, regions)
         spans = [(region.gpa, region.gpa + region.length_bytes) for region in regions]
         self._pfns = np.array(spans, np.int64).reshape(-1, 2) >> PFN_SHIFT
 
@@ -73,8 +82,21 @@ class GuestMap:
         expected, given = self._map.gpa_of_hva(hva), gpa.astype(np.int64)
         wrong = (expected >= 0) & (expected != given)
         self.misplaced += int(np.count_nonzero(wrong))
-        if self._learned.add(given, hva.astype(np.int64)):
+        changed = self._learned.add(given, hva.astype(np.int64))
+        if self._look_again() or changed:
             self._settle()
+
+    def _look_again(self) -> bool:
+        """Look for memory that was plugged since, where a request came from none that is known."""
+        now_s = time.monotonic()
+        if self._learned.elsewhere <= self._elsewhere or now_s < self._next_look_s:
+            return False
+        self._next_look_s = now_s + _LOOK_AGAIN_S
+        with contextlib.suppress(ProcessError):
+            changed = self._learned.refresh(find_memory(self._vmm))
+            self._elsewhere = self._learned.elsewhere
+            return changed
+        return False
 
     def guest_pfns(self) -> npt.NDArray[np.int64] | None:
         """First PFN and end of each region, int64[m, 2]; None where the map is not certain."""

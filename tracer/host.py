@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tracer.capture import CaptureOptions, run_loop
 from tracer.host_account import Settings
-from tracer.host_engine import HostEngine, Quota
+from tracer.host_engine import HostEngine
 from tracer.host_events import SUSPENDED
 from tracer.host_session import Ended, HostSession
 from tracer.privilege import LOAD, VM_PROCESS, host_needs, require
 from tracer.ring_size import ring_bytes
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
+from tracer.vm_probes import Quota
 from tracer.vmm import Vmm
 
 DETAILS = ("requests", "discards", "calls")

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tracer.attach import Attachment
-from tracer.host_engine import Count, Event, HostEngine, Quota, VmProbes
+from tracer.host_engine import HostEngine
 from tracer.host_probes import QemuSites
 from tracer.host_rows import HostRows
 from tracer.machine import probe_record
 from tracer.probes import HANDLER_WORDS, host_request_points
 from tracer.trace.manifest import ProbeRecord, VmInfo
+from tracer.vm_probes import Count, Event, Quota, VmProbes
 from tracer.vmm import Vmm
 
 
@@ -119,6 +120,7 @@ class Account:
             ("requests", "stranger"): rows.strangers,
             ("calls", "ring"): counts[Count.LOST_CALLS] + counts[Count.LOST_THREADS],
             ("calls", "quota"): counts[Count.QUOTA_CALLS],
+            ("calls", "partial"): counts[Count.LOST_PIECES],
         }
 
     def refused(self) -> int:

@@ -13,7 +13,7 @@ from tracer.capture import LossCounter
 from tracer.clock_watch import ClockEvent
 from tracer.guest_map import GuestMap
 from tracer.host_account import Account, Subject
-from tracer.host_engine import HostEngine, Target
+from tracer.host_engine import HostEngine
 from tracer.host_events import QuotaEpisodes, VmEvents
 from tracer.host_rows import HostRows
 from tracer.host_tally import Tally
@@ -30,6 +30,7 @@ from tracer.trace.manifest import Manifest
 from tracer.trace.progress import Progress
 from tracer.trace.schema import SAMPLES, Mark, Side
 from tracer.trace.sink import Sink
+from tracer.vm_probes import Target
 
 
 class HostCapture:

@@ -6,12 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from tracer.host_engine import Event, VmProbes
 from tracer.residency import residency_batch
 from tracer.trace.errors import AerostatError
 from tracer.trace.manifest import Region
 from tracer.trace.schema import Mark
 from tracer.trace.sink import Sink
+from tracer.vm_probes import Event, VmProbes
 
 _RUN_STATES = (
     "debug",

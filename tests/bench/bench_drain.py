@@ -21,10 +21,11 @@ import pyarrow as pa
 from tests.bench.flood import flooded
 from tests.bench.measure import Report, Settings, at_least, at_most, interleaved, run
 from tracer import decode, host_engine
-from tracer.host_engine import HostEngine, Quota, Target
+from tracer.host_engine import HostEngine
 from tracer.host_probes import QemuSites
 from tracer.machine_code import SYSTEM_CALLS, MachineCode
 from tracer.ring import Records
+from tracer.vm_probes import Quota, Target
 
 RING_BYTES = 1 << 20
 IN_RING = RING_BYTES // (8 + decode.HOST_CALLS.itemsize)

@@ -13,9 +13,10 @@ import pytest
 
 from tracer import host_probes
 from tracer.attach import attach_all
-from tracer.host_engine import Count, HostEngine, Quota, Target
+from tracer.host_engine import HostEngine
 from tracer.host_probes import QemuSites
 from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Kind
+from tracer.vm_probes import Count, Quota, Target
 
 RING_BYTES = 4 << 20
 POINTS = (*HOST_CALL_POINTS, *HOST_OTHER_CALL_POINTS)

@@ -6,8 +6,9 @@ from tests.standins.build import qemu_like
 from tracer import host_probes
 from tracer.call_cost import CallCost
 from tracer.costs import BodyTimes, CostMeter, ProbeCosts
-from tracer.host_engine import HostEngine, Quota, Target
+from tracer.host_engine import HostEngine
 from tracer.probes import HOST_CALL_POINTS, Kind, Way
+from tracer.vm_probes import Quota, Target
 
 CALLS = ("madvise", "fallocate", "process_madvise", "mmap")
 

@@ -55,8 +55,8 @@ def test_numpy_names_every_field(struct: str) -> None:
 @pytest.mark.parametrize(
     ("enum", "prefix", "end"),
     [
-        (host_engine.Count, "HOST_", "HOST_COUNTS"),
-        (host_engine.Event, "EVENT_", "HOST_EVENTS"),
+        (vm_probes.Count, "HOST_", "HOST_COUNTS"),
+        (vm_probes.Event, "EVENT_", "HOST_EVENTS"),
         (guest_probes.Count, "GUEST_", "GUEST_COUNTS"),
         (guest_events.EventKind, "GUEST_EVENT_", "GUEST_EVENT_KINDS"),
     ],

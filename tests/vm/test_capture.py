@@ -17,7 +17,7 @@ from lab.balloon import move
 from lab.recorders import GuestRecorder, HostCapture, host_recorder
 from lab.session import LabOptions, open_vm
 from tracer import decode, host_probes
-from tracer.host_engine import HostEngine, Quota, Target
+from tracer.host_engine import HostEngine
 from tracer.join import join
 from tracer.ledger import captured_discards, ledger
 from tracer.merge import merge_sides
@@ -26,6 +26,7 @@ from tracer.trace.check import check_trace
 from tracer.trace.reader import open_trace
 from tracer.trace.salvage import salvage
 from tracer.trace.schema import Caller, Mark, Queue, Side
+from tracer.vm_probes import Quota, Target
 from tracer.vmm import guest_ram, inspect, load_bias
 
 MIB = 1 << 20
