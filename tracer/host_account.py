@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tracer.attach import Attachment
+from tracer.decode import HANDLER_QUEUES
 from tracer.host_engine import Count, Event, HostEngine, Quota, VmProbes
 from tracer.host_probes import QemuSites
 from tracer.host_rows import HostRows
 from tracer.machine import probe_record
 from tracer.probes import HANDLER_WORDS, host_request_points
 from tracer.trace.manifest import ProbeRecord, VmInfo
+from tracer.trace.schema import Queue
 from tracer.vmm import Vmm
 
 
@@ -26,6 +28,7 @@ class Settings:
         actual_bytes: Reads the device's `actual` over QMP, where the caller has a connection.
         name: Name for the manifest; the VMM's own where None.
         scenario: What is being done to the VM, for the manifest.
+        counts_only: Its figures alone are wanted: no scan of its memory, no samples.
     """
 
     detail: str
@@ -34,6 +37,7 @@ class Settings:
     actual_bytes: Callable[[], int] | None = None
     name: str | None = None
     scenario: str | None = None
+    counts_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +151,24 @@ class Account:
         costs = [
             record.cost_ns * record.hits
             for record in self.probe_records()
-            if record.cost_ns is not None and record.hits is not None
+            if record.cost_ns is not None
+            and record.hits is not None
+            # Their hits are those of every system call: each call is counted once, below.
+            and not _is_of_call(record.point)
         ]
+        if self._engine.call_cost_ns is not None:
+            costs.append(self._engine.call_cost_ns * self._probes.counts()[Count.HIT_CALL])
         return sum(costs) if costs else None
+
+    def queues(self) -> frozenset[Queue]:
+        """Name the queues whose requests are seen."""
+        attached = {each.point.name for each in self.attached if each.way is not None}
+        found = [
+            queue
+            for word, queue in zip(HANDLER_WORDS, HANDLER_QUEUES, strict=True)
+            if f"{word}-pop" in attached
+        ]
+        return frozenset([*found, *([Queue.DEFLATE] if Queue.INFLATE in found else [])])
 
     def _hits(self) -> dict[str, int]:
         counts, events = self._probes.counts(), self._probes.events()
@@ -160,7 +179,7 @@ class Account:
         }
         for attachment in self.attached:
             name = attachment.point.name
-            if name.endswith(("-enter", "-exit")):
+            if _is_of_call(name):
                 hits[name] = counts[Count.HIT_CALL]
             elif name.endswith("-pop"):
                 hits[name] = counts[Count.HIT_POP]
@@ -170,7 +189,10 @@ class Account:
 
     def _record(self, attachment: Attachment, hits: dict[str, int]) -> ProbeRecord:
         name, cost_ns = attachment.point.name, self._engine.call_cost_ns
-        is_call = name.endswith(("-enter", "-exit"))
         # Entry and exit are measured as a pair; the programs' shares cannot be told apart.
-        half_ns = cost_ns / 2 if is_call and cost_ns is not None else None
+        half_ns = cost_ns / 2 if _is_of_call(name) and cost_ns is not None else None
         return probe_record(attachment, half_ns, hits.get(name))
+
+
+def _is_of_call(point: str) -> bool:
+    return point.endswith(("-enter", "-exit"))
