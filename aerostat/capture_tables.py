@@ -1,30 +1,39 @@
-"""Draws what a capture says: stages, ledger, losses, probes, runs and residency."""
+"""Draws what the balloon did: head, stages, ledger, discards, runs and residency."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from aerostat import render
+from aerostat.discards import Discards
+from aerostat.scope import scopes
 from aerostat.shape import Residency, RunLengths
 from tracer.ledger import Ledger
 from tracer.stages import SEED_PERCENT, SEED_TOTAL_NS, Direction, Stage, StageTable
-from tracer.trace.findings import Finding
-from tracer.trace.manifest import Loss, Manifest
+from tracer.trace.manifest import Manifest, SideInfo
+from tracer.trace.missing import unseen_requests
+from tracer.trace.reader import Trace
 from tracer.trace.schema import PAGE_BYTES, Queue
+
+NS_PER_S = 1_000_000_000
 
 SEED_RANGES_NS = 590_000_000
 """The seed's own inflate with {pfn|length} ranges and bulk advice, 7 of 8 GiB."""
 
 
-def draw_stages(table: StageTable) -> None:
+def draw_stages(table: StageTable, manifest: Manifest) -> None:
     """Draw the stage table of every direction, the seed's beside the inflate."""
     if not table.directions:
-        render.say("No requests: the balloon did not move while this was recorded.")
+        unseen = unseen_requests(manifest) is not None and "guest" not in manifest.sides
+        why = "none could be seen, see above" if unseen else "the balloon did not move"
+        render.say(f"No requests: {why}.")
+        render.say()
     for direction in table.directions:
         _draw_direction(direction)
     if table.clock is not None:
         bound = render.ns(table.clock.bound_ns)
         doubt = "" if table.clock.consistent else ", but not every pair fits one line"
         render.say(f"Clocks: the guest's fits the host's to within {bound}{doubt}.")
-    render.say()
+        render.say()
 
 
 def _draw_direction(direction: Direction) -> None:
@@ -51,7 +60,8 @@ def _draw_direction(direction: Direction) -> None:
         rows.append(cells)
     other = ["   other: outside requests", "", render.ns(direction.other_ns)]
     rows.append(other + [""] * (len(columns) - len(other)))
-    render.draw(_title(direction), columns, rows)
+    spare = ("per page", "p99", "seed's time")
+    render.draw(_title(direction), columns, rows, spare=spare)
     if seeded:
         _say_seed(direction)
 
@@ -96,9 +106,10 @@ def draw_ledger(ledger: Ledger) -> None:
     )
 
 
-def draw_head(path: str, manifest: Manifest) -> None:
-    """Say what was recorded, where, and whether the recording is whole."""
-    state = "complete" if manifest.complete else "NOT COMPLETE"
+def draw_head(path: str, trace: Trace) -> None:
+    """Say what was recorded, where, in what detail, and whether the recording is whole."""
+    manifest = trace.manifest
+    state = "complete" if trace.is_complete else "NOT COMPLETE"
     reason = f" ({manifest.end_reason})" if manifest.end_reason else ""
     render.say(f"{path}: {state}{reason}, format {manifest.format_version}")
     vm = manifest.vm
@@ -114,64 +125,67 @@ def draw_head(path: str, manifest: Manifest) -> None:
         render.say(
             f"{name.capitalize()}: kernel {side.kernel_release or '-'},"
             f" {render.count(side.cpus)} CPUs, THP {side.thp or '-'},"
-            f" recorded for {render.ns(length)}"
+            f" recorded for {render.ns(length)}{_from(side)}"
         )
     if manifest.vm is not None and manifest.vm.accel == "tcg":
         render.say("The guest was emulated: its own times are far longer than with KVM.")
+    for scope in scopes(manifest):
+        for sentence in scope.sentences():
+            render.say(sentence)
     render.say()
 
 
-def draw_losses(losses: Sequence[Loss]) -> None:
-    """Draw what is missing, or say that nothing is."""
-    if not losses:
-        render.say("Losses: none.")
-        render.say()
-        return
+def _from(side: SideInfo) -> str:
+    """When recording began by the wall clock, if that is known and a date."""
+    if not side.realtime_anchors:
+        return ""
+    clock_ns, realtime_ns = side.realtime_anchors[0]
+    began_s = (realtime_ns + side.begin_ns - clock_ns) // NS_PER_S
+    try:
+        began = datetime.fromtimestamp(began_s, UTC)
+    except (OverflowError, ValueError, OSError):
+        return ""
+    return f", from {began:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def draw_discards(found: Sequence[Discards], manifest: Manifest) -> None:
+    """Draw the VMM's system calls by what they asked for; nothing where none was recorded."""
     rows = [
         (
-            loss.side,
-            loss.stream,
-            render.count(loss.count),
-            render.ns(None if loss.since_ns is None else loss.until_ns - loss.since_ns),
+            item.call,
+            item.advice,
+            render.cell(item.on_guest_memory, lambda on: "guest" if on else "other"),
+            render.count(item.calls),
+            render.count(item.pages),
+            render.ns(item.total_ns),
+            render.ns(item.ns_per_page),
+            render.ns(item.worst_ns),
+            _failed(item),
+            render.cell(item.mean_run_pages, _mean),
         )
-        for loss in losses
-    ]
-    render.draw("LOSSES: events are missing", ("<side", "<events of", "count", "within"), rows)
-
-
-def draw_findings(findings: Sequence[Finding]) -> None:
-    """Draw what the checks found wrong with the trace; nothing if they found nothing."""
-    if findings:
-        rows = [(finding.severity, finding.code, finding.text) for finding in findings]
-        render.draw("checks", ("<severity", "<code", "<what"), rows)
-
-
-def draw_probes(manifest: Manifest) -> None:
-    """Draw every probe of every side with its measured cost."""
-    rows = [
-        (
-            name,
-            probe.point,
-            probe.way,
-            probe.status,
-            render.ns(probe.cost_ns),
-            render.count(probe.hits),
-            probe.reason or probe.target,
-        )
-        for name, side in manifest.sides.items()
-        for probe in side.probes
+        for item in found
     ]
     if rows:
-        columns = (
-            "<side",
-            "<probe",
-            "<way",
-            "<status",
-            "cost of a hit",
-            "hits",
-            "<where, or why not",
-        )
-        render.draw("probes", columns, rows)
+        columns = ["<call", "<advice", "<memory", "calls", "pages", "total", "per page", "worst"]
+        columns += ["failed", "pages a run"]
+        render.draw("discards: the VMM's system calls", columns, rows, spare=("worst",))
+    host = manifest.sides.get("host")
+    outside = host.counters.get("outside_calls", 0) if host is not None else 0
+    if outside:
+        render.say(f"{outside:,} further calls were not on guest memory and are not recorded.")
+        render.say()
+
+
+def _failed(item: Discards) -> str:
+    """How many calls failed, and with what."""
+    if not item.failed:
+        return "0"
+    first, *others = item.errnos
+    return f"{item.failed:,} {first}{' and other' if others else ''}"
+
+
+def _mean(pages: float) -> str:
+    return f"{pages:,.0f}" if pages >= 100 else f"{pages:.1f}"
 
 
 def draw_runs(lengths: Sequence[RunLengths]) -> None:
@@ -191,7 +205,7 @@ def draw_runs(lengths: Sequence[RunLengths]) -> None:
         for item in lengths
     ]
     if rows:
-        columns = ["<queue", "<seen by", "requests", "runs", "pages", "half the pages in runs of"]
+        columns = ["<queue", "<seen by", "requests", "runs", "pages", "half in runs of"]
         columns += ["longest", "falling", "in runs >= 2 MiB"]
         render.draw("runs of neighbouring pages", columns, rows)
 
@@ -200,6 +214,7 @@ def say_residency(found: Residency | None) -> None:
     """Say how much of guest memory was resident when the balloon began to move."""
     if found is None:
         render.say("Resident guest memory: -")
+        render.say()
         return
     huge = render.cell(found.huge_pages, lambda pages: render.size(pages * PAGE_BYTES))
     render.say(
@@ -207,3 +222,4 @@ def say_residency(found: Residency | None) -> None:
         f" {render.size(found.resident_pages * PAGE_BYTES)}"
         f" of {render.size(found.pages * PAGE_BYTES)}, in huge pages: {huge}"
     )
+    render.say()

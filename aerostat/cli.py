@@ -19,6 +19,7 @@ VERBS: Final = {
     "doctor": "aerostat.verbs.doctor",
     "vms": "aerostat.verbs.vms",
     "record": "aerostat.verbs.record",
+    "top": "aerostat.verbs.top",
     "lab": "aerostat.verbs.lab",
     "show": "aerostat.verbs.show",
     "whatif": "aerostat.verbs.whatif",
@@ -62,6 +63,7 @@ def cli() -> None:
     Examples:
       aerostat doctor
       aerostat record --pid 4242 -o host.balloon
+      aerostat top
       aerostat show host.balloon
       aerostat whatif host.balloon
       aerostat replay host.balloon -o results.json

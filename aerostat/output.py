@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     )
 
 
+def warn(text: str) -> None:
+    """Say on stderr what makes the result on stdout less sure."""
+    print(f"aerostat: warning: {printable(text)}", file=sys.stderr)
+
+
 def emit_json(document: dict[str, Any]) -> None:
     """Write one JSON document to stdout; a NaN in it is a bug, not a value."""
     json.dump(document, sys.stdout, indent=2, allow_nan=False)

@@ -1,8 +1,9 @@
 """Draws tables on stdout; what is null is printed as `-`, never as zero."""
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from itertools import compress
+from itertools import compress, zip_longest
 from typing import Final, TypeVar
 
 from rich.box import SIMPLE_HEAD
@@ -10,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aerostat.fit import Fitted, fit, fold_headings
 from aerostat.output import printable
 from aerostat.sizes import format_bytes, format_ns
 
 NOT_OBSERVED: Final = "-"
 _PIPE_WIDTH: Final = 160
 """Columns where there is no terminal to ask: a table in a file or a pager should not be folded."""
+_NARROWEST_NOTE: Final = 20
 
 Value = TypeVar("Value")
 
@@ -26,34 +29,86 @@ def console() -> Console:
     return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
-def draw(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Draw one table.
+def draw(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    spare: Sequence[str] = (),
+) -> None:
+    """Draw one table, as wide as the terminal lets it be.
 
     Args:
         title: Printed above, at the left margin.
-        columns: Headings; one that begins with `<` is aligned to the left, the others right.
+        columns: Headings; one that begins with `<` holds text and is aligned to the left, the
+            others hold figures and are aligned to the right.
         rows: Cells as text; they may come from a guest and are made safe here. A column in which
             every cell is empty is left out.
+        spare: Headings of columns that a narrow terminal goes without, the last one first; they
+            are named below the table.
     """
-    cells = [list(row) for row in rows]
-    used = [any(row[i] for row in cells) or not cells for i in range(len(columns))]
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
-    for name in compress(columns, used):
+    out = console()
+    drawn, fitted = table(columns, rows, width=out.width, spare=spare)
+    drawn.title = title
+    out.print(drawn)
+    if fitted.left_out:
+        say(f"Not drawn in {out.width} columns: {', '.join(fitted.left_out)}.")
+    if fitted.left_out or not fitted.is_roomy:
+        say()
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    width: int,
+    spare: Sequence[str] = (),
+    styles: Sequence[str] = (),
+) -> tuple[Table, Fitted]:
+    """Make the table that `draw` draws.
+
+    Args:
+        columns: See `draw`, as for rows and spare.
+        rows: See there.
+        width: Columns of the terminal.
+        spare: See there.
+        styles: Colour of each row; none where left out.
+
+    Returns:
+        The table, and how it was made to fit.
+    """
+    cells = [[printable(text) for text in row] for row in rows]
+    fitted = fit(columns, cells, width, spare)
+    made = Table(
+        box=SIMPLE_HEAD,
+        show_edge=fitted.is_roomy,
+        padding=(0, 1) if fitted.is_roomy else (0, 1, 0, 0),
+        title_justify="left",
+        title_style="bold",
+    )
+    kept = list(compress(columns, fitted.shown))
+    headings = fold_headings([name.removeprefix("<") for name in kept], fitted.widths)
+    for name, heading, column_width in zip(kept, headings, fitted.widths, strict=True):
         left = name.startswith("<")
-        table.add_column(
-            name.removeprefix("<"),
-            justify="left" if left else "right",
-            overflow="fold" if left else "ellipsis",
-            no_wrap=not left,
+        made.add_column(
+            heading, justify="left" if left else "right", overflow="fold", width=column_width
         )
-    for row in cells:
-        table.add_row(*(Text(printable(text)) for text in compress(row, used)))
-    console().print(table)
+    for row, style in zip_longest(cells, styles[: len(cells)], fillvalue=""):
+        made.add_row(*(Text(text) for text in compress(row, fitted.shown)), style=str(style))
+    return made, fitted
 
 
 def say(text: str = "") -> None:
-    """Print lines of a result on stdout."""
-    console().print(Text(printable(text)), soft_wrap=True)
+    """Print lines of a result on stdout; a terminal's are folded between words."""
+    console().print(Text(printable(text)), soft_wrap=not sys.stdout.isatty())
+
+
+def say_note(mark: str, text: str) -> None:
+    """Print a note below a table, its further lines indented by the mark's length."""
+    width = console().width
+    room = max(width - len(mark) - 1, _NARROWEST_NOTE)
+    lines = textwrap.wrap(printable(text), room, break_on_hyphens=False)
+    say(f"\n{' ' * (len(mark) + 1)}".join([f"{mark} {lines[0] if lines else ''}", *lines[1:]]))
 
 
 def cell(value: Value | None, form: Callable[[Value], str] = str) -> str:
@@ -74,6 +129,12 @@ def percent(value: float | None) -> str:
 def ns(value: float | None) -> str:
     """Turn nanoseconds into a cell."""
     return cell(value, format_ns)
+
+
+def after(value_ns: int) -> str:
+    """Turn nanoseconds since some begin into a cell with a fixed point, so that they line up."""
+    seconds = value_ns / 1e9
+    return f"{seconds:+,.3f} s"
 
 
 def size(value: int | None) -> str:

@@ -26,7 +26,8 @@ def draw_results(results: Results) -> None:
     reference = _median_total_ns(results, REFERENCE)
     rows = [_row(strategy, reference) for strategy in results.strategies]
     rows += [_refused_row(refused.name) for refused in results.refused]
-    render.draw(f"replay: medians of {results.settings.runs} runs", columns, rows)
+    spare = ("harness in d", "resident freed", "wire requests", "to", "from")
+    render.draw(f"replay: medians of {results.settings.runs} runs", columns, rows, spare=spare)
     for refused in results.refused:
         render.say(f"Refused, not timed: {refused.name}: {refused.reason}.")
     if blurred := overlapping(results):
@@ -54,8 +55,6 @@ def _say_head(results: Results) -> None:
     )
     if settings.cut_reason:
         render.say(f"Not the whole trace: {settings.cut_reason}")
-    if trace.lost_events or not trace.complete:
-        render.say(f"The trace is not whole: {trace.lost_events:,} events are known to be lost.")
 
 
 def overlapping(results: Results) -> list[str]:

@@ -13,6 +13,7 @@ from replay.caveats import run_warnings, thread_warnings
 from replay.environment import Environment, stability_warnings
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
 from replay.results import Fidelity, Results, Settings, StrategyResult, TraceFacts
+from tracer.trace.missing import missing_events
 from tracer.trace.schema import PFN_SHIFT
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def assemble(replay: Replay) -> Results:
         for planned, done in zip(replay.planned, replay.done, strict=True)
     )
     cut = (replay.fitted.reason,) if replay.fitted.reason else ()
+    missing = missing_events(replay.trace)
+    lossy = () if missing is None else (f"the trace {missing}: it is not all that happened",)
     shaky = stability_warnings(replay.environment, replay.options.siblings)
     return Results(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -56,7 +59,7 @@ def assemble(replay: Replay) -> Results:
         trace=_trace_facts(replay),
         settings=_settings(replay),
         environment=replay.environment,
-        warnings=(*cut, *shaky, *_run_warnings(replay, strategies)),
+        warnings=(*lossy, *cut, *shaky, *_run_warnings(replay, strategies)),
         fidelity=_fidelity(replay, strategies),
         strategies=strategies,
         refused=replay.refused,

@@ -95,7 +95,7 @@ def compare(base: Results, candidate: Results, policy: Policy | None = None) -> 
             the two have no strategy in common.
     """
     policy = policy or Policy()
-    notes = _refuse_unlike(base, candidate, policy)
+    notes = (*_losses(base, candidate), *_refuse_unlike(base, candidate, policy))
     old = {strategy.name: strategy for strategy in base.strategies}
     new = {strategy.name: strategy for strategy in candidate.strategies}
     shared = [name for name in old if name in new]
@@ -156,6 +156,15 @@ def _refuse_unlike(base: Results, candidate: Results, policy: Policy) -> tuple[s
             remedy="replay the same trace with the same settings, or --unlike-work",
         )
     return (*machines, *work)
+
+
+def _losses(*results: Results) -> list[str]:
+    """Tell of traces that are not whole: whoever replayed them allowed it."""
+    return [
+        f"{trace.name}, which was replayed, {trace.missing}"
+        for trace in dict.fromkeys(result.trace for result in results)
+        if trace.missing is not None
+    ]
 
 
 def _work_differences(base: Results, candidate: Results) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from replay.compare import Comparison, Line, Policy, overall
 from replay.stats import Difference, Gates, Samples, Verdict, compare_counts, compare_samples
 from tracer.trace.errors import CaptureIncompleteError
+from tracer.trace.missing import missing_events, unseen_requests
 from tracer.trace.schema import Queue, Side
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def compare_traces(base: Trace, candidate: Trace, policy: Policy | None = None) 
     """
     policy = policy or Policy()
     notes = [note for trace in (base, candidate) for note in _losses(trace, policy)]
+    notes += [note for trace in (base, candidate) for note in _no_requests(trace)]
     lines: list[Line] = []
     for queue in QUEUES:
         old, new = (_of_queue(trace.table("requests"), queue) for trace in (base, candidate))
@@ -76,15 +78,25 @@ def compare_traces(base: Trace, candidate: Trace, policy: Policy | None = None) 
 
 
 def _losses(trace: Trace, policy: Policy) -> list[str]:
-    lost = sum(loss.count for loss in trace.losses)
-    if not lost and trace.is_complete:
+    missing = missing_events(trace)
+    if missing is None:
         return []
-    what = f"{trace.path.name} is not complete: {lost} events are known to be missing"
     if not policy.unlike_work:
         raise CaptureIncompleteError(
-            what, remedy="record again, or --unlike-work to compare what there is"
+            f"{trace.path} is not whole, so it cannot be compared",
+            reason=f"it {missing}",
+            remedy="record again, or --unlike-work to compare what there is",
         )
-    return [what]
+    return [f"{trace.path.name} {missing}"]
+
+
+def _no_requests(trace: Trace) -> list[str]:
+    """Say why a trace has nothing to compare."""
+    if trace.table("requests").num_rows:
+        return []
+    unseen = unseen_requests(trace.manifest)
+    why = "the balloon did not move" if unseen is None else f"only system calls: {unseen}"
+    return [f"{trace.path.name} holds no requests: {why}"]
 
 
 def _of_queue(table: pa.Table, queue: Queue) -> pa.Table:

@@ -40,6 +40,13 @@ class TraceFacts:
     pages: int
     memory_bytes: int
 
+    @property
+    def missing(self) -> str | None:
+        """What it lacks, such as `misses 7 events`; None where it is whole."""
+        told = [f"misses {self.lost_events:,} events"] if self.lost_events else []
+        told += [] if self.complete else ["did not end as it should"]
+        return " and ".join(told) or None
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -19,6 +19,7 @@ from replay.residency import Assumption, Residency, Thp, load_residency
 from replay.results import Results, refuse_overwrite
 from replay.worker import Done, Job, process_context, run_in_fresh_process
 from tracer.trace.errors import AerostatError, CaptureIncompleteError
+from tracer.trace.missing import missing_events, require_requests
 from tracer.trace.progress import Progress, silent
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import PFN_SHIFT
@@ -88,6 +89,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     """
     _check_options(options)
     trace = open_trace(options.trace)
+    require_requests(trace)
     _refuse_loss(trace, options)
     context = context_of(memory_map(trace), options.backing)
     requests = load_requests(trace)
@@ -145,12 +147,11 @@ def _check_options(options: ReplayOptions) -> None:
 def _refuse_loss(trace: Trace, options: ReplayOptions) -> None:
     if options.allow_loss:
         return
-    lost = sum(loss.count for loss in trace.losses)
-    if lost or not trace.is_complete:
-        reason = f"{lost} events are missing" if lost else "the recording did not end as it should"
+    missing = missing_events(trace)
+    if missing is not None:
         raise CaptureIncompleteError(
-            f"{options.trace} is not complete, so its replay would be of something else",
-            reason=reason,
+            f"{options.trace} is not whole, so its replay would be of something else",
+            reason=f"it {missing}",
             remedy="record again, or --allow-loss to replay what there is",
         )
 

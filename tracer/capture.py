@@ -13,6 +13,7 @@ from tracer.flight import FlightOptions, FlightRecorder
 from tracer.flight_dump import Dump
 from tracer.live import VmStats
 from tracer.ring import Records, join_records
+from tracer.trace.null_sink import NullSink
 from tracer.trace.progress import Progress
 from tracer.trace.schema import Side
 from tracer.trace.sink import Sink
@@ -49,6 +50,7 @@ class CaptureOptions:
         ready: Called once, when every probe is attached.
         sample_every_s: Time between two rows of the samples table, and two looks for losses.
         storage: How the trace lies on the disk.
+        counts_only: Keep no trace: what is recorded is summed up, and told.
         flight: Hold the last seconds in memory in place of a trace, and keep them when something
             happens: OUTPUT-00001.balloon and so on.
         alive: Called every round of the loop: it still turns.
@@ -64,6 +66,7 @@ class CaptureOptions:
     ready: Ready = nothing
     sample_every_s: float = 1.0
     storage: Storage = field(default_factory=Storage)
+    counts_only: bool = False
     flight: FlightOptions | None = None
     alive: Ready = nothing
     closing: Ready = nothing
@@ -77,6 +80,8 @@ class CaptureOptions:
         Raises:
             TraceError: The bundle exists, or cannot be made.
         """
+        if self.counts_only:
+            return NullSink()
         if self.flight is not None:
             return FlightRecorder(output, side, options=self.flight, storage=self.storage)
         return TraceWriter(output, side, force=self.force, storage=self.storage)

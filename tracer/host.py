@@ -53,7 +53,12 @@ class HostOptions(CaptureOptions):
                 f"there is no detail {self.detail!r}", remedy=f"choose of {', '.join(DETAILS)}"
             )
         size_bytes = self.ring_bytes or ring_bytes(self.detail)
-        return Settings(detail=self.detail, ring_bytes=size_bytes, quota=self.quota)
+        return Settings(
+            detail=self.detail,
+            ring_bytes=size_bytes,
+            quota=self.quota,
+            counts_only=self.counts_only,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tracer.attach import Attachment
+from tracer.decode import HANDLER_QUEUES
 from tracer.host_engine import HostEngine
 from tracer.host_probes import QemuSites
 from tracer.host_rows import HostRows
 from tracer.machine import probe_record
 from tracer.probes import HANDLER_WORDS, host_request_points
 from tracer.trace.manifest import ProbeRecord, VmInfo
+from tracer.trace.schema import Queue
 from tracer.vm_probes import Count, Event, Quota, VmProbes
 from tracer.vmm import Vmm
 
@@ -27,6 +29,7 @@ class Settings:
         actual_bytes: Reads the device's `actual` over QMP, where the caller has a connection.
         name: Name for the manifest; the VMM's own where None.
         scenario: What is being done to the VM, for the manifest.
+        counts_only: Its figures alone are wanted: no scan of its memory, no samples.
     """
 
     detail: str
@@ -35,6 +38,7 @@ class Settings:
     actual_bytes: Callable[[], int] | None = None
     name: str | None = None
     scenario: str | None = None
+    counts_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +155,24 @@ class Account:
         costs = [
             record.cost_ns * record.hits
             for record in self.probe_records()
-            if record.cost_ns is not None and record.hits is not None
+            if record.cost_ns is not None
+            and record.hits is not None
+            # Their hits are those of every system call: each call is counted once, below.
+            and not _is_of_call(record.point)
         ]
+        if self._engine.costs.call_pair_ns is not None:
+            costs.append(self._engine.costs.call_pair_ns * self._probes.counts()[Count.HIT_CALL])
         return sum(costs) if costs else None
+
+    def queues(self) -> frozenset[Queue]:
+        """Name the queues whose requests are seen."""
+        attached = {each.point.name for each in self.attached if each.way is not None}
+        found = [
+            queue
+            for word, queue in zip(HANDLER_WORDS, HANDLER_QUEUES, strict=True)
+            if f"{word}-pop" in attached
+        ]
+        return frozenset([*found, *([Queue.DEFLATE] if Queue.INFLATE in found else [])])
 
     def _hits(self) -> dict[str, int]:
         counts, events = self._probes.counts(), self._probes.events()
@@ -164,7 +183,7 @@ class Account:
         }
         for attachment in self.attached:
             name = attachment.point.name
-            if name.endswith(("-enter", "-exit")):
+            if _is_of_call(name):
                 hits[name] = counts[Count.HIT_CALL]
             elif name.endswith("-pop"):
                 hits[name] = counts[Count.HIT_POP]
@@ -182,3 +201,7 @@ class Account:
             ),
             bystander_ns=others_ns,
         )
+
+
+def _is_of_call(point: str) -> bool:
+    return point.endswith(("-enter", "-exit"))

@@ -26,7 +26,7 @@ from tracer.ring import Ring
 from tracer.ring_size import longest_wait_s
 from tracer.samples import HostSampler
 from tracer.trace.errors import AerostatError
-from tracer.trace.manifest import Manifest
+from tracer.trace.manifest import Manifest, Region
 from tracer.trace.progress import Progress
 from tracer.trace.schema import SAMPLES, Mark, Side
 from tracer.trace.sink import Sink
@@ -76,20 +76,20 @@ class HostCapture:
             self._resources.callback(self._probes.close)
             self._requests = self._pumped(engine.pump, self._probes.requests)
             self._calls = self._pumped(engine.pump, self._probes.calls)
-            self._events = VmEvents(
-                self._probes, writer, subject.vmm.pid, lambda: self._memory.regions
-            )
+            self._events = VmEvents(self._probes, writer, subject.vmm.pid, self._to_scan)
             self._account = Account(engine, self._probes, self._rows, subject.sites)
             self._losses = LossCounter(writer, self._account.lost)
             self._quota = QuotaEpisodes(self._account.refused, writer)
             # Before the first request can wait in a ring: a scan of much memory takes seconds.
             progress("scan resident memory")
-            residency = residency_batch(subject.vmm.pid, self._memory.regions, time.monotonic_ns())
+            scanned = self._to_scan()
+            residency = residency_batch(subject.vmm.pid, scanned, time.monotonic_ns())
             if subject.sites is None:
                 engine.watch_other_calls()
             attached = (*self._probes.attach(), *subject.unreached())
             self._account.attached = [*engine.call_attachments, *attached]
             self._begin = clock_anchor()
+            self._read_ns = self._begin[0]
             self._actual_begin = self._ask_actual()
             writer.describe(self._manifest(None, {}, ""))
             writer.append("residency", residency)
@@ -115,6 +115,7 @@ class HostCapture:
 
         Requests first, so that their calls are there by then.
         """
+        self._read_ns = time.monotonic_ns()
         requests = self._requests.read()
         taken = self._rows.add(requests, self._calls.read())
         self._events.look()
@@ -144,6 +145,8 @@ class HostCapture:
         self._events.mark_actual()
         if self.subject.sites is None:
             self._rows.add(self._requests.read(), self._probes.take_dead_threads())
+        if self.subject.settings.counts_only:
+            return
         row = self._sample_row()
         if row is not None:
             self._writer.append("samples", pa.RecordBatch.from_pylist([row], schema=SAMPLES))
@@ -179,7 +182,7 @@ class HostCapture:
             name=self.subject.name,
             pid=vmm.pid,
             uuid=vmm.uuid,
-            ts_ns=time.monotonic_ns(),
+            ts_ns=self._read_ns,
             memory_bytes=vmm.memory_bytes,
             actual_bytes=self._events.actual_bytes,
             target_bytes=self._events.target_bytes,
@@ -194,7 +197,12 @@ class HostCapture:
             lost=self._losses.by_cause,
             written_bytes=self._writer.written_bytes,
             probe_ns=self._account.probe_ns(),
+            queues=self._account.queues(),
         )
+
+    def _to_scan(self) -> tuple[Region, ...]:
+        """What of the guest's memory is looked at for residency."""
+        return () if self.subject.settings.counts_only else self._memory.regions
 
     def _ask_actual(self) -> int | None:
         try:

@@ -27,6 +27,7 @@ class VmStats:
         lost: Events lost, by cause.
         written_bytes: Bytes of the trace on disk.
         probe_ns: What the probes themselves have cost the VM, as measured at attach.
+        queues: Whose requests can be seen at all; none where only system calls can.
     """
 
     name: str
@@ -47,3 +48,4 @@ class VmStats:
     lost: dict[str, int]
     written_bytes: int
     probe_ns: float | None
+    queues: frozenset[Queue] = frozenset(Queue)

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 import click
 
 from aerostat.options import TRACE, json_option
-from aerostat.output import emit_json, plain
+from aerostat.output import emit_json, plain, warn
 from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
     from replay.compare import Comparison, Line, Policy
+
+
+_SPARE = ("candidate", "baseline", "decisive", "interval", "p")
+"""What a narrow terminal goes without; the last one goes first."""
 
 
 @click.command("compare")
@@ -77,13 +81,23 @@ def _compare(baseline: Path, candidate: Path, policy: "Policy") -> "Comparison":
     """Compare two bundles, which are directories, or two results files."""
     if baseline.is_dir():
         from replay.compare_traces import compare_traces
+        from tracer.trace.missing import missing_events
         from tracer.trace.reader import open_trace
 
-        return compare_traces(open_trace(baseline), open_trace(candidate), policy)
-    from replay.compare import compare
-    from replay.results import load_results
+        traces = open_trace(baseline), open_trace(candidate)
+        comparison = compare_traces(*traces, policy)
+        lacking = [missing_events(trace) for trace in traces]
+    else:
+        from replay.compare import compare
+        from replay.results import load_results
 
-    return compare(load_results(baseline), load_results(candidate), policy)
+        results = load_results(baseline), load_results(candidate)
+        comparison = compare(*results, policy)
+        lacking = [result.trace.missing for result in results]
+    for path, missing in zip((baseline, candidate), lacking, strict=True):
+        if missing is not None:
+            warn(f"{path}: its trace {missing}; what is compared is not all that happened")
+    return comparison
 
 
 def draw(comparison: "Comparison") -> None:
@@ -92,7 +106,7 @@ def draw(comparison: "Comparison") -> None:
 
     rows = [_row(line) for line in comparison.lines]
     columns = ("<subject", "<metric", "baseline", "candidate", "ratio", "interval", "p")
-    render.draw("compare", (*columns, "<verdict", "<decisive", "<why"), rows)
+    render.draw("compare", (*columns, "<verdict", "<decisive", "<why"), rows, spare=_SPARE)
     for warning in comparison.warnings:
         render.say(f"Warning: {warning}")
     render.say(f"Verdict: {comparison.verdict}")

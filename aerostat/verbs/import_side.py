@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aerostat.options import PATH, TRACE, force_option
-from aerostat.output import printable
+from aerostat.output import printable, warn
 from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def command(source: Path, into: Path | None, output: Path | None, force: bool) -
         from tracer.merge import merge_sides
 
         merge_sides(into, source)
+        _warn_of_missing(into)
         click.echo(f"{into} now holds both sides; see: aerostat show {into}", err=True)
         return ExitCode.OK
     from tracer.trace.salvage import salvage
@@ -57,9 +58,20 @@ def _tell(report: "SalvageReport") -> ExitCode:
 
     for finding in report.findings:
         click.echo(f"{finding.severity}: {printable(finding.text)}", err=True)
+    _warn_of_missing(report.path)
     rows = ", ".join(f"{count:,} {table}" for table, count in report.rows.items())
     lost = f"{report.dropped_bytes:,} bytes dropped"
     click.echo(f"{report.path} keeps {rows}; {lost}; see: aerostat show {report.path}", err=True)
     has_error = any(finding.severity is Severity.ERROR for finding in report.findings)
     whole = not report.dropped_bytes and not has_error
     return ExitCode.OK if whole else ExitCode.CAPTURE_INCOMPLETE
+
+
+def _warn_of_missing(path: Path) -> None:
+    """Say what the trace that was made is known to lack."""
+    from tracer.trace.missing import missing_events
+    from tracer.trace.reader import open_trace
+
+    missing = missing_events(open_trace(path))
+    if missing is not None:
+        warn(f"{path} {missing}")

@@ -14,7 +14,7 @@ from aerostat.options import (
     strategy,
     talk_options,
 )
-from aerostat.output import emit_json, refuse_existing
+from aerostat.output import emit_json, refuse_existing, warn
 from aerostat.progress import progress_on_stderr
 
 
@@ -131,6 +131,8 @@ def command(
     )
     with progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
         results = replay_trace(options, progress)
+    if results.trace.missing is not None:
+        warn(f"{trace} {results.trace.missing}; what was replayed is not all that happened")
     if as_json:
         emit_json(results.to_json())
     else:

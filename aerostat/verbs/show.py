@@ -48,21 +48,32 @@ def command(trace: Path, as_json: bool) -> int:
 def draw(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger") -> None:
     """Draw all tables of a trace."""
     from aerostat import capture_tables as tables
+    from aerostat import recorder_tables, timeline_tables
+    from aerostat.discards import discards
+    from aerostat.events import events
+    from aerostat.pressure import growths, levels
     from aerostat.shape import residency, run_lengths
 
-    tables.draw_head(str(path), trace.manifest)
-    tables.draw_stages(stages)
-    tables.draw_ledger(account)
-    tables.draw_losses(trace.losses)
-    tables.draw_findings(trace.findings)
-    tables.draw_probes(trace.manifest)
+    tables.draw_head(str(path), trace)
+    tables.draw_stages(stages, trace.manifest)
+    tables.draw_discards(discards(trace), trace.manifest)
     tables.draw_runs(run_lengths(trace))
     tables.say_residency(residency(trace))
+    timeline_tables.draw_events(events(trace, stages.clock))
+    timeline_tables.draw_samples(levels(trace), growths(trace))
+    tables.draw_ledger(account)
+    recorder_tables.draw_losses(trace.losses, trace.manifest)
+    recorder_tables.draw_findings(trace.findings)
+    recorder_tables.draw_probes(trace.manifest)
 
 
 def document(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger") -> dict[str, Any]:
     """Make the JSON document that docs/cli.md describes."""
+    from aerostat.discards import discards
+    from aerostat.events import events
     from aerostat.output import plain
+    from aerostat.pressure import growths, levels
+    from aerostat.scope import scopes
     from aerostat.shape import residency, run_lengths
 
     manifest = trace.manifest
@@ -73,6 +84,15 @@ def document(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger"
             item["ns_per_page"] = stage.ns_per_page
             item["corrected_ns_per_page"] = stage.corrected_ns_per_page
         directions.append(entry)
+    kinds = [
+        {
+            **plain(item),
+            "pages": item.pages,
+            "ns_per_page": item.ns_per_page,
+            "mean_run_pages": item.mean_run_pages,
+        }
+        for item in discards(trace)
+    ]
     return {
         "trace": str(path),
         "format_version": manifest.format_version,
@@ -82,10 +102,15 @@ def document(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger"
         "scenario": manifest.scenario,
         "vm": plain(manifest.vm),
         "sides": plain(manifest.sides),
+        "scope": plain(scopes(manifest)),
         "losses": plain(trace.losses),
         "findings": plain(trace.findings),
         "stages": directions,
         "clock": plain(stages.clock),
+        "discards": kinds,
+        "events": plain(events(trace, stages.clock)),
+        "sampled_memory": plain(levels(trace)),
+        "sampled_counts": plain(growths(trace)),
         "ledger": plain(account),
         "runs": plain(run_lengths(trace)),
         "residency": plain(residency(trace)),

@@ -93,7 +93,7 @@ def draw(found: "list[Recordable]") -> None:
         render.say("No virtual machine runs here.")
         return
     select = _selections(found)
-    columns = ("pid", "<name", "<VMM", "memory", "<UUID", "<records", "<map")
+    columns = ["pid", "<name", "<VMM", "memory", "<UUID", "<records", "<map", "<pick it with"]
     rows = [
         (
             str(vm.vmm.pid),
@@ -108,7 +108,7 @@ def draw(found: "list[Recordable]") -> None:
         )
         for vm in found
     ]
-    render.draw("Virtual machines", (*columns, "<pick it with", "<note"), rows)
+    render.draw("Virtual machines", (*columns, "<note"), rows, spare=("UUID", "map"))
 
 
 def _vmm_words(found: "Recordable") -> str:

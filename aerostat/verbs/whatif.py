@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aerostat.options import BACKINGS, TRACE, json_option, strategy, window
-from aerostat.output import emit_json, plain
+from aerostat.output import emit_json, plain, warn
 
 if TYPE_CHECKING:
     from replay.whatif import Summary, WhatIf
@@ -61,14 +61,21 @@ def command(
     from replay.requests import load_requests, memory_map
     from replay.strategies import load_strategy
     from replay.whatif import Window, what_if
+    from tracer.trace.missing import missing_events, require_seen_requests
     from tracer.trace.reader import open_trace
 
     opened = open_trace(trace)
+    require_seen_requests(opened)
     chosen = [load_strategy(name) for name in strategies] or None
     context = context_of(memory_map(opened), backing)
     found = what_if(load_requests(opened), context, chosen, [Window(*each) for each in windows])
+    if (missing := missing_events(opened)) is not None:
+        warn(f"{trace} {missing}; what is counted is not all that happened")
     if as_json:
-        emit_json({"name": str(trace), **plain(found)})
+        lost = sum(loss.count for loss in opened.losses)
+        document = {"name": str(trace), **plain(found)}
+        document["trace"] |= {"complete": opened.is_complete, "lost_events": lost}
+        emit_json(document)
     else:
         draw(found)
 
@@ -96,7 +103,9 @@ def draw(found: "WhatIf") -> None:
     columns = ["<strategy", "<window", "operations", "calls", "calls x qemu", "discards x oracle"]
     columns += ["discarded"]
     columns += ["requests", "on the wire", "<by advice"]
-    render.draw(f"whatif: counted on {found.backing} memory, not run", columns, rows)
+    spare = ("on the wire", "by advice")
+    title = f"whatif: counted on {found.backing} memory, not run"
+    render.draw(title, columns, rows, spare=spare)
     for each in found.refused:
         render.say(f"Refused: {each.name}: {each.reason}.")
     trace = found.trace

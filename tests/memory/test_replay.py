@@ -234,7 +234,7 @@ def test_residency_is_restored(make_trace, residency, pages):
 
 def test_a_trace_with_loss_needs_a_word(make_trace):
     path = make_trace(lost=3)
-    with pytest.raises(CaptureIncompleteError, match="not complete"):
+    with pytest.raises(CaptureIncompleteError, match="not whole"):
         replay_trace(ReplayOptions(path, **FAST))
     results = replay_trace(ReplayOptions(path, allow_loss=True, **FAST))
     assert results.trace.lost_events == 3

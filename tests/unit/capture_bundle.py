@@ -136,6 +136,7 @@ def write_side(
     losses=(),
     page_size_bytes=4096,
     end_ns=2_000_000,
+    regions=(),
 ):
     """Write one side's bundle and return its path."""
     name = side.name.lower()
@@ -152,7 +153,7 @@ def write_side(
             writer.append(table, pa.RecordBatch.from_pylist(list(items), schema=schema))
     for loss in losses:
         writer.loss(loss.stream, loss.count, loss.since_ns, loss.until_ns, cause=loss.cause)
-    writer.close(Manifest(sides={name: info}))
+    writer.close(Manifest(sides={name: info}, regions=regions))
     return path
 
 

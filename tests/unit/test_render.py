@@ -6,8 +6,10 @@ from aerostat import render
 from aerostat.capture_tables import draw_ledger, draw_stages
 from tracer.ledger import Ledger
 from tracer.stages import SEED_NS, SEED_PERCENT, Direction, Stage, StageTable
-from tracer.trace.manifest import LedgerLine
+from tracer.trace.manifest import LedgerLine, Manifest, SideInfo
 from tracer.trace.schema import Queue
+
+HOST_ONLY = Manifest(sides={"host": SideInfo(4096, 0)})
 
 
 def stage(name: str, letter: str, total_ns: int | None, share: float | None) -> Stage:
@@ -45,7 +47,7 @@ def row(text: str, word: str) -> list[str]:
 
 
 def test_not_observed_is_a_dash_and_zero_is_zero(host_only: StageTable, capsys) -> None:
-    draw_stages(host_only)
+    draw_stages(host_only, HOST_ONLY)
     out = capsys.readouterr().out
     assert row(out, "allocate")[2:6] == ["-", "-", "-", "-"]
     assert row(out, "translate")[2:5] == ["8", "1", "ms"]
@@ -53,7 +55,7 @@ def test_not_observed_is_a_dash_and_zero_is_zero(host_only: StageTable, capsys) 
 
 
 def test_the_seeds_own_table_stands_beside(host_only: StageTable, capsys) -> None:
-    draw_stages(host_only)
+    draw_stages(host_only, HOST_ONLY)
     out = capsys.readouterr().out
     for letter, share in SEED_PERCENT.items():
         assert f"{share:.1f} %" in row_of_letter(out, letter)
@@ -66,7 +68,7 @@ def row_of_letter(text: str, letter: str) -> str:
 
 
 def test_a_still_balloon_is_said_to_be_still(capsys) -> None:
-    draw_stages(StageTable((), None))
+    draw_stages(StageTable((), None), HOST_ONLY)
     assert "did not move" in capsys.readouterr().out
 
 

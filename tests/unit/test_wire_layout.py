@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracer import decode, guest_events, guest_probes, host_engine
+from tracer import decode, guest_events, guest_probes, vm_probes
 
 HEADER = Path(__file__).parents[2] / "bpf" / "records.h"
 LAYOUTS = {

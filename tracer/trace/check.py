@@ -12,7 +12,8 @@ from tracer.trace.columns import flat_runs
 from tracer.trace.errors import TraceError
 from tracer.trace.findings import Finding, Severity, error, warning
 from tracer.trace.layout import sha256_of
-from tracer.trace.manifest import Loss, Region
+from tracer.trace.manifest import Region
+from tracer.trace.missing import lost_events
 from tracer.trace.reader import Trace
 from tracer.trace.schema import PFN_SHIFT, Call, Caller, Mark, Queue, Side, Wire
 
@@ -217,24 +218,15 @@ def _parents(trace: Trace) -> list[Finding]:
 
 def _losses(trace: Trace) -> list[Finding]:
     """Losses are told twice, in the marks and in the manifest, and are errors in themselves."""
-    rows, listed = trace.marked_losses(), trace.losses
+    rows, listed = lost_events(trace.marked_losses()), lost_events(trace.losses)
     found = []
-    if _totals(rows) != _totals(listed):
-        text = f"the marks tell of losses {_totals(rows)}, the manifest of {_totals(listed)}"
+    if rows != listed:
+        text = f"the marks tell of losses {rows}, the manifest of {listed}"
         found.append(error("loss-rows", text))
-    for (side, stream, cause), count in sorted(_totals(listed).items()):
+    for (side, stream, cause), count in sorted(listed.items()):
         why = f" ({cause})" if cause else ""
         found.append(error("loss", f"{count} {stream} of the {side} were lost{why}"))
     return found
-
-
-def _totals(losses: tuple[Loss, ...]) -> dict[tuple[str, str, str], int]:
-    """Add up by side, stream and cause: the manifest's list may be shorter than the rows."""
-    totals: dict[tuple[str, str, str], int] = {}
-    for loss in losses:
-        key = (loss.side, loss.stream, loss.cause or "")
-        totals[key] = totals.get(key, 0) + loss.count
-    return totals
 
 
 def _end(trace: Trace) -> list[Finding]:

@@ -1,0 +1,98 @@
+"""`aerostat top`: what the balloons of this host do now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aerostat.options import duration, json_option
+from aerostat.record_options import DETAILS, NS_PER_S
+from aerostat.stop import stop_on_signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tracer.vmm import Vmm
+
+_SHORTEST_NS = 100_000_000
+
+
+@click.command("top")
+@click.option("--vm", "name", metavar="NAME", help="Watch the VM of this name.")
+@click.option("--uuid", help="Watch the VM with this UUID.")
+@click.option("--pid", type=click.IntRange(min=1), help="Watch the VMM with this process id.")
+@click.option(
+    "--all", "every", is_flag=True, help="Watch every VM, also those yet to start; the default."
+)
+@click.option(
+    "--interval",
+    type=duration,
+    default="2s",
+    show_default=True,
+    help="Time between two updates, 100ms or more.",
+)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N updates.")
+@click.option(
+    "--detail",
+    type=click.Choice(DETAILS[:2]),
+    default="discards",
+    show_default=True,
+    help="requests: probe no system call; discards are not seen then.",
+)
+@json_option
+def command(**given: Any) -> None:
+    """Watch what the balloons of running VMs do: sizes, pages a second, where the time goes.
+
+    Records nothing. On a terminal q or Ctrl-C ends it. Elsewhere it writes a table for each
+    interval, and with --json a line, which is one JSON document.
+
+    \b
+    Examples:
+      aerostat top
+      aerostat top --vm web-1 --interval 500ms
+      aerostat top --pid 4242 --interval 10s --count 6 --json
+    """
+    is_one = any(given[key] is not None for key in ("name", "uuid", "pid"))
+    if is_one and given["every"]:
+        raise click.UsageError("give one of --vm, --uuid, --pid; or --all")
+    if given["interval"] < _SHORTEST_NS:
+        raise click.UsageError("--interval is at least 100ms")
+    from aerostat.top_outputs import open_output
+    from aerostat.watching import Watching
+    from tracer.privilege import LOAD, require
+
+    # Before any process is looked at: without privilege that fails for a lesser reason.
+    require("a VM", LOAD)
+    appeared = _one(given) if is_one else _every()
+    detail, interval_ns = given["detail"], given["interval"]
+    with (
+        stop_on_signal() as (stop, _),
+        open_output(
+            as_json=given["as_json"], detail=detail, interval_ns=interval_ns, on_quit=stop.set
+        ) as output,
+    ):
+        watching = Watching(output, stop, count=given["count"], is_one=is_one)
+        watching.run(appeared, detail=detail, interval_s=interval_ns / NS_PER_S)
+    watching.conclude()
+
+
+def _one(given: dict[str, Any]) -> Callable[[], Iterable[Vmm]]:
+    """Give one VM, once."""
+    from tracer.discover import find_vm
+
+    waiting = [find_vm(pid=given["pid"], name=given["name"], uuid=given["uuid"])]
+
+    def appeared() -> Iterable[Vmm]:
+        while waiting:
+            yield waiting.pop()
+
+    return appeared
+
+
+def _every() -> Callable[[], Iterable[Vmm]]:
+    """Give each VM when it is first seen."""
+    from tracer.discover import Watch
+
+    watch = Watch()
+    return lambda: watch.poll().appeared

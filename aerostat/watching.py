@@ -1,0 +1,94 @@
+"""Watches VMs without keeping a trace: the recorder's own loop, its figures shown."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+from aerostat.output import printable
+from aerostat.top_outputs import Output
+from aerostat.watched import Gone, Readings
+from tracer.host import HostOptions, record_all
+from tracer.host_events import SUSPENDED
+from tracer.host_session import Ended
+from tracer.live import VmStats
+from tracer.vmm import Vmm
+
+
+class Watching:
+    """Shows how VMs do until it is told to stop.
+
+    Args:
+        output: Where that is shown.
+        stop: Ends it; set here too.
+        count: Updates after which it ends; None for no end.
+        is_one: It is about one VM, and over when that ends.
+    """
+
+    def __init__(
+        self, output: Output, stop: threading.Event, *, count: int | None, is_one: bool
+    ) -> None:
+        self._output, self._stop = output, stop
+        self._count, self._is_one = count, is_one
+        self._readings = Readings()
+        self._end: Ended | None = None
+
+    def run(self, appeared: Callable[[], Iterable[Vmm]], *, detail: str, interval_s: float) -> None:
+        """Attach, show, detach.
+
+        Args:
+            appeared: Gives the VMs that it has not given before.
+            detail: requests or discards.
+            interval_s: Time between two updates.
+
+        Raises:
+            MissingPrivilegeError: Not root, or no BCC.
+        """
+        options = HostOptions(
+            output=Path(),
+            counts_only=True,
+            alive=self._output.look,
+            told=self._told,
+            sample_every_s=interval_s,
+            detail=detail,
+        )
+        record_all(options, appeared, self._ended, self._phase, self._stop)
+
+    def conclude(self) -> None:
+        """Say why the one VM is watched no more, unless the user ended it.
+
+        Raises:
+            AerostatError: It could not be watched.
+        """
+        if self._end is None:
+            return
+        if self._end.error is not None:
+            raise self._end.error
+        vmm = self._end.vmm
+        name = printable(vmm.name or "the VM")
+        click.echo(f"aerostat: {name} (pid {vmm.pid}): {self._end.reason}", err=True)
+
+    def _phase(self, phase: str, done: int = 0, total: int | None = None) -> None:
+        self._output.phase(phase)
+
+    def _told(self, stats: list[VmStats]) -> None:
+        update = self._readings.take(stats)
+        self._output.update(update)
+        if self._count is not None and update.number >= self._count:
+            self._stop.set()
+
+    def _ended(self, end: Ended) -> None:
+        """Take note of a VM that ended; one that was suspended is taken up anew at once."""
+        if self._stop.is_set() or end.reason == SUSPENDED:
+            self._readings.forget(end.vmm.pid)
+        elif self._is_one:
+            self._end = end
+            self._stop.set()
+        else:
+            error = end.error
+            reason = end.reason if error is None else f"{error.what}: {error.reason}"
+            name = end.vmm.name or f"pid {end.vmm.pid}"
+            self._readings.leave(Gone(name, end.vmm.pid, reason))
