@@ -85,11 +85,11 @@ def _row(strategy: StrategyResult, reference_ns: float | None) -> list[str]:
     runs = strategy.runs
     if not runs:
         counts = (strategy.operations, strategy.calls, strategy.wire_requests)
-        return [strategy.name, *map(render.count, counts), *([render.NOT_OBSERVED] * 9)]
+        return [_in_words(strategy.name), *map(render.count, counts), *([render.NOT_OBSERVED] * 9)]
     totals = [run.total_ns for run in runs]
     ratio = None if not reference_ns else median(totals) / reference_ns
     return [
-        strategy.name,
+        _in_words(strategy.name),
         render.count(strategy.operations),
         render.count(strategy.calls),
         render.count(strategy.wire_requests),
@@ -105,8 +105,13 @@ def _row(strategy: StrategyResult, reference_ns: float | None) -> list[str]:
     ]
 
 
+def _in_words(name: str) -> str:
+    """A name with parameters, in words that a narrow column can break."""
+    return name.replace(":", " ").replace(",", " ")
+
+
 def _refused_row(name: str) -> list[str]:
-    return [name, "refused", *([render.NOT_OBSERVED] * 11)]
+    return [_in_words(name), "refused", *([render.NOT_OBSERVED] * 11)]
 
 
 def fidelity_line(fidelity: Fidelity) -> str:

@@ -58,8 +58,13 @@ class Changes(NamedTuple):
     page: Int64s
     request: Int64s
     given: Bools
-    last: Bools
-    """No later change of this page in the same window."""
+
+    @property
+    def last(self) -> Bools:
+        """Whether no later change is of the same page."""
+        found = np.ones(len(self.page), np.bool_)
+        found[:-1] = self.page[1:] != self.page[:-1]
+        return found
 
 
 def wholly_given(
@@ -71,7 +76,7 @@ def wholly_given(
     (virtio-devices/src/balloon.rs, PartiallyBalloonedPage) and unlike QEMU's, which forgets.
 
     Args:
-        given: Pages of the replayed memory that the host gets, and the request of each.
+        given: Pages that the host gets, and the request of each.
         taken: Pages that the guest gets back, and theirs. Within one request these come first.
         unit_pages: Balloon pages in a unit; a power of two.
 
@@ -82,19 +87,8 @@ def wholly_given(
     return whole_units(changes(given, taken), unit_pages)
 
 
-def changes(
-    given: tuple[Int64s, Int64s],
-    taken: tuple[Int64s, Int64s],
-    window: Int64s | None = None,
-) -> Changes:
-    """Keep of all that is given and taken what changes a page's owner.
-
-    Args:
-        given: As for `wholly_given`.
-        taken: The same.
-        window: int64[requests]: where it differs between two requests, all is forgotten between
-            them. None: nothing is ever forgotten.
-    """
+def changes(given: tuple[Int64s, Int64s], taken: tuple[Int64s, Int64s]) -> Changes:
+    """Keep of all that is given and taken what changes a page's owner; args as above."""
     span = 1 + max((int(r.max()) for _, r in (given, taken) if len(r)), default=0)
     # (page, request, whether the host gets it) in one sortable number: below 2**56 in `Requests`.
     events = np.sort(
@@ -103,45 +97,26 @@ def changes(
     to_host = (events & 1).astype(np.bool_)
     place = events >> 1
     page = place // span
-    request = place - page * span
-    same = page[1:] == page[:-1]
-    if window is not None:
-        same &= window[request[1:]] == window[request[:-1]]
     before = np.zeros(len(events), np.bool_)
-    before[1:] = to_host[:-1] & same
-    last = np.ones(len(events), np.bool_)
-    last[:-1] = ~same
-    # Repeats: the first of them is the change, and it is the last one if any of them is.
+    before[1:] = to_host[:-1] & (page[1:] == page[:-1])
     changed = to_host != before
-    return _changes_alone(Changes(page, request, to_host, last), changed)
+    page = page[changed]
+    return Changes(page, place[changed] - page * span, to_host[changed])
 
 
-def _changes_alone(events: Changes, changed: Bools) -> Changes:
-    index = np.flatnonzero(changed)
-    if len(index) == 0:
-        return Changes(events.page[:0], events.request[:0], changed[:0], changed[:0])
-    last = np.logical_or.reduceat(events.last, index)
-    return Changes(events.page[index], events.request[index], events.given[index], last)
-
-
-def whole_units(
-    found: Changes, unit_pages: int, window: Int64s | None = None
-) -> tuple[Int64s, Int64s]:
-    """Find the requests that make units whole, as `wholly_given`, among changes by window."""
+def whole_units(found: Changes, unit_pages: int) -> tuple[Int64s, Int64s]:
+    """Find the requests that make units whole, as `wholly_given` does, among changes."""
     if len(found.page) == 0:
         return found.page, found.request
     span = 1 + int(found.request.max())
     events = np.sort(((found.page // unit_pages) * span + found.request) * 2 + found.given)
     place = events >> 1
     unit = place // span
-    request = place - unit * span
     step = (events & 1) * 2 - 1
     begins = np.ones(len(events), np.bool_)
     begins[1:] = unit[1:] != unit[:-1]
-    if window is not None:
-        begins[1:] |= window[request[1:]] != window[request[:-1]]
     running = np.cumsum(step)
     first = np.flatnonzero(begins)
     held = running - np.repeat(running[first] - step[first], np.diff(np.append(first, len(step))))
     whole = (held == unit_pages) & (step > 0)
-    return unit[whole] * unit_pages, request[whole]
+    return unit[whole] * unit_pages, (place - unit * span)[whole]

@@ -76,12 +76,13 @@ def context_of(regions: Sequence[Region], backing: str | None = None) -> Context
 
     Args:
         regions: The trace's memory map.
-        backing: A name in `BACKINGS`; that of the trace's largest region when left out, or anon
-            where the trace names one that no replay knows.
+        backing: A name in `BACKINGS`; when left out, that of the trace's largest region, with its
+            page size, or anon where the trace names one that no replay knows.
     """
-    if backing is None:
-        seen = max(regions, key=lambda region: region.length_bytes).backing
-        backing = seen if seen in BACKINGS else "anon"
+    largest = max(regions, key=lambda region: region.length_bytes)
+    if backing is None and largest.backing in BACKINGS:
+        return Context(tuple(regions), largest.page_size_bytes or PAGE_BYTES, largest.backing)
+    backing = backing or "anon"
     return Context(tuple(regions), BACKINGS[backing].host_page_bytes, backing)
 
 

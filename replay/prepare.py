@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from replay.backings import Advice
+from replay.backings import BACKINGS, Advice
 from replay.budget import MARGIN_BYTES, Demand, Fitted, available_bytes, fit, huge_pool_bytes
 from replay.check import check_plan
 from replay.plan import Context, Plan
@@ -93,8 +93,15 @@ def fit_to_machine(
         limit_bytes: The user's limit.
 
     Raises:
-        AerostatError: Not even a part fits.
+        AerostatError: Not even a part fits, or there are no such host pages.
     """
+    mapped_bytes = BACKINGS[context.backing].host_page_bytes
+    if context.host_page_bytes != mapped_bytes:
+        raise AerostatError(
+            f"memory of {context.host_page_bytes} bytes a host page cannot be replayed",
+            reason=f"{context.backing} memory is mapped with pages of {mapped_bytes} bytes here",
+            remedy=f"--backing {context.backing} replays the trace on those",
+        )
     demand = Demand(
         unit_pages=context.host_page_pages,
         copies=2 if context.backing == "file-private" else 1,

@@ -180,6 +180,29 @@ def _sweep(first: Runs, second: Runs, wanted: int) -> Runs:
     return merge(at[keep], at[keep + 1] - at[keep])
 
 
+def places_in(start: Int64s, pages: Int64s, within: Runs) -> tuple[Int64s, Int64s, Int64s]:
+    """Cut runs to the pages that others hold, and say where they lie among those.
+
+    Args:
+        start: First page of each run, in any order; runs may overlap.
+        pages: Pages of each run.
+        within: Canonical runs, thought of as laid end to end.
+
+    Returns:
+        Of each piece, in the order of the runs: its place among the pages of `within`, its pages,
+        and the index of its run.
+    """
+    end = start + pages
+    first = np.searchsorted(within.end, start, side="right")
+    count = np.maximum(np.searchsorted(within.start, end, side="left") - first, 0)
+    source = np.repeat(np.arange(len(start)), count)
+    run = np.arange(len(source)) - np.repeat(np.cumsum(count) - count - first, count)
+    low = np.maximum(start[source], within.start[run])
+    high = np.minimum(end[source], within.end[run])
+    before = np.cumsum(within.pages) - within.pages
+    return low - within.start[run] + before[run], high - low, source
+
+
 def align_in(runs: Runs, unit_pages: int) -> Runs:
     """Shrink each run to the whole units it holds; runs that hold none vanish.
 

@@ -8,7 +8,17 @@ import numpy as np
 
 from replay.hostpage import changes
 from replay.plan import Context
-from replay.ranges import Bools, Int64s, Runs, expand
+from replay.ranges import (
+    Int64s,
+    Runs,
+    compact,
+    expand,
+    intersect,
+    merge,
+    merge_sorted,
+    places_in,
+    subtract,
+)
 from replay.requests import Requests
 from replay.strategies.base import Operations, Strategy
 from replay.strategies.select import (
@@ -18,9 +28,8 @@ from replay.strategies.select import (
     once,
     pieces,
     whole_host_pages,
-    wire_pages,
 )
-from replay.strategies.windows import held_until
+from replay.strategies.windows import BALLOON, held_until
 from tracer.trace.schema import Queue
 
 
@@ -79,17 +88,12 @@ class Deferred(Holding):
 
     def ranges(self, requests: Requests, context: Context) -> Pieces:
         """What each hold still has when it ends, merged."""
-        until = self.held_until(requests)
-        if broken_holds(requests, context, until).any():
-            held = still_held(requests, context, until)
-            merged = merged_within(held, held.request, context)
-        else:
-            merged = hold_ranges(requests, context, self.hold_bytes, self.hold_ns)
-        return whole_host_pages(merged, requests, context)
+        held = still_held(requests, context, self.hold_bytes, self.hold_ns)
+        return whole_host_pages(held, requests, context)
 
 
 @once
-def hold_ranges(
+def ever_held(
     requests: Requests, context: Context, hold_bytes: int | None, hold_ns: int | None
 ) -> Pieces:
     """All that each hold is given, merged, whatever is deflated meanwhile."""
@@ -98,36 +102,70 @@ def hold_ranges(
     return merged_within(found, until[found.request], context)
 
 
-def still_held(requests: Requests, context: Context, until: Int64s) -> Pieces:
-    """Inflated pages that are not deflated before their hold ends.
+@once
+def still_held(
+    requests: Requests, context: Context, hold_bytes: int | None, hold_ns: int | None
+) -> Pieces:
+    """What each hold has left when it ends, merged: without what is deflated before that."""
+    until = held_until(requests, hold_bytes, hold_ns)
+    first = ever_held(requests, context, hold_bytes, hold_ns)
+    taken = meanwhile_deflated(requests, context, until)
+    if len(taken.start) == 0:
+        return first
+    ever = by_hold(first, context)
+    doubtful = intersect(ever, taken)
+    given, back = (moves_within(doubtful, requests, context, until, q) for q in BALLOON)
+    changed = changes(flat(given), flat(back))
+    stays = expand(doubtful)[changed.page[changed.given & changed.last]]
+    return from_holds(merge_sorted(subtract(ever, doubtful), compact(stays)), context)
+
+
+def _stride(context: Context) -> int:
+    return context.layout.memory_pages + 1  # one page more, so that holds never touch
+
+
+def from_holds(found: Runs, context: Context) -> Pieces:
+    """Take pieces back from their stretches: the inverse of `by_hold`."""
+    hold = found.start // _stride(context)
+    return Pieces(found.start - hold * _stride(context), found.pages, hold)
+
+
+def by_hold(found: Pieces, context: Context) -> Runs:
+    """Lay the pieces of each hold on a stretch of memory of their own."""
+    return Runs(found.page + found.request * _stride(context), found.pages)
+
+
+def meanwhile_deflated(requests: Requests, context: Context, until: Int64s) -> Runs:
+    """Pages that are deflated during a hold, laid out as `by_hold` does."""
+    found = pieces(requests, context, Queue.DEFLATE)
+    hold = until[found.request]
+    kept = hold >= 0
+    runs = by_hold(Pieces(found.page[kept], found.pages[kept], hold[kept]), context)
+    return merge(runs.start, runs.pages)
+
+
+def moves_within(
+    chosen: Runs, requests: Requests, context: Context, until: Int64s, queue: Queue
+) -> Pieces:
+    """What one queue moves during holds, of some pages alone.
 
     Args:
+        chosen: Canonical runs, laid out as `by_hold` does.
         requests: The requests.
         context: The memory.
         until: As `held_until` gives it.
+        queue: Inflate or deflate.
 
     Returns:
-        Pieces in no order, with the requests that end their holds.
+        Pieces in arrival order; `page` is the place among the chosen pages.
     """
-    found = pieces(requests, context, Queue.INFLATE)
-    group = until[found.request]
-    mixed = broken_holds(requests, context, until)[group]
-    out_page, out_request = wire_pages(requests, context, Queue.DEFLATE)
-    within = until[out_request] >= 0
-    page = expand(Runs(found.page[mixed], found.pages[mixed]))
-    request = np.repeat(found.request[mixed], found.pages[mixed])
-    changed = changes((page, request), (out_page[within], out_request[within]), until)
-    stays = changed.given & changed.last
-    return Pieces(
-        np.concatenate((found.page[~mixed], changed.page[stays])),
-        np.concatenate((found.pages[~mixed], np.ones(int(stays.sum()), np.int64))),
-        np.concatenate((group[~mixed], until[changed.request[stays]])),
-    )
+    found = pieces(requests, context, queue)
+    # Outside of any hold, -1: on a stretch of its own, where nothing is chosen.
+    start = found.page + until[found.request] * _stride(context)
+    place, pages, source = places_in(start, found.pages, chosen)
+    return Pieces(place, pages, found.request[source])
 
 
-def broken_holds(requests: Requests, context: Context, until: Int64s) -> Bools:
-    """Mark the holds, by the request that ends them, during which pages are deflated."""
-    by = until[pieces(requests, context, Queue.DEFLATE).request]
-    broken = np.zeros(len(until) + 1, np.bool_)
-    broken[by[by >= 0]] = True
-    return broken
+def flat(moved: Pieces) -> tuple[Int64s, Int64s]:
+    """Each page of the pieces, and its request."""
+    return expand(Runs(moved.page, moved.pages)), np.repeat(moved.request, moved.pages)

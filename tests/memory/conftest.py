@@ -89,11 +89,17 @@ def make_trace(tmp_path: Path) -> MakeTrace:
     """Write a host-side trace: INFLATED_PAGES in, a quarter of them out again."""
 
     def make(
-        name: str = "small", *, huge: bool = False, lost: int = 0, extra_calls: int = 0
+        name: str = "small",
+        *,
+        huge: bool = False,
+        lost: int = 0,
+        extra_calls: int = 0,
+        backing: str = "anon",
+        page_bytes: int = 4096,
     ) -> Path:
         path = tmp_path / f"{name}.balloon"
         info = SideInfo(page_size_bytes=4096, begin_ns=0)
-        region = Region("ram", 0, 0, MEMORY_BYTES, "anon", 4096)
+        region = Region("ram", 0, 0, MEMORY_BYTES, backing, page_bytes)
         pfns = balloon_pfns()
         rows = request_rows(Queue.INFLATE, pfns, 0)
         rows += request_rows(Queue.DEFLATE, pfns[: INFLATED_PAGES // 4], len(rows))

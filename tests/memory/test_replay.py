@@ -122,6 +122,20 @@ def test_huge_pages_of_hugetlb_are_replayed_from_the_pool(make_trace, huge_page_
         assert found[name].runs[0].freed_pages % 512 == 0
 
 
+def test_memory_is_mapped_as_in_the_trace(make_trace):
+    results = replay_trace(ReplayOptions(make_trace(backing="shmem"), **FAST))
+    assert results.settings.backing == "shmem"
+    assert results.fidelity.ratio is not None
+    assert [s.runs[0].freed_pages for s in results.strategies[1:]] == [INFLATED, INFLATED]
+
+
+def test_host_pages_that_are_not_mapped_here_are_refused(make_trace):
+    path = make_trace(backing="hugetlb", page_bytes=1 << 30)
+    with pytest.raises(AerostatError, match="1073741824 bytes a host page") as caught:
+        replay_trace(ReplayOptions(path, **FAST))
+    assert "--backing hugetlb" in caught.value.remedy
+
+
 def test_without_huge_pages_hugetlb_is_refused_before_any_run(make_trace, monkeypatch, tmp_path):
     pool = tmp_path / "sys/kernel/mm/hugepages/hugepages-2048kB"
     pool.mkdir(parents=True)

@@ -5,7 +5,7 @@ import pytest
 
 from replay.backings import Advice
 from replay.layout import MAX_MEMORY_BYTES, SLOT_PAGES, Layout
-from replay.plan import Context, Plan, gone_pages
+from replay.plan import Context, Plan, context_of, gone_pages
 from replay.requests import from_pfns
 from replay.strategies import STRATEGIES
 from tracer.trace.errors import AerostatError
@@ -87,6 +87,18 @@ def test_a_memory_map_that_no_replay_can_hold_is_refused(regions):
 def test_a_context_that_no_host_has_is_refused(settings):
     with pytest.raises(ValueError, match="is "):
         Context((region(0, MIB),), **settings)
+
+
+def test_the_context_of_a_trace_is_that_of_its_largest_region():
+    rom = Region("rom", 4 * GIB, None, MIB, "file-private", PAGE_BYTES)
+    ram = Region("ram", 0, None, GIB, "hugetlb", GIB)
+    own = context_of([rom, ram])
+    assert (own.backing, own.host_page_bytes) == ("hugetlb", GIB)
+    other = context_of([rom, ram], "memfd")
+    assert (other.backing, other.host_page_bytes) == ("memfd", PAGE_BYTES)
+    assert context_of([rom, ram], "hugetlb").host_page_bytes == 2 * MIB
+    unknown = context_of([Region("ram", 0, None, GIB, "tape", 8192)])
+    assert (unknown.backing, unknown.host_page_bytes) == ("anon", PAGE_BYTES)
 
 
 def test_gone_pages_counts_only_what_takes_pages_away_at_once():
