@@ -19,6 +19,7 @@ _BLOCK_BYTES = 4 << 20
 _HINT_BANDWIDTH_BYTES = 32 << 10
 """Per second: so little that the migration is still under way when the guest has sent its hints."""
 _FILL_BYTES = 4 << 20
+_COMPACTIONS = 6
 _OOM_BYTES = 32 << 20
 """What the driver has to take back before the workload that takes the memory is ended."""
 
@@ -84,18 +85,30 @@ def oom(vm: LabVm, progress: Progress) -> list[Move]:
 def migration(vm: LabVm, progress: Progress) -> list[Move]:
     """Scatter the balloon's pages, compact the guest's memory, and give all back.
 
+    Where free memory and the balloon lie decides what compaction moves, so this is tried again
+    while it moves nothing.
+
     Raises:
         LabError: Compaction moved no page of the balloon.
     """
+    moves: list[Move] = []
+    before = vm.agent.counters()["balloon_migrate_pages"]
+    for _ in range(_COMPACTIONS):
+        moves += _scatter_and_compact(vm, progress)
+        if vm.agent.counters()["balloon_migrate_pages"] > before:
+            return moves
+    raise LabError("compaction moved no page of the balloon")
+
+
+def _scatter_and_compact(vm: LabVm, progress: Progress) -> list[Move]:
     full, agent = vm.options.memory_bytes, vm.agent
-    before = agent.counters()
+    available = agent.counters()["MemAvailable_bytes"]
     progress("fragment guest memory")
-    with workload(agent, "fragment", str(share_of(before["MemAvailable_bytes"], 0.3))):
-        moves = through(vm, [full - share_of(before["MemAvailable_bytes"], 0.2)], progress)
+    # The balloon takes the single pages and some more; then holes are left around its pages.
+    with workload(agent, "fragment", str(share_of(available, 0.2))):
+        moves = through(vm, [full - share_of(available, 0.2)], progress)
     progress("compact guest memory")
     agent.run(["sh", "-c", "echo 1 > /proc/sys/vm/compact_memory"], 120)
-    if agent.counters()["balloon_migrate_pages"] == before["balloon_migrate_pages"]:
-        raise LabError("compaction moved no page of the balloon")
     return [*moves, *through(vm, [full], progress)]
 
 

@@ -1,5 +1,6 @@
 """The two recorders of a lab session: one process in the guest, one thread on the host."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,9 +15,6 @@ from tracer.trace.progress import Progress
 
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 120.0
-_BUNDLE = "/tmp/guest.balloon"
-_READY = "/tmp/guest.ready"
-_LOG = "/tmp/guest-recorder.log"
 _FINISHED = (0, 5)
 """Exit codes that leave a trace: complete, and complete but for named losses."""
 
@@ -25,18 +23,34 @@ class GuestRecorder:
     """`aerostat record --guest`, run in the guest from this checkout.
 
     Args:
-        vm: A booted VM. One recorder at a time may run in it.
+        vm: A booted VM.
+        name: Of its files in the guest; one for each recorder that runs at a time.
+        probes: `fentry` or `kprobe` to insist on one of them.
     """
 
-    def __init__(self, vm: LabVm) -> None:
+    def __init__(self, vm: LabVm, name: str = "guest", probes: str | None = None) -> None:
         self._agent = vm.agent
         self._pid: int | None = None
+        self._bundle = f"/tmp/{name}.balloon"
+        self._ready, self._log = f"/tmp/{name}.ready", f"/tmp/{name}-recorder.log"
+        self._probes = [] if probes is None else ["--probes", probes]
 
     def start(self) -> None:
         """Start it; returns at once, long before its probes are attached."""
-        self._agent.run(["/bin/sh", "-c", f"rm -rf {_BUNDLE} {_READY}"])
+        self._agent.run(["/bin/sh", "-c", f"rm -rf {self._bundle} {self._ready}"])
         argv = [self._agent.python, "-m", "aerostat", "record", "--guest", "--quiet", "--force"]
-        self._pid = self._agent.spawn([*argv, "-o", _BUNDLE, "--ready-file", _READY], _LOG)
+        argv += [*self._probes, "-o", self._bundle, "--ready-file", self._ready]
+        self._pid = self._agent.spawn(argv, self._log)
+
+    def resident_bytes(self) -> int:
+        """Return how much memory it has in the guest, by its VmRSS.
+
+        Raises:
+            AgentError: It has ended.
+        """
+        status = self._agent.read_file(f"/proc/{self._pid}/status").decode()
+        found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.M)
+        return int(found.group(1)) * 1024 if found else 0
 
     def wait_ready(self) -> None:
         """Wait until its probes are attached.
@@ -46,7 +60,7 @@ class GuestRecorder:
         """
         assert self._pid is not None
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not self._agent.exists(_READY):
+        while not self._agent.exists(self._ready):
             status = self._agent.wait(self._pid, 0.05)
             if status is not None:
                 raise self._failed(f"ended with status {status} before it was ready")
@@ -69,10 +83,10 @@ class GuestRecorder:
 
     def copy_out(self, target: Path) -> None:
         """Copy the bundle it wrote to a new directory on the host."""
-        self._agent.copy_out(_BUNDLE, target)
+        self._agent.copy_out(self._bundle, target)
 
     def _failed(self, what: str) -> LabError:
-        log = self._agent.read_file(_LOG)[-3000:].decode(errors="replace").strip()
+        log = self._agent.read_file(self._log)[-3000:].decode(errors="replace").strip()
         return LabError(f"the guest's recorder {what}", reason=log or "it said nothing")
 
 

@@ -21,10 +21,10 @@ from tracer.trace.errors import AerostatError
 
 RINGS = {
     "requests": (4 << 20, decode.GUEST_REQUEST),
-    "singles": (2 << 20, decode.GUEST_SINGLE),
+    "singles": (4 << 20, decode.GUEST_SINGLE),
     "events": (1 << 20, GUEST_EVENT),
 }
-"""Size and record of each ring: 3700 requests of 256 pages, 18,000 of one page as compaction sends
+"""Size and record of each ring: 3700 requests of 256 pages, 37,000 of one page as compaction sends
 them, 14,000 hints."""
 SOURCES = (
     "guest_threads.bpf.c",
