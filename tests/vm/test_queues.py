@@ -19,13 +19,14 @@ from lab.scenarios import run_scenario
 from lab.session import LabOptions, open_vm
 from tracer import host_probes
 from tracer.elf import Binary
-from tracer.host_engine import HostEngine, Quota, Target
+from tracer.host_engine import HostEngine
 from tracer.join import join
 from tracer.ledger import ledger
 from tracer.merge import merge_sides
 from tracer.trace.check import check_trace
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Caller, Mark, Queue, Side
+from tracer.vm_probes import Quota, Target
 from tracer.vmm import inspect, load_bias
 
 MIB = 1 << 20
