@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterable, Mapping
@@ -72,12 +73,18 @@ def site_cost(program: Path, file_offset: int, costs_ns: Mapping[str, float]) ->
         Nanoseconds; None where that kind was not measured or the file cannot be read.
     """
     try:
-        with program.open("rb") as file:
-            file.seek(file_offset)
-            code = file.read(LONGEST_INSTRUCTION_BYTES)
+        emulated = _is_site_emulated(program, file_offset)
     except OSError:
         return None
-    return costs_ns.get(EMULATED if is_emulated(code) else SINGLE_STEPPED)
+    return costs_ns.get(EMULATED if emulated else SINGLE_STEPPED)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_site_emulated(program: Path, file_offset: int) -> bool:
+    """Look once: /proc/PID/exe cannot be read any more when the VM's end closes its trace."""
+    with program.open("rb") as file:
+        file.seek(file_offset)
+        return is_emulated(file.read(LONGEST_INSTRUCTION_BYTES))
 
 
 def _hits(name: str) -> int:
