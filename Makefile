@@ -61,12 +61,8 @@ test: setup ## lint, types, and every tier of tests this machine can run
 	$(BIN)/python -m pytest || status=1; \
 	exit $$status
 
-bench: setup ## measure what a probe hit costs here, and replay a reference trace with many runs
-	@$(BIN)/aerostat doctor || true
-	@mkdir -p out
-	@for trace in traces/*.balloon; do \
-	    $(BIN)/aerostat replay "$$trace" --runs 15 --force -o "out/$$(basename "$$trace" .balloon).json"; \
-	done
+bench: setup ## measure speed and memory against the goals; BENCH="drain memory" runs those alone
+	@mkdir -p out && $(BIN)/python -m tests.bench $(BENCH)
 
 clean: ## remove build products and outputs; keeps the lab's image cache
 	rm -rf build out *.egg-info replay/native/*.so replay/native/*.o .mypy_cache .ruff_cache \

@@ -1,11 +1,14 @@
-"""What recording costs the VM: the same move of the balloon with and without probes."""
+"""What recording costs the VM: the same moves of the balloon, with and without probes."""
 
 import random
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.balloon import Move, move
+from lab.balloon import move
+from lab.errors import LabError
 from lab.recorders import GuestRecorder, HostCapture, host_recorder
 from lab.session import LabOptions, open_vm
 from lab.vm import LabVm
@@ -13,76 +16,109 @@ from tracer.trace.progress import Progress, silent
 
 
 @dataclass(frozen=True)
-class Overhead:
-    """Wall times of the balloon's moves, pair by pair.
+class Traced:
+    """What is attached while the balloon moves.
 
     Attributes:
-        detail: What the traced side recorded.
-        target_bytes: Guest memory at the end of each inflate.
-        untraced_inflate_ns: One inflate per pair, no probe attached.
-        traced_inflate_ns: The same with both sides recorded.
-        untraced_deflate_ns: One deflate per pair, no probe attached.
-        traced_deflate_ns: The same with both sides recorded.
+        name: How to call it.
+        detail: What the host records (`requests`, `discards`, `calls`); None attaches nothing.
+        guest: Whether the guest's side is recorded too.
     """
 
-    detail: str
-    target_bytes: int
-    untraced_inflate_ns: tuple[int, ...]
-    traced_inflate_ns: tuple[int, ...]
-    untraced_deflate_ns: tuple[int, ...]
-    traced_deflate_ns: tuple[int, ...]
+    name: str
+    detail: str | None = None
+    guest: bool = False
+
+
+UNTRACED = Traced("untraced")
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Times of one inflate and the deflate after it.
+
+    Attributes:
+        inflate_ns: Wall time of the inflate.
+        deflate_ns: Wall time of the deflate.
+        inflate_cpu_ns: CPU time of QEMU's main thread, which serves the balloon, over the inflate.
+            Where the guest is emulated this says more than the wall, most of which is the guest's.
+    """
+
+    inflate_ns: int
+    deflate_ns: int
+    inflate_cpu_ns: int
 
 
 def measure_overhead(
-    options: LabOptions, pairs: int, seed: int = 1, progress: Progress = silent
-) -> Overhead:
-    """Boot one VM and move its balloon to a quarter of its memory and back, twice per pair.
+    options: LabOptions,
+    sides: Sequence[Traced],
+    pairs: int,
+    seed: int = 1,
+    progress: Progress = silent,
+) -> dict[str, tuple[Moves, ...]]:
+    """Boot one VM and move its balloon to half of its memory and back, once per side and round.
 
-    Which of a pair comes first is drawn anew each time, so that a drift of the machine or of the
-    guest's memory falls on both. One pair more is run first and thrown away: the first inflate
-    touches memory that the later ones find touched.
+    The order within a round is drawn anew each time, so that a drift of the machine or of the
+    guest's memory falls on every side. One round more is run first and thrown away: the first
+    inflate touches memory that the later ones find touched.
 
     Args:
-        options: The VM and the detail to record; its output is not used.
-        pairs: How many pairs to measure.
-        seed: Of the order within the pairs.
-        progress: Told how many pairs are done.
+        options: The VM; its output and detail are not used.
+        sides: What to compare.
+        pairs: How many rounds to measure.
+        seed: Of the order within the rounds.
+        progress: Told how many rounds are done.
+
+    Returns:
+        The rounds of each side, in order, by its name.
 
     Raises:
         AerostatError: The VM or a recorder failed.
     """
-    target_bytes = options.memory_bytes // 4
     order = random.Random(seed)
-    seen: dict[bool, list[tuple[Move, Move]]] = {False: [], True: []}
+    seen: dict[str, list[Moves]] = {side.name: [] for side in sides}
     with open_vm(options, progress) as vm:
         for pair in range(pairs + 1):
-            progress("pairs", pair, pairs + 1)
-            for traced in order.sample((False, True), 2):
-                seen[traced].append(_moves(vm, options, target_bytes, traced=traced))
-    plain, probed = seen[False][1:], seen[True][1:]
-    return Overhead(
-        detail=options.detail,
-        target_bytes=target_bytes,
-        untraced_inflate_ns=tuple(down.wall_ns for down, _ in plain),
-        traced_inflate_ns=tuple(down.wall_ns for down, _ in probed),
-        untraced_deflate_ns=tuple(up.wall_ns for _, up in plain),
-        traced_deflate_ns=tuple(up.wall_ns for _, up in probed),
-    )
+            progress("rounds", pair, pairs + 1)
+            for side in order.sample(list(sides), len(sides)):
+                with _recorded(vm, side):
+                    seen[side.name].append(_move(vm))
+    return {name: tuple(moves[1:]) for name, moves in seen.items()}
 
 
-def _moves(vm: LabVm, options: LabOptions, target_bytes: int, *, traced: bool) -> tuple[Move, Move]:
-    if not traced:
-        return move(vm.qmp, target_bytes), move(vm.qmp, options.memory_bytes)
+def _move(vm: LabVm) -> Moves:
+    begin_ns = _main_thread_ns(vm.pid)
+    inflate = move(vm.qmp, vm.options.memory_bytes // 2)
+    cpu_ns = _main_thread_ns(vm.pid) - begin_ns
+    deflate = move(vm.qmp, vm.options.memory_bytes)
+    return Moves(inflate.wall_ns, deflate.wall_ns, cpu_ns)
+
+
+def _main_thread_ns(pid: int) -> int:
+    """CPU time of a process's first thread (first field of schedstat, since 2.6.9)."""
+    path = Path(f"/proc/{pid}/task/{pid}/schedstat")
+    try:
+        return int(path.read_text().split()[0])
+    except OSError as error:
+        raise LabError(f"cannot read {path}", reason=str(error)) from error
+
+
+@contextmanager
+def _recorded(vm: LabVm, side: Traced) -> Iterator[None]:
+    """Record while the block runs, into a trace that is thrown away."""
+    if side.detail is None:
+        yield
+        return
     with tempfile.TemporaryDirectory(prefix="aerostat-overhead-") as work:
         guest = GuestRecorder(vm)
-        guest.start()
-        capture = HostCapture(
-            Path(work) / "host.balloon", options.detail, force=False, scenario="overhead"
-        )
+        if side.guest:
+            guest.start()
+        capture = HostCapture(Path(work) / "host.balloon", side.detail, False, "overhead")
         with host_recorder(vm, capture, silent) as host:
             host.wait_ready()
-            guest.wait_ready()
-            moves = move(vm.qmp, target_bytes), move(vm.qmp, options.memory_bytes)
-            guest.stop()
+            if side.guest:
+                guest.wait_ready()
+            yield
+            if side.guest:
+                guest.stop()
             host.stop()
-        return moves

@@ -143,11 +143,13 @@ class Gather:
         return len(records)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits, in batches of a size that a flood does not change."""
         if self._waiting:
             records = join_records(self._waiting)
             self._waiting, self._bytes = [], 0
-            self._emit(records)
+            step = max(1, BATCH_BYTES // records.itemsize)
+            for begin in range(0, len(records), step):
+                self._emit(records[begin : begin + step])
 
 
 class LossCounter:

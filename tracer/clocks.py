@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linprog
 
 Int64s = npt.NDArray[np.int64]
 Points = list[tuple[int, int]]
@@ -206,6 +205,9 @@ class _Frame:
     def _solve(
         self, objective: list[float], margin: tuple[float | None, float | None]
     ) -> npt.NDArray[np.float64]:
+        # Not for every recorder: 20 MiB, and seconds where the machine is emulated.
+        from scipy.optimize import linprog
+
         result = linprog(
             objective,
             A_ub=self._rows,

@@ -15,7 +15,9 @@ from tracer.machine_code import SYSTEM_CALLS, MachineCode
 _HEADER_BYTES = 8
 _CALLS_WAIT_S = 0.02
 """With a record per page a ring fills fifty times as fast, so it is looked at more often."""
-_SMALLEST_BYTES, _LARGEST_BYTES = 256 << 10, 16 << 20
+_SMALLEST_BYTES, _LARGEST_BYTES = 256 << 10, 4 << 20
+"""Two rings of the largest size are mapped twice each: 16 MiB of a recorder's resident memory for
+each VM, and half of it of the kernel's."""
 _MARGIN = 4
 _NR_MADVISE = 28
 _PROBED_CALLS = 200
@@ -74,7 +76,7 @@ def ring_bytes(detail: str, page_ns: float | None = None) -> int:
         page_ns: What this machine takes to discard one page; measured where None.
 
     Returns:
-        Bytes, a power of two between 256 KiB and 16 MiB.
+        Bytes, a power of two between 256 KiB and 4 MiB.
     """
     longest_s = DRAIN_LONGEST_S if detail == "requests" else _CALLS_WAIT_S
     pages = longest_s * 1e9 / (page_ns or discard_ns())

@@ -131,36 +131,39 @@ class Talk(NamedTuple):
 
 def _measure_overhead(memory: int, pair: str, pairs: int, as_json: bool, talk: Talk) -> None:
     """Time the same moves with and without probes, and say what recording costs."""
-    from lab.overhead import measure_overhead
+    from lab.overhead import UNTRACED, Traced, measure_overhead
     from lab.session import LabOptions
     from replay.stats import paired_ratio
 
     options = LabOptions(output=Path("unused.balloon"), memory_bytes=memory, pair=pair)
+    traced = Traced("traced", options.detail, guest=True)
     with progress_on_stderr(verbose=talk.verbose, quiet=talk.quiet) as progress:
-        found = measure_overhead(options, pairs, progress=progress)
-    ratios = {
-        move: paired_ratio(
-            getattr(found, f"untraced_{move}_ns"), getattr(found, f"traced_{move}_ns")
-        )
-        for move in ("inflate", "deflate")
+        found = measure_overhead(options, (UNTRACED, traced), pairs, progress=progress)
+    samples = {
+        figure: [
+            [getattr(moves, figure) for moves in found[side.name]] for side in (UNTRACED, traced)
+        ]
+        for figure in ("inflate_ns", "deflate_ns", "inflate_cpu_ns")
     }
+    ratios = {figure: paired_ratio(bare, probed) for figure, (bare, probed) in samples.items()}
     if as_json:
-        emit_json({**plain(found), "ratios": plain(ratios)})
+        emit_json({"detail": options.detail, "samples": plain(found), "ratios": plain(ratios)})
         return
     from aerostat import render
 
+    names = ("inflate", "deflate", "CPU of QEMU's main thread, inflate")
     rows = [
         (
-            move,
-            render.ns(median(getattr(found, f"untraced_{move}_ns"))),
-            render.ns(median(getattr(found, f"traced_{move}_ns"))),
+            name,
+            render.ns(median(samples[figure][0])),
+            render.ns(median(samples[figure][1])),
             f"{ratio.ratio:.3f}",
             f"{ratio.low:.3f} to {ratio.high:.3f}",
         )
-        for move, ratio in ratios.items()
+        for name, (figure, ratio) in zip(names, ratios.items(), strict=True)
     ]
     columns = ("<move", "untraced", "traced", "ratio", "95 % interval")
-    render.draw(f"cost of recording, {pairs} interleaved pairs, medians", columns, rows)
+    render.draw(f"cost of recording both sides, {pairs} interleaved pairs, medians", columns, rows)
 
 
 def draw_session(outcome: "LabOutcome") -> None:
