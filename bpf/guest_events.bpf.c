@@ -110,12 +110,30 @@ int on_kick_exit(CONTEXT *ctx)
 	return 0;
 }
 
-/* void balloon_ack(struct virtqueue *vq): the device used the buffer (interrupt context). */
+#ifdef TRACE_ACKS
+/*
+ * void balloon_ack(struct virtqueue *vq): the device used the buffer (interrupt context).
+ *
+ * vring_interrupt() calls it only where the ring holds something new, but between its look and this
+ * call, on another CPU, the driver may have taken that and sent the next request, which this is not
+ * the answer to. So look again: struct vring_virtqueue begins with the virtqueue. A packed ring keeps
+ * no index of what was used, so there no interrupt is observed.
+ */
 int on_ack(CONTEXT *ctx)
 {
-	u64 vq = ARG1(ctx), now = bpf_ktime_get_ns();
+	u64 vq = ARG1(ctx), used = 0, now;
+	u16 last_used = 0, used_index = 0;
+	u8 packed = 1;
 
 	count(GUEST_HIT_ACK);
+	bpf_probe_read_kernel(&packed, 1, (void *)(vq + RING_PACKED));
+	if (packed || bpf_probe_read_kernel(&last_used, 2, (void *)(vq + RING_LAST_USED)) ||
+	    bpf_probe_read_kernel(&used, 8, (void *)(vq + RING_USED)) ||
+	    /* struct vring_used: flags, idx, each 16 bits (include/uapi/linux/virtio_ring.h) */
+	    bpf_probe_read_kernel(&used_index, 2, (void *)(used + 2)) || last_used == used_index)
+		return 0;
+	now = bpf_ktime_get_ns();
 	acks.update(&vq, &now);
 	return 0;
 }
+#endif

@@ -62,6 +62,7 @@ def record_guest(
     driver = driver or attach_driver(fentry=options.fentry)
     with (
         contextlib.closing(driver.program),
+        contextlib.closing(driver.cost),
         options.open_sink(options.output, Side.GUEST) as writer,
     ):
         return _GuestCapture(driver, options, writer).run(stop or threading.Event(), progress)
@@ -72,7 +73,7 @@ class _GuestCapture:
 
     def __init__(self, driver: Driver, options: GuestOptions, writer: Sink) -> None:
         self._options, self._writer = options, writer
-        self._program, self._attached = driver.program, driver.attached
+        self._program, self._attached, self._cost = driver.program, driver.attached, driver.cost
         self._clocks = ClockWatch()
         self._rows = GuestRows(writer)
         self._rings = {
@@ -91,6 +92,8 @@ class _GuestCapture:
         self._options.ready()
         reason = run_loop(self, self._options, stop, progress)
         end, counters = clock_anchor(), self._counters(counted, balloon_counters())
+        probes = self._probes()
+        self._cost.close()
         self._program.detach()
         self.drain()
         for ring in self._rings.values():
@@ -99,9 +102,7 @@ class _GuestCapture:
         self._mark(final=True)
         self._losses.check()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())
-        side = side_info(
-            begin=begin, end=end, detail="requests", probes=self._probes(), counters=counters
-        )
+        side = side_info(begin=begin, end=end, detail="requests", probes=probes, counters=counters)
         vm = VmInfo(features=balloon_features())
         self._writer.close(Manifest(sides={"guest": side}, vm=vm, complete=True, end_reason=reason))
         return self._options.output
@@ -124,6 +125,7 @@ class _GuestCapture:
         now_ns = time.monotonic_ns()
         records = {name: ring.read() for name, ring in self._rings.items()}
         taken = self._rows.add(now_ns, **records)
+        self._cost.poll()
         self._options.tend(self._writer)
         return taken
 
@@ -165,6 +167,7 @@ class _GuestCapture:
         return counters | {"lost_requests": lost}
 
     def _probes(self) -> list[ProbeRecord]:
+        """Say of every probe what it costs and how often it was hit; while they are attached."""
         indices = {
             "send": Count.HIT_TELL,
             "report": Count.HIT_REPORT,
@@ -174,6 +177,10 @@ class _GuestCapture:
         }
         hits = {name: self._program.counter(index) for name, index in indices.items()}
         return [
-            probe_record(attachment, None, hits.get(attachment.point.name.partition("-")[0]))
+            probe_record(
+                attachment,
+                self._cost.hit_ns(attachment),
+                hits.get(attachment.point.name.partition("-")[0]),
+            )
             for attachment in self._attached
         ]

@@ -67,6 +67,7 @@ def driver_layout(btf: Btf) -> DriverLayout:
     device = _Device()
     _add_blocks(layout, btf, device)
     _add_stats(layout, btf, device)
+    _add_acks(layout)
     return layout
 
 
@@ -132,6 +133,22 @@ def _add_stats(layout: DriverLayout, btf: Btf, device: _Device) -> None:
         layout.defines.update({**stats, "TRACE_STATS": 1})
     else:
         layout.unreadable["stats"] = "the device does not ask for statistics"
+
+
+def _add_acks(layout: DriverLayout) -> None:
+    """Add what tells whether a virtqueue holds something that the driver has not taken yet."""
+    name = "vring_virtqueue"
+    try:
+        ring = Btf("virtio_ring")
+        offsets = {
+            "RING_PACKED": ring.member_offset_bytes(name, "packed_ring"),
+            "RING_LAST_USED": ring.member_offset_bytes(name, "last_used_idx"),
+            "RING_USED": ring.member_offset_bytes(name, "split", "vring", "used"),
+        }
+    except ProbeError as error:
+        layout.unreadable["ack"] = error.what
+    else:
+        layout.defines.update({**offsets, "TRACE_ACKS": 1})
 
 
 def kernel_symbol(name: str) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tracer import decode
 from tracer.attach import Attach, Attachment, attach_all
 from tracer.errors import ProbeError
+from tracer.guest_cost import GuestCost
 from tracer.guest_events import GUEST_EVENT
 from tracer.guest_layout import DRIVER, MODULE, DriverLayout, driver_layout
 from tracer.libbpf import Btf
@@ -177,10 +178,12 @@ class Driver:
     Attributes:
         program: bpf/guest_*.bpf.c, loaded; closing it detaches.
         attached: What became of each probe point.
+        cost: Measures what they cost, from the moment they are attached.
     """
 
     program: Program
     attached: list[Attachment]
+    cost: GuestCost
 
 
 def attach_driver(*, fentry: bool | None = None) -> Driver:
@@ -204,7 +207,8 @@ def attach_driver(*, fentry: bool | None = None) -> Driver:
     for trampoline in (True, False) if fentry is None else (fentry,):
         program = compile_guest(layout, fentry=trampoline)
         try:
-            return Driver(program, attach_guest(program, layout, fentry=trampoline))
+            attached = attach_guest(program, layout, fentry=trampoline)
+            return Driver(program, attached, GuestCost(program, attached))
         except AerostatError as error:
             program.close()
             refused = error

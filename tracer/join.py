@@ -94,8 +94,8 @@ def times_ns(table: pa.Table, name: str) -> Int64s:
 def notice_ns(table: pa.Table) -> Int64s:
     """When the guest first knew of the answer: its interrupt if seen in time, else the wake-up.
 
-    balloon_ack runs only after the device has published the used element (vring_interrupt asks
-    more_used first; drivers/virtio/virtio_ring.c, 5.10 and later). kick_ns bounds nothing:
+    A recorder takes the interrupt down only if the ring then held something that the driver had not
+    taken yet (bpf/guest_events.bpf.c), so the push came before. kick_ns bounds nothing:
     virtqueue_kick may return before or after the device has popped.
     """
     send, ack, wake = (times_ns(table, name) for name in ("send_ns", "ack_ns", "wake_ns"))

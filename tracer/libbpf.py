@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tracer.errors import BccError, ProbeError
 
-_KIND_STRUCT = 4
+_KIND_STRUCT, _KIND_UNION = 4, 5
 _KIND_FUNC = 12
 _MAP_TYPE_RINGBUF = 27
 _BTF_DIRECTORY = Path("/sys/kernel/btf")
@@ -151,23 +151,45 @@ class Btf:
         """
         return int(_BtfType.from_address(self._struct(name)[1].value or 0).size)
 
-    def member_offset_bytes(self, struct_name: str, member: str) -> int:
-        """Return the offset of a direct member of a struct in bytes.
+    def member_offset_bytes(self, struct_name: str, *path: str) -> int:
+        """Return the offset of a member of a struct in bytes.
+
+        Args:
+            struct_name: The struct.
+            path: The member; or a member that is a struct, one of that, and so on. Members of an
+                anonymous struct or union count as their owner's.
 
         Raises:
             ProbeError: The struct or the member does not exist.
         """
-        address = self._struct(struct_name)[1].value or 0
+        number, offset_bytes = self._struct(struct_name)[0], 0
+        for member in path:
+            found = self._member(number, member)
+            if found is None:
+                text = f"struct {struct_name} of this kernel has no member {'.'.join(path)}"
+                raise ProbeError(text)
+            number, offset_bytes = found[0], offset_bytes + found[1]
+        return offset_bytes
+
+    def _member(self, number: int, name: str) -> tuple[int, int] | None:
+        """Find a member of a struct or union by name: its type, and its offset in bytes."""
+        pointer = library().btf__type_by_id(self._handle, number)
+        address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
         head = _BtfType.from_address(address)
+        if head.info >> 24 & 0x1F not in (_KIND_STRUCT, _KIND_UNION):
+            return None
         bitfields = head.info >> 31
         for index in range(head.info & 0xFFFF):
             at = address + ctypes.sizeof(_BtfType) + index * ctypes.sizeof(_BtfMember)
             entry = _BtfMember.from_address(at)
-            name = library().btf__name_by_offset(self._handle, entry.name_off)
-            if name == member.encode():
-                bits = entry.offset & 0xFFFFFF if bitfields else entry.offset
-                return int(bits // 8)
-        raise ProbeError(f"struct {struct_name} of this kernel has no member {member}")
+            offset_bytes = int((entry.offset & 0xFFFFFF if bitfields else entry.offset) // 8)
+            known = library().btf__name_by_offset(self._handle, entry.name_off)
+            if known == name.encode():
+                return int(entry.type), offset_bytes
+            inner = self._member(int(entry.type), name) if not known else None
+            if inner is not None:
+                return inner[0], offset_bytes + inner[1]
+        return None
 
     def function_id(self, name: str) -> int | None:
         """Return the BTF id of a function, or None where the kernel does not list it."""

@@ -51,7 +51,7 @@ def _points(queue: Queue, stage: str) -> tuple[str, ...]:
     if stage == "send":
         return tuple(point for points in ways.values() for point in points)
     others = {
-        "allocate": ("leak-enter",) if deflate else ("work-enter",),
+        "allocate": ("leak-enter",) if deflate else ("work-enter", "target-enter", "target-exit"),
         "free": ("send-exit",),
         "config write": ("leak-exit",) if deflate else ("send-exit",),
     }
