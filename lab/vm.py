@@ -6,6 +6,7 @@ be left behind but the process itself, and the kernel kills that when the thread
 ends: keep that thread alive as long as the VM.
 """
 
+import contextlib
 import os
 import shutil
 import socket
@@ -26,6 +27,7 @@ from lab.qmp import QmpClient
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
 
+_ENDING_S = 2.0
 CONSOLE_LINES = 200
 CONSOLE_LINE_BYTES = 1000
 QUIT_TIMEOUT_S = 5.0
@@ -72,7 +74,7 @@ class LabVm:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        died = isinstance(error, LabError) and not self.is_running
+        died = isinstance(error, LabError) and self._is_ending()
         self.close()
         if died and isinstance(error, LabError):
             raise self._died("the lab VM died", error) from error
@@ -92,6 +94,14 @@ class LabVm:
     def is_running(self) -> bool:
         """Whether QEMU still runs."""
         return self._process is not None and self._process.poll() is None
+
+    def _is_ending(self) -> bool:
+        """Whether QEMU has ended, or does so at once: its monitor goes before the process does."""
+        if self._process is None:
+            return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_ENDING_S)
+        return not self.is_running
 
     def console(self) -> list[str]:
         """Return the last lines of the guest's console and of QEMU's own messages."""

@@ -58,7 +58,15 @@ def seen_by(engine: HostEngine, probes: VmProbes, kinds: tuple[Kind, ...]) -> di
 
 own = Target(
     pid=os.getpid(),
-    sites=QemuSites(Path(), None, None, (), 0, {}),
+    sites=QemuSites(
+        exe=Path(),
+        build_id=None,
+        version=None,
+        handlers=(),
+        missing={},
+        queue_index_offset_bytes=0,
+        file_offsets={},
+    ),
     spans=(),
     descriptors=(),
     merge=True,
