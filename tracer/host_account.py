@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from tracer.attach import Attachment
 from tracer.decode import HANDLER_QUEUES
@@ -16,6 +17,9 @@ from tracer.trace.manifest import ProbeRecord, VmInfo
 from tracer.trace.schema import Queue
 from tracer.vm_probes import Count, Event, Quota, VmProbes
 from tracer.vmm import Vmm
+
+_SHARED_HITS = ("enter", "exit", "pop", "push")
+"""Last words of the points whose hits are counted together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,18 +155,19 @@ class Account:
         return [self._record(attachment, hits) for attachment in self.attached]
 
     def probe_ns(self) -> float | None:
-        """What the probes have cost the VM so far, of those whose cost was measured."""
-        costs = [
-            record.cost_ns * record.hits
-            for record in self.probe_records()
-            if record.cost_ns is not None
-            and record.hits is not None
-            # Their hits are those of every system call: each call is counted once, below.
-            and not _is_of_call(record.point)
-        ]
-        if self._engine.costs.call_pair_ns is not None:
-            costs.append(self._engine.costs.call_pair_ns * self._probes.counts()[Count.HIT_CALL])
-        return sum(costs) if costs else None
+        """What the probes have cost the VM so far, of those whose cost was measured.
+
+        Points of one end, such as every handler's pop, share one count of hits: it is taken once,
+        at their mean cost.
+        """
+        alike: dict[str, list[tuple[float, int]]] = {}
+        for record in self.probe_records():
+            if record.cost_ns is not None and record.hits is not None:
+                end = record.point.rpartition("-")[2]
+                key = end if end in _SHARED_HITS else record.point
+                alike.setdefault(key, []).append((record.cost_ns, record.hits))
+        sums = [fmean(cost for cost, _ in found) * found[0][1] for found in alike.values()]
+        return sum(sums) if sums else None
 
     def queues(self) -> frozenset[Queue]:
         """Name the queues whose requests are seen."""
@@ -183,7 +188,7 @@ class Account:
         }
         for attachment in self.attached:
             name = attachment.point.name
-            if _is_of_call(name):
+            if name.endswith(("-enter", "-exit")):
                 hits[name] = counts[Count.HIT_CALL]
             elif name.endswith("-pop"):
                 hits[name] = counts[Count.HIT_POP]
@@ -201,7 +206,3 @@ class Account:
             ),
             bystander_ns=others_ns,
         )
-
-
-def _is_of_call(point: str) -> bool:
-    return point.endswith(("-enter", "-exit"))
