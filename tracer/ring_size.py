@@ -15,9 +15,11 @@ from tracer.machine_code import SYSTEM_CALLS, MachineCode
 _HEADER_BYTES = 8
 _CALLS_WAIT_S = 0.02
 """With a record per page a ring fills fifty times as fast, so it is looked at more often."""
-_SMALLEST_BYTES, _LARGEST_BYTES = 256 << 10, 4 << 20
-"""Two rings of the largest size are mapped twice each: 16 MiB of a recorder's resident memory for
-each VM, and half of it of the kernel's."""
+_SMALLEST_BYTES = 256 << 10
+_LARGEST_BYTES = {"requests": 4 << 20, "discards": 4 << 20, "calls": 16 << 20}
+"""A VM's two rings are mapped twice each: a recorder's resident memory grows by four times this
+for each VM, and the kernel's by two. Who asks for every call gets more than a busy host's longest
+delays need."""
 _MARGIN = 4
 _NR_MADVISE = 28
 _PROBED_CALLS = 200
@@ -76,9 +78,9 @@ def ring_bytes(detail: str, page_ns: float | None = None) -> int:
         page_ns: What this machine takes to discard one page; measured where None.
 
     Returns:
-        Bytes, a power of two between 256 KiB and 4 MiB.
+        Bytes, a power of two between 256 KiB and 4 MiB, for calls 16 MiB.
     """
     longest_s = DRAIN_LONGEST_S if detail == "requests" else _CALLS_WAIT_S
     pages = longest_s * 1e9 / (page_ns or discard_ns())
     wanted = int(_MARGIN * pages * _page_bytes(detail))
-    return min(max(1 << (wanted - 1).bit_length(), _SMALLEST_BYTES), _LARGEST_BYTES)
+    return min(max(1 << (wanted - 1).bit_length(), _SMALLEST_BYTES), _LARGEST_BYTES[detail])

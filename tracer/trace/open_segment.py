@@ -52,7 +52,8 @@ class OpenSegment:
         self.span: tuple[int, int] | None = None
         self._bundle, self._side, self._file = bundle, side, file
         self._part = bundle / part_file(file)
-        self._options = pa.ipc.IpcWriteOptions(compression=compression)
+        # One CPU is what a recorder may take from its VMs.
+        self._options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
         self._whole_bytes = 0
         self._broken = False
         if not self._part.parent.is_dir():
