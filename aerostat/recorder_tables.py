@@ -78,8 +78,9 @@ def draw_probes(manifest: Manifest) -> None:
     for reason, (number, points) in notes.items():
         render.say_note(f"[{number}]", f"{_listed(points)}: {reason}")
     render.say(
-        "a hit: what one costs the traced VM. others: what it adds to every system call of every"
-        " other process."
+        "hits: of the host's pop, push, enter and exit probes, those of all points with that end."
+        " a hit: what one costs the traced VM. others: what a probe adds to every system call of"
+        " every other process."
     )
     render.say()
 

@@ -17,7 +17,7 @@ from tracer.rates import Rates
 from tracer.trace.schema import Queue
 
 _NAME_WIDTHS = (24, 16, 12, 8)
-_SPARE = ("target", "pages a run", "longest", "of busy", "memory", "actual", "discards bytes/s")
+_SPARE = ("actual", "target", "pages a run", "longest", "of busy", "memory", "discard bytes/s")
 """What a terminal goes without that is too narrow even for two tables; the last one goes first."""
 _QUEUES = {
     Queue.INFLATE: "inflate pages/s",
@@ -89,7 +89,7 @@ _MEMORY = (
     _Column("actual", lambda vm: _size(vm.now.actual_bytes)),
     _Column("target", lambda vm: _size(vm.now.target_bytes)),
 )
-_DISCARDED = _Column("discards bytes/s", _of(lambda moving: moving.discarded_bytes_per_s, _size))
+_DISCARDED = _Column("discard bytes/s", _of(lambda moving: moving.discarded_bytes_per_s, _size))
 _WORK = (
     _Column("busy", _of(lambda moving: moving.busy_share, _percent)),
     _Column("translate", _of(lambda moving: moving.translate_share, _percent)),
@@ -110,23 +110,31 @@ def view(update: Update, width: int, height: int | None = None) -> RenderableTyp
         width: Columns there are.
         height: Lines there are; as many as it takes where None.
     """
-    notes = [*_loss_lines(update.vms), *_gone_lines(update.gone), _LEGEND]
+    notes = [
+        note[: 2 * width] for note in (*_loss_lines(update.vms), *_gone_lines(update.gone), _LEGEND)
+    ]
     if not update.vms:
         return Group(Text("No VM is watched."), *map(Text, notes))
     shown = list(update.vms)
-    parts = _tables(shown, width)
+    made = _tables(shown, width)
     if height is not None:
-        tables = sum(isinstance(part, Table) for part in parts)
-        room = (height - len(notes) - 1) // tables - _HEADING_LINES
+        taken = 2 + sum(-(-len(note) // width) for note in notes)
+        room = (height - taken) // len(made) - _HEADING_LINES
         if room < len(shown):
             shown = shown[: max(room, 1)]
-            parts = _tables(shown, width)
+            made = _tables(shown, width)
+    if left_out := [name for _, fitted in made for name in fitted.left_out]:
+        notes.insert(0, f"Not drawn in {width} columns: {', '.join(left_out)}.")
     if len(shown) < len(update.vms):
         notes.insert(0, f"{len(update.vms) - len(shown)} more VMs, less busy, are not drawn.")
-    return Group(*parts, *(Text(note, overflow="ellipsis", no_wrap=True) for note in notes))
+    # A roomy table has the blank line below in itself.
+    parts: list[RenderableType] = []
+    for table, fitted in made:
+        parts += [table] if fitted.is_roomy else [table, Text("")]
+    return Group(*parts, *map(Text, notes))
 
 
-def _tables(vms: Sequence[Watched], width: int) -> list[RenderableType]:
+def _tables(vms: Sequence[Watched], width: int) -> list[tuple[Table, Fitted]]:
     """One table of every column, or two, with names as long as there is room for."""
     moves = [
         _Column(heading, _pages(queue))
@@ -138,14 +146,13 @@ def _tables(vms: Sequence[Watched], width: int) -> list[RenderableType]:
         for name_width in _NAME_WIDTHS:
             made = [_table(part, vms, width, name_width) for part in parts]
             if all(fitted.fits for _, fitted in made):
-                return [part for table, fitted in made for part in _spaced(table, fitted)]
-    made = [_table(part, vms, width, _NAME_WIDTHS[-1], _SPARE) for part in (first, second)]
-    return [part for table, fitted in made for part in _spaced(table, fitted)]
-
-
-def _spaced(table: Table, fitted: Fitted) -> list[RenderableType]:
-    """Put the blank line below a table that a roomy one has in itself."""
-    return [table] if fitted.is_roomy else [table, Text("")]
+                return made
+    tried = [
+        [_table(part, vms, width, name_width, _SPARE) for part in (first, second)]
+        for name_width in _NAME_WIDTHS
+    ]
+    # Columns before names: of those that leave out least, the first has the longest names.
+    return min(tried, key=lambda made: sum(len(fitted.left_out) for _, fitted in made))
 
 
 def _table(

@@ -231,8 +231,8 @@ def terminal(columns: int, rows: int, *options: object) -> Iterator[Terminal]:
 
 
 def table_cell(screen: list[str], row: str, heading: str) -> str:
-    """The cell below a heading, which may be folded: by the place where the heading ends."""
-    for i, line in enumerate(screen):
+    """The cell below a heading, by where its last line ends; what is folded above it is not it."""
+    for i, line in reversed(list(enumerate(screen))):
         match = re.search(rf"(?<!\S){re.escape(heading)}(?!\S)", line)
         if match and any(below.strip().startswith(row) for below in screen[i:]):
             cells = next(below for below in screen[i:] if below.strip().startswith(row))

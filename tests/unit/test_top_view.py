@@ -64,6 +64,16 @@ def test_a_narrow_terminal_goes_without_columns_and_not_without_rows(width: int)
             assert word in text
 
 
+def test_columns_that_do_not_fit_are_named_and_names_keep_what_room_is_left() -> None:
+    lines = drawn(busy_and_quiet(), 60)
+    told = "Not drawn in 60 columns: memory, discard bytes/s, longest, of busy."
+    assert told in " ".join(" ".join(lines).split())
+    long = readings((replace(BEFORE, name="n" * 30), replace(AFTER, name="n" * 30)))
+    assert any("n" * 7 + "…" in line for line in drawn(long, 60))
+    assert any("n" * 23 + "…" in line for line in drawn(long, 100))
+    assert not any(line.startswith("Not drawn") for line in drawn(busy_and_quiet(), 160))
+
+
 def test_one_table_where_there_is_room_for_it_and_else_two() -> None:
     headings = [sum("VM" in line for line in drawn(busy_and_quiet(), width)) for width in (80, 160)]
     assert headings == [2, 1]
