@@ -112,14 +112,14 @@ def _scatter_and_compact(vm: LabVm, progress: Progress) -> list[Move]:
     return [*moves, *through(vm, [full], progress)]
 
 
-def flood(vm: LabVm, progress: Progress) -> list[Move]:
+def flood(vm: LabVm, progress: Progress, seconds: float = FLOOD_S) -> list[Move]:
     """Inflate and deflate in a loop, as fast as the guest can, for ten seconds."""
     full = vm.options.memory_bytes
     small = full - share_of(full, 1 / 16)
     moves: list[Move] = []
     begin_s = time.monotonic()
-    while (passed_s := time.monotonic() - begin_s) < FLOOD_S:
-        progress("flood", int(passed_s), int(FLOOD_S))
+    while (passed_s := time.monotonic() - begin_s) < seconds:
+        progress("flood", int(passed_s), int(seconds))
         moves += [move(vm.qmp, small), move(vm.qmp, full)]
     return moves
 

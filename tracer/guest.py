@@ -83,7 +83,7 @@ class _GuestCapture:
 
     def run(self, stop: threading.Event, progress: Progress) -> Path:
         """Record, then close the trace."""
-        begin, counted = clock_anchor(), balloon_counters()
+        begin, counted = clock_anchor(), _counted("begin")
         self._writer.mark(Mark.ATTACH, begin[0], text="virtio_balloon")
         self._losses = LossCounter(self._writer, self._lost)
         # Before the balloon moves: in an emulated guest a first run takes seconds.
@@ -91,7 +91,8 @@ class _GuestCapture:
         self.sample()
         self._options.ready()
         reason = run_loop(self, self._options, stop, progress)
-        end, counters = clock_anchor(), self._counters(counted, balloon_counters())
+        end = clock_anchor()
+        counted |= _counted("end")
         probes = self._probes()
         self._cost.close()
         self._program.detach()
@@ -102,6 +103,7 @@ class _GuestCapture:
         self._mark(final=True)
         self._losses.check()
         self._writer.mark(Mark.DETACH, time.monotonic_ns())
+        counters = counted | {"lost_requests": self._lost_requests()}
         side = side_info(begin=begin, end=end, detail="requests", probes=probes, counters=counters)
         vm = VmInfo(features=balloon_features())
         self._writer.close(Manifest(sides={"guest": side}, vm=vm, complete=True, end_reason=reason))
@@ -160,11 +162,8 @@ class _GuestCapture:
             ("marks", "ring"): self._program.counter(Count.LOST_MARKS),
         }
 
-    def _counters(self, before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
-        lost = sum(count for (stream, _), count in self._lost().items() if stream == "requests")
-        counters = {f"vmstat_{name}_begin": value for name, value in before.items()}
-        counters |= {f"vmstat_{name}_end": value for name, value in after.items()}
-        return counters | {"lost_requests": lost}
+    def _lost_requests(self) -> int:
+        return sum(count for (stream, _), count in self._lost().items() if stream == "requests")
 
     def _probes(self) -> list[ProbeRecord]:
         """Say of every probe what it costs and how often it was hit; while they are attached."""
@@ -184,3 +183,9 @@ class _GuestCapture:
             )
             for attachment in self._attached
         ]
+
+
+def _counted(when: str) -> dict[str, int]:
+    """Read the kernel's own counts, and when that was over: counters of the manifest."""
+    counted = {f"vmstat_{name}_{when}": value for name, value in balloon_counters().items()}
+    return counted | {f"counted_{when}_ns": time.monotonic_ns()}

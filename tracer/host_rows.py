@@ -12,8 +12,8 @@ from tracer.host_tally import Tally
 from tracer.ring import Records, join_records, pick_records
 from tracer.trace.sink import Sink
 
-_REMEMBERED = 4096
-"""Requests whose calls may still come: those of two batches and more."""
+_REMEMBERED = 1 << 17
+"""Requests whose calls may still come: a second of the smallest, as compaction sends them."""
 
 
 class HostRows:
@@ -104,8 +104,18 @@ class HostRows:
     def _number(self, tokens: npt.NDArray[np.uint64]) -> None:
         """Remember which rows the next requests become, for the calls that name them."""
         seqs = np.arange(self._next_seq, self._next_seq + len(tokens))
-        self._tokens = np.concatenate((self._tokens[-_REMEMBERED:], tokens))
-        self._seqs = np.concatenate((self._seqs[-_REMEMBERED:], seqs))
+        self._tokens = np.concatenate((self._tokens, tokens))[-_REMEMBERED:]
+        self._seqs = np.concatenate((self._seqs, seqs))[-_REMEMBERED:]
+
+    def _forget(self, tokens: npt.NDArray[np.uint64]) -> None:
+        """Forget requests before the last of these, whose calls are written; calls come in order.
+
+        Only the first of the two series, which QEMU's big lock keeps in order, makes calls.
+        """
+        named = tokens[tokens != decode.NO_REQUEST]
+        if len(named):
+            kept = self._tokens >= named.max()
+            self._tokens, self._seqs = self._tokens[kept], self._seqs[kept]
 
     def _seq_of(self, tokens: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Look requests up: the row of each, -1 where it has none."""
@@ -132,5 +142,6 @@ class HostRows:
         records = pick_records(records, np.repeat(~is_early, lengths))
         seqs = np.repeat(self._seq_of(tokens[~is_early]), lengths[~is_early])
         batch = decode.host_calls(records, seqs, self._memory.gpa_of_calls(records))
+        self._forget(tokens[~is_early])
         self._tally.add_calls(batch)
         self._writer.append("calls", batch)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from tracer.clocks import ClockFit
 from tracer.join import join
-from tracer.ledger_columns import Columns, host_only_pages
+from tracer.ledger_columns import Columns, counted_pages, one_sided_pages
 from tracer.ledger_stats import stats_counts
 from tracer.trace.manifest import LedgerLine, SideInfo
 from tracer.trace.reader import Trace
@@ -110,11 +110,11 @@ class _Book:
         self._wrong = 0
         self._moved: dict[Queue, int | None] = {}
         self._clock: ClockFit | None = None
-        self._apart: dict[Queue, int] = {}
+        self._apart: dict[Side, dict[Queue, int]] = {Side.HOST: {}, Side.GUEST: {}}
         if self._host is not None and self._guest is not None:
             joined = join(trace)
             self._clock = joined.clock
-            self._apart = host_only_pages(trace, joined, self._guest, PAGE_QUEUES)
+            self._apart = one_sided_pages(trace, joined, PAGE_QUEUES)
 
     def balanced(self) -> bool | None:
         """Say whether all that was held against something agreed."""
@@ -127,22 +127,27 @@ class _Book:
         name = queue.name.lower()
         guest = self._pages(Side.GUEST, queue, self._guest)
         host = self._pages(Side.HOST, queue, self._host)
-        self._moved[queue] = guest if guest is not None else host
+        apart, early = (self._apart[side].get(queue, 0) for side in (Side.HOST, Side.GUEST))
+        # The device's own count goes over the host's recording.
+        self._moved[queue] = host if guest is None or apart or early else guest
         if not guest and not host and self._counter_pages(queue) in (None, 0):
             return
         self._line(f"{name}: guest driver", guest, "guest requests", None)
         if queue in _COUNTED:
             self._counted(queue, name)
-        apart = self._apart.get(queue, 0)
         within = None if host is None else host - apart
+        expected = None if guest is None else guest - early
         lost = self._lost_pages(name)
-        self._line(f"{name}: host requests", within, "host requests", None if lost else guest)
+        self._line(f"{name}: host requests", within, "host requests", None if lost else expected)
         if lost and within is not None:
             source = "host requests, and the pages that lost ones named"
-            self._line(f"{name}: host requests and lost", within + lost, source, guest)
+            self._line(f"{name}: host requests and lost", within + lost, source, expected)
         if apart:
             source = "host requests while the guest was not recorded"
             self._line(f"{name}: host only", apart, source, None)
+        if early:
+            source = "guest requests while the host was not recorded"
+            self._line(f"{name}: guest only", early, source, None)
         if queue in _QUEUES:
             self._discarded(queue, name)
 
@@ -155,11 +160,9 @@ class _Book:
         rows = self._columns.rows(Side.GUEST, Queue.INFLATE)
         rows &= self._columns.caller == Caller.MIGRATION
         moved = None if self._guest is None else self._columns.total("pages", rows) or 0
-        counted = self._vmstat_pages("balloon_migrate")
-        if moved or counted:
+        if moved or self._vmstat_pages("balloon_migrate"):
             self._line("migration: guest driver", moved, "inflates of moved pages", None)
-            source = "/proc/vmstat balloon_migrate, end less begin"
-            self._line("migration: guest kernel counter", counted, source, moved)
+            self._counter_line("migration", "balloon_migrate", rows)
 
     def statistics(self) -> None:
         """Hold the answers the device received against those the driver sent."""
@@ -253,13 +256,16 @@ class _Book:
         """
         rows = self._columns.rows(Side.GUEST, queue)
         rows &= self._columns.caller != Caller.MIGRATION
-        sent = None if self._guest is None else self._columns.total("pages", rows) or 0
-        self._line(
-            f"{name}: guest kernel counter",
-            self._counter_pages(queue),
-            f"/proc/vmstat balloon_{name}, end less begin",
-            sent,
-        )
+        self._counter_line(name, f"balloon_{name}", rows)
+
+    def _counter_line(self, name: str, counter: str, rows: npt.NDArray[np.bool_]) -> None:
+        """Hold a counter against what these requests named while it was watched."""
+        source, expected = f"/proc/vmstat {counter}, end less begin", None
+        if self._guest is not None:
+            sent = counted_pages(self._columns, rows, self._guest)
+            expected = sent.pages if sent.is_exact else None
+            source += "" if sent.is_exact else "; a request was under way at one of them"
+        self._line(f"{name}: guest kernel counter", self._vmstat_pages(counter), source, expected)
 
     def _counter_pages(self, queue: Queue) -> int | None:
         return self._vmstat_pages(f"balloon_{queue.name.lower()}")

@@ -275,3 +275,46 @@ def test_statistics_without_fitted_clocks_are_not_compared(tmp_path):
     path = write_host(tmp_path / "vm.balloon", rows=host, calls=[])
     merge_sides(path, write_guest(tmp_path / "g.balloon", rows=guest))
     assert lines(ledger(open_trace(path)))["stats: host requests"] == (3, "not compared")
+
+
+def early(seq, at_ns, pfn):
+    """An inflate of one page by the guest's clock, begun and ended within 5000 ns."""
+    times = (at_ns, at_ns + 1000, at_ns + 2000, None, at_ns + 4000, None, at_ns + 5000)
+    return sent(seq, Queue.INFLATE, [(pfn, 1)], times)
+
+
+COUNTING = {"counted_begin_ns": 7_000, "counted_end_ns": 700_000}
+
+
+def test_requests_before_and_after_the_counters_were_read_are_not_held_against_them(tmp_path):
+    rows = [early(90, -20_000, 77), *GUEST_ROWS, early(91, 900_000, 78)]
+    path = write_guest(
+        tmp_path / "g.balloon", rows=rows, counters=GUEST_COUNTERS | COUNTING, end_ns=600_000
+    )
+    found = lines(ledger(open_trace(path)))
+    assert found["inflate: guest driver"] == (386, "not compared")
+    assert found["inflate: guest kernel counter"] == (384, "equal")
+
+
+@pytest.mark.parametrize("at_ns", [-2_000, 3_000, 597_000, 650_000])
+def test_a_request_under_way_while_the_counters_were_read_leaves_them_uncompared(tmp_path, at_ns):
+    rows = [*GUEST_ROWS, early(90, at_ns, 77)]
+    path = write_guest(
+        tmp_path / "g.balloon", rows=rows, counters=GUEST_COUNTERS | COUNTING, end_ns=600_000
+    )
+    book = ledger(open_trace(path))
+    assert lines(book)["inflate: guest kernel counter"] == (384, "not compared")
+    assert lines(book)["deflate: guest kernel counter"] == (128, "equal")
+    assert book.balanced is True
+
+
+def test_requests_while_the_host_was_not_recorded_are_told_apart(tmp_path):
+    guest = [*GUEST_ROWS, early(90, 3_000_000, 77)]
+    counters = GUEST_COUNTERS | {"vmstat_balloon_inflate_end": 1385}
+    book = ledger(both(tmp_path, guest={"rows": guest, "counters": counters, "end_ns": 4_000_000}))
+    found = lines(book)
+    assert found["inflate: guest driver"] == (385, "not compared")
+    assert found["inflate: host requests"] == (384, "equal")
+    assert found["inflate: guest only"] == (1, "not compared")
+    assert found["device: change of actual"] == (256, "equal")
+    assert book.balanced is True
