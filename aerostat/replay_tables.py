@@ -3,6 +3,7 @@
 from statistics import median
 
 from aerostat import render
+from aerostat.send_tables import draw_sending, siblings_in_words
 from replay.results import Fidelity, Results, StrategyResult
 from tracer.trace.schema import PAGE_BYTES
 
@@ -27,7 +28,9 @@ def draw_results(results: Results) -> None:
     rows = [_row(strategy, reference) for strategy in results.strategies]
     rows += [_refused_row(refused.name) for refused in results.refused]
     spare = ("harness in d", "resident freed", "wire requests", "to", "from")
-    render.draw(f"replay: medians of {results.settings.runs} runs", columns, rows, spare=spare)
+    settings = results.settings
+    title = f"replay: medians of {settings.runs} runs, {siblings_in_words(settings.siblings)}"
+    render.draw(title, columns, rows, spare=spare)
     for refused in results.refused:
         render.say(f"Refused, not timed: {refused.name}: {refused.reason}.")
     if blurred := overlapping(results):
@@ -35,6 +38,7 @@ def draw_results(results: Results) -> None:
         render.say(f"Not told apart from {REFERENCE} by b+c+d, because runs overlap: {names}.")
     if results.fidelity is not None:
         render.say(fidelity_line(results.fidelity))
+    draw_sending(results)
     for warning in results.warnings:
         render.say(f"Warning: {warning}")
     render.say()
@@ -46,7 +50,7 @@ def _say_head(results: Results) -> None:
         f"{trace.name}: {trace.requests:,} requests, {trace.pages:,} pages,"
         f" {render.size(trace.memory_bytes)} of guest memory"
     )
-    siblings = f"{settings.siblings} sibling threads" if settings.siblings else "no sibling threads"
+    siblings = siblings_in_words(settings.siblings)
     thp = f" (THP {settings.thp})" if settings.backing == "anon" else ""
     render.say(
         f"Replayed {settings.requests_replayed:,} requests on {settings.backing} memory{thp},"

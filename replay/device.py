@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,13 @@ __all__ = ["BalloonDevice", "Handled", "PlanError", "PlanReport", "check_plan"]
 
 HINT_STOP = 0
 """VIRTIO_BALLOON_CMD_ID_STOP: the driver has sent its last hint."""
+
+
+_DECODERS: dict[Protocol, Callable[[bytes], Decoded]] = {
+    "pfns": decode_pfns,
+    "range_words": decode_range_words,
+    "scatterlist": decode_scatterlist,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +62,7 @@ class BalloonDevice:
 
     Args:
         context: Guest memory and the host's page size.
-        protocol: Form of inflate and deflate requests: `pfns` or `range_words`.
+        protocol: Form of inflate and deflate requests.
         inhibited: Nothing may be discarded (VFIO, postcopy: ram_block_discard_is_disabled in
             QEMU 5.1 and later); requests are still answered and pages still change hands.
         poison_val: The guest's poison for free pages; unless 0, reports are left alone
@@ -74,7 +81,7 @@ class BalloonDevice:
         self.inhibited = inhibited
         self.poison_val = poison_val
         self.rejected: Counter[Reject] = Counter()
-        self._decode = decode_range_words if protocol == "range_words" else decode_pfns
+        self._decode = _DECODERS[protocol]
         self._host_owns: Bools = np.zeros(context.layout.memory_pages, np.bool_)
         self._hint_id: int | None = None
         self.hinting = False
@@ -93,7 +100,8 @@ class BalloonDevice:
 
         Args:
             queue: `Queue`, or whatever number the guest notified.
-            chain: Device-readable bytes; for REPORTING, its descriptors in the ring's own form.
+            chain: Device-readable bytes; where descriptors are themselves the ranges (REPORTING,
+                and the protocol `scatterlist`), these in the ring's own form.
         """
         data = chain if isinstance(chain, bytes) else b"".join(chain)
         if queue in (Queue.INFLATE, Queue.DEFLATE):

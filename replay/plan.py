@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,20 @@ def context_of(regions: Sequence[Region], backing: str | None = None) -> Context
     return Context(tuple(regions), BACKINGS[backing].host_page_bytes, backing)
 
 
+class SentRanges(NamedTuple):
+    """Ranges that inflate and deflate requests name, in the order in which they are sent.
+
+    Args:
+        pfn: int64[m], first PFN of each.
+        pages: int64[m].
+        wire: int64[m], ascending: index of the wire request that holds each.
+    """
+
+    pfn: Int64s
+    pages: Int64s
+    wire: Int64s
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Operations in the order in which they are to run, and the requests the driver would send.
@@ -102,6 +116,8 @@ class Plan:
             has been sent.
         sent_bytes: int64[w]: bytes in each wire request that name pages.
         sent_queue: uint8[w], `Queue`.
+        sent_ranges: What they name, under a protocol of ranges; None under `pfns`, where the
+            recorded PFNs are sent.
         discards: False for a plan that is not meant to give memory back (`nop`).
         joined: bool[k]: the operation shares the system call of the one before it (one
             process_madvise). None: every operation is a call of its own.
@@ -118,6 +134,7 @@ class Plan:
     sent_request: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     sent_bytes: Int64s = field(default_factory=lambda: np.zeros(0, np.int64))
     sent_queue: UInt8s = field(default_factory=lambda: np.zeros(0, np.uint8))
+    sent_ranges: SentRanges | None = None
     discards: bool = True
     joined: Bools | None = None
     thread: UInt8s | None = None
@@ -150,6 +167,10 @@ class Plan:
         """The part of the plan that belongs to recorded requests below an index."""
         k = int(np.searchsorted(self.request, request))
         w = int(np.searchsorted(self.sent_request, request))
+        ranges = self.sent_ranges
+        if ranges is not None:
+            m = int(np.searchsorted(ranges.wire, w))
+            ranges = SentRanges(*(column[:m] for column in ranges))
         return replace(
             self,
             advice=self.advice[:k],
@@ -159,6 +180,7 @@ class Plan:
             sent_request=self.sent_request[:w],
             sent_bytes=self.sent_bytes[:w],
             sent_queue=self.sent_queue[:w],
+            sent_ranges=ranges,
             joined=None if self.joined is None else self.joined[:k],
             thread=None if self.thread is None else self.thread[:k],
         )

@@ -64,7 +64,7 @@ def plan_all(
             refused.append(plan)
             continue
         check_plan(requests, plan, context)
-        planned.append(Planned(strategy, plan, sending(requests, plan, context)))
+        planned.append(Planned(strategy, plan, sending(requests, plan)))
     requests.memo.clear()  # no plan needs it any more, and it may be large
     progress("plan", len(wanted), len(wanted))
     if refused and len(planned) == 1:

@@ -17,7 +17,7 @@ from replay.planning import Refused
 from tracer.trace.errors import AerostatError
 
 RESULTS_FORMAT = "aerostat-results"
-RESULTS_VERSION = "2.0"
+RESULTS_VERSION = "3.0"
 MAX_RESULTS_BYTES = 256 << 20
 """No replay writes more; a file is refused before it is read."""
 MAX_INT = 1 << 63
@@ -100,12 +100,30 @@ class OperationTimes:
 
 
 @dataclass(frozen=True)
+class RingCounts:
+    """What stage b did on the virtqueues.
+
+    Args:
+        kicks: Times that the driver notified the device.
+        interrupts: Times that the device notified the driver.
+        descriptors: That the device read; an indirect table's are among them.
+        bytes: That the device read to know what the requests say: descriptors and content.
+    """
+
+    kicks: int
+    interrupts: int
+    descriptors: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Run:
     """One replay of the trace under one strategy in one fresh process.
 
     Args:
         order: Place of this run among all runs, warm-up runs included.
-        send_ns: Stage b: every wire request handed to a device thread and answered.
+        send_ns: Stage b: every wire request sent over a virtqueue to a device, and answered.
+        send_cpu_ns: CPU time of both threads.
         translate_ns: Stage c: the same requests decoded, every address looked up.
         discard_ns: Stage d: the plan's operations executed.
         floor_ns: The loop of stage d over the same operations without the system calls.
@@ -120,6 +138,7 @@ class Run:
     order: int
     send_ns: int
     send_cpu_ns: int
+    ring: RingCounts
     translate_ns: int
     translate_cpu_ns: int
     discard_ns: int

@@ -6,52 +6,108 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replay.layout import Layout
-from replay.native.types import Bytes, Words
-from replay.plan import Context, Plan
+from replay.check import PlanError
+from replay.native.types import Bytes, Times, WireRequests, Words
+from replay.plan import Context, Plan, SentRanges
 from replay.ranges import Int64s, pfns_from_runs
 from replay.requests import Requests
-from replay.wire import HEADER_BYTES, MAX_SHORT_PAGES, WORD_BYTES
+from replay.strategies.base import sent_as_recorded, sent_reports
+from replay.wire import (
+    HEADER_BYTES,
+    MAX_DESCRIPTOR_PAGES,
+    MAX_ENTRIES,
+    MAX_WORDS,
+    WORD_BYTES,
+    descriptors,
+    range_words,
+    shares,
+)
 from tracer.trace.schema import PFN_SHIFT, Queue, Wire
 
 MAX_WIRE_PFN = (1 << 32) - 1
 """Highest number in a PFN array."""
+_FORMS = {
+    "pfns": Wire.PFNS,
+    "range_words": Wire.RANGE_WORDS,
+    "scatterlist": Wire.SCATTERLIST,
+}
 
 
 @dataclass(frozen=True, eq=False)
-class Sending:
-    """All wire requests, one after the other; balloon queues first, then reporting.
+class Sending(WireRequests):
+    """All wire requests of a plan, in the order in which they are sent.
 
     Args:
-        wire: uint8, the content.
-        start: uint64[n + 1]: request i is `wire[start[i]:start[i + 1]]`.
-        form: uint8[n], `Wire`.
+        request: int64[n], ascending: the recorded request by whose arrival each has been sent.
     """
 
-    wire: Bytes
-    start: Words
-    form: Bytes
+    request: Int64s
 
 
-def sending(requests: Requests, plan: Plan, context: Context) -> Sending:
+def sending(requests: Requests, plan: Plan) -> Sending:
     """Build what the driver sends under a plan's protocol.
 
-    Under `pfns` these are the recorded requests. Under another protocol the ranges are those that
-    the plan's operations cover, split into requests where the plan says a request ends. Reports
-    are sent as recorded under every protocol: le64 address and le64 length for each descriptor.
+    Under `pfns` these are the recorded requests, 256 PFNs at most in each. Under another protocol
+    they are the ranges that the plan's requests name: the seed's header and at most 4096 words, or
+    one descriptor a range. Reports are sent as recorded under every protocol, 32 blocks at most.
+
+    Raises:
+        PlanError: The plan says that something else is sent: other counts or sizes, or ranges that
+            do not fit a request of its protocol.
     """
+    is_report = plan.sent_queue == Queue.REPORTING
     if plan.protocol == "pfns":
         balloon = _pfn_arrays(requests)
+    elif plan.sent_ranges is None:
+        raise _refuse(plan, f"its protocol is {plan.protocol}, and it names no ranges to send")
     else:
-        balloon = _ranges(requests, plan, context.layout)
-    reports = _reports(requests)
-    wire = np.concatenate((balloon.wire, reports.wire))
-    shifted = reports.start[1:] + balloon.start[-1]
-    return Sending(
-        wire,
-        np.concatenate((balloon.start, shifted)),
-        np.concatenate((balloon.form, reports.form)),
-    )
+        wire = np.cumsum(~is_report) - 1  # of each request among the balloon's
+        ranges = plan.sent_ranges._replace(wire=wire[plan.sent_ranges.wire])
+        balloon = _ranges(plan, ranges, plan.sent_request[~is_report], plan.sent_queue[~is_report])
+    sent = _in_order(balloon, _reports(requests))
+    if not np.array_equal(sent.request, plan.sent_request):
+        raise _refuse(plan, f"it sends {plan.wire_requests} requests, its protocol {len(sent)}")
+    size = np.diff(sent.start.astype(np.int64))
+    if not np.array_equal(size, plan.sent_bytes):
+        wrong = int(np.flatnonzero(size != plan.sent_bytes)[0])
+        what = f"{int(plan.sent_bytes[wrong])} bytes, its content is {int(size[wrong])}"
+        raise _refuse(plan, f"wire request {wrong} has {what}")
+    return sent
+
+
+def operation_ends(plan: Plan, sent: Sending, context: Context) -> Times:
+    """Say which operations a device carries out before it gives each wire request back.
+
+    An operation goes with the wire request that brings its last page. Where one recorded request
+    is the last of several wire requests, and nothing tells them apart, that is the last of them.
+
+    Returns:
+        int64[n], rising: request i carries out operations `[i - 1]:[i]` of this.
+
+    Raises:
+        PlanError: There are operations and nothing is sent.
+    """
+    if len(sent) == 0 and len(plan):
+        raise _refuse(plan, "it has operations and sends nothing")
+    last = np.maximum(np.searchsorted(sent.request, plan.request, "right") - 1, 0)
+    ranges = plan.sent_ranges
+    if ranges is not None and len(ranges.wire):
+        first = np.minimum(np.searchsorted(sent.request, plan.request, "left"), last)
+        last = np.clip(_by_range(plan, ranges, context), first, last)
+    carried = np.bincount(np.maximum.accumulate(last), minlength=len(sent))
+    return np.cumsum(carried).astype(np.int64)
+
+
+def _by_range(plan: Plan, ranges: SentRanges, context: Context) -> Int64s:
+    """The wire request of the range that holds each operation's last page, or of one before it."""
+    stride = context.layout.memory_pages + 1
+    page = np.maximum(context.layout.pages_of(ranges.pfn), 0)
+    key = plan.sent_request[ranges.wire] * stride + page
+    order = np.argsort(key, kind="stable")
+    end = ((plan.offset_bytes + plan.length_bytes) >> np.uint64(PFN_SHIFT)).astype(np.int64)
+    at = np.searchsorted(key[order], plan.request * stride + end - 1, "right") - 1
+    found: Int64s = ranges.wire[order[np.maximum(at, 0)]]
+    return found
 
 
 def _starts(size_bytes: Int64s) -> Words:
@@ -60,82 +116,102 @@ def _starts(size_bytes: Int64s) -> Words:
     return start
 
 
-def _raw(values: Int64s, kind: str) -> Bytes:
-    return np.ascontiguousarray(values.astype(kind)).view(np.uint8)
-
-
 def _pfn_arrays(requests: Requests) -> Sending:
-    sent = np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE))
+    sent = sent_as_recorded(requests)
     pfn, pages, _ = requests.runs_of(Queue.INFLATE, Queue.DEFLATE)
     # A cast would send what 32 bits cannot hold as a page of low memory. The highest number is no
     # guest's memory, as is what it stands for.
-    wire = _raw(np.minimum(pfns_from_runs(pfn, pages), MAX_WIRE_PFN), "<u4")
-    form = np.full(int(sent.sum()), Wire.PFNS, np.uint8)
-    return Sending(wire, _starts(requests.pages[sent] * 4), form)
+    pfns = np.minimum(pfns_from_runs(pfn, pages), MAX_WIRE_PFN).astype("<u4")
+    return _sending(
+        pfns.view(np.uint8), sent.bytes, "pfns", requests.queue[sent.request], sent.request
+    )
 
 
 def _reports(requests: Requests) -> Sending:
-    sent = requests.queue == Queue.REPORTING
+    sent = sent_reports(requests)
     pfn, pages, _ = requests.runs_of(Queue.REPORTING)
     first = np.where(pages < 0, pfn + pages + 1, pfn)
-    pairs = np.stack((first << PFN_SHIFT, np.abs(pages) << PFN_SHIFT), axis=1)
-    size = np.diff(requests.run_offsets)[sent] * 16
-    return Sending(
-        _raw(pairs.reshape(-1), "<u8"),
-        _starts(size),
-        np.full(int(sent.sum()), Wire.SCATTERLIST, np.uint8),
-    )
+    entries = _descriptors(first, np.abs(pages))
+    queue = np.full(len(sent.request), Queue.REPORTING, np.uint8)
+    return _sending(entries, sent.bytes, "scatterlist", queue, sent.request)
 
 
-def _ranges(requests: Requests, plan: Plan, layout: Layout) -> Sending:
-    """Words or descriptors for the ranges of the plan's balloon operations."""
-    balloon = requests.queue[plan.request] != Queue.REPORTING
-    page = (plan.offset_bytes[balloon] >> np.uint64(PFN_SHIFT)).astype(np.int64)
-    pages = (plan.length_bytes[balloon] >> np.uint64(PFN_SHIFT)).astype(np.int64)
-    region = np.searchsorted(layout.base_page, page, side="right") - 1
-    pfn = page - layout.base_page[region] + layout.start_pfn[region]
-    end = _ends(plan, plan.request[balloon])
+def _descriptors(start: Int64s, pages: Int64s) -> Bytes:
+    source, count = shares(pages, MAX_DESCRIPTOR_PAGES)
+    within = np.cumsum(count) - count
+    before = np.cumsum(pages) - pages
+    entries = descriptors(start[source] + within - before[source], count)
+    return entries.view(np.uint8).reshape(-1)
+
+
+def _ranges(plan: Plan, ranges: SentRanges, request: Int64s, queue: Bytes) -> Sending:
+    """Words or descriptors for ranges; `ranges.wire` counts the balloon's requests alone."""
+    if len(ranges.wire) and (np.diff(ranges.wire) < 0).any():
+        raise _refuse(plan, "the ranges that it sends are not in order of its requests")
+    if len(ranges.pages) and int(ranges.pages.min()) < 1:
+        raise _refuse(plan, "it sends a range of no pages")
     if plan.protocol == "scatterlist":
-        pairs = np.stack((pfn << PFN_SHIFT, pages << PFN_SHIFT), axis=1).reshape(-1)
-        size = np.diff(np.concatenate(([0], end))) * 16
-        return Sending(_raw(pairs, "<u8"), _starts(size), _form(end, Wire.SCATTERLIST))
-    return _words(pfn, pages, end)
-
-
-def _ends(plan: Plan, request: Int64s) -> Int64s:
-    """After which operation each wire request ends: even shares of what one arrival brings."""
-    arrivals, first, count = np.unique(request, return_index=True, return_counts=True)
-    sent = plan.sent_request[plan.sent_queue != Queue.REPORTING]
-    shares = np.searchsorted(sent, arrivals, "right") - np.searchsorted(sent, arrivals, "left")
-    shares = np.clip(shares, 1, count)
-    group = np.repeat(np.arange(len(arrivals)), shares)
-    within = np.arange(len(group)) - np.repeat(np.cumsum(shares) - shares, shares) + 1
-    ends: Int64s = first[group] + count[group] * within // shares[group]
-    return ends
-
-
-def _words(pfn: Int64s, pages: Int64s, end: Int64s) -> Sending:
-    """The seed's requests: a header, then `pfn << 12 | pages`, or 0 pages and a word of count."""
-    extended = pages > MAX_SHORT_PAGES
-    width = 1 + extended
-    reach = np.concatenate(([0], np.cumsum(width)))
-    # One word of header stands before the words of each request.
-    header = reach[np.concatenate(([0], end[:-1]))] + np.arange(len(end)) if len(end) else end
-    request = np.searchsorted(end, np.arange(len(pfn)), side="right")
-    place = reach[:-1] + request + 1
-    words = np.zeros(int(reach[-1]) + len(end), np.uint64)
-    words[place] = (pfn << PFN_SHIFT).astype(np.uint64) | np.where(extended, 0, pages).astype(
-        np.uint64
+        if len(ranges.pages) and int(ranges.pages.max()) > MAX_DESCRIPTOR_PAGES:
+            raise _refuse(plan, f"a descriptor holds {MAX_DESCRIPTOR_PAGES} pages at most")
+        entries = np.bincount(ranges.wire, minlength=len(request))
+        _check_most(plan, entries, MAX_ENTRIES, "descriptors")
+        content = descriptors(ranges.pfn, ranges.pages).view(np.uint8).reshape(-1)
+        return _sending(content, entries * 16, plan.protocol, queue, request)
+    words, width = range_words(ranges.pfn, ranges.pages)
+    count = np.bincount(ranges.wire, width, minlength=len(request)).astype(np.int64)
+    _check_most(plan, count, MAX_WORDS, "words")
+    size = HEADER_BYTES + WORD_BYTES * count
+    # One word of header, cmd u8, flag u8, id le16, data_len le32, before the words of each request.
+    content = np.insert(
+        words, np.cumsum(count) - count, (count * WORD_BYTES).astype(np.uint64) << np.uint64(32)
     )
-    words[place[extended] + 1] = pages[extended].astype(np.uint64)
-    size = np.diff(np.concatenate((header, [len(words)]))) * WORD_BYTES
-    words[header] = (size - HEADER_BYTES).astype(np.uint64) << np.uint64(32)
+    return _sending(
+        content.astype("<u8", copy=False).view(np.uint8), size, plan.protocol, queue, request
+    )
+
+
+def _check_most(plan: Plan, count: Int64s, most: int, what: str) -> None:
+    if len(count) and (int(count.max()) > most or int(count.min()) < 1):
+        raise _refuse(plan, f"a wire request holds 1 to {most} {what}")
+
+
+def _sending(
+    wire: Bytes, size_bytes: Int64s, protocol: str, queue: Bytes, request: Int64s
+) -> Sending:
+    wait = np.ones(len(request), np.uint8)
+    if protocol == "scatterlist" and len(request):
+        wait[:-1] = (request[1:] != request[:-1]) | (queue[:-1] == Queue.REPORTING)
     return Sending(
-        np.ascontiguousarray(words.astype("<u8")).view(np.uint8),
-        _starts(size),
-        _form(end, Wire.RANGE_WORDS),
+        wire,
+        _starts(size_bytes),
+        np.full(len(request), _FORMS[protocol], np.uint8),
+        queue,
+        wait,
+        request,
     )
 
 
-def _form(end: Int64s, form: Wire) -> Bytes:
-    return np.full(len(end), form, np.uint8)
+def _in_order(balloon: Sending, reports: Sending) -> Sending:
+    """Both in order of the recorded requests."""
+    if len(reports) == 0:
+        return balloon
+    request = np.concatenate((balloon.request, reports.request))
+    order = np.argsort(request, kind="stable")
+    size = np.concatenate([np.diff(each.start.astype(np.int64)) for each in (balloon, reports)])
+    old = (np.cumsum(size) - size)[order]
+    start = _starts(size[order])
+    byte = np.arange(int(size.sum())) + np.repeat(old - start[:-1].astype(np.int64), size[order])
+    columns = ("form", "queue", "wait")
+    form, queue, wait = (
+        np.concatenate((getattr(balloon, name), getattr(reports, name)))[order] for name in columns
+    )
+    wire = np.concatenate((balloon.wire, reports.wire))[byte]
+    return Sending(wire, start, form, queue, wait, request[order])
+
+
+def _refuse(plan: Plan, reason: str) -> PlanError:
+    return PlanError(
+        f"the requests of strategy {plan.name!r} cannot be sent",
+        reason=reason,
+        remedy="mend the strategy's sent(); docs/strategies.md says what each protocol holds",
+    )

@@ -33,6 +33,9 @@ MAX_SHORT_PAGES = (1 << PFN_SHIFT) - 1
 MAX_STAT_TAGS = 16
 """Tags of `struct virtio_balloon_stat` in Linux 6.12; 10 before 6.11."""
 
+MAX_DESCRIPTOR_PAGES = (1 << 32 >> PFN_SHIFT) - 1
+"""Whole pages that one descriptor can name: its length has 32 bits."""
+
 _DESCRIPTOR = np.dtype([("addr", "<u8"), ("len", "<u4"), ("flags", "<u2"), ("next", "<u2")])
 _HEADER = np.dtype([("cmd", "u1"), ("flag", "u1"), ("id", "<u2"), ("data_len", "<u4")])
 _STAT = np.dtype([("tag", "<u2"), ("val", "<u8")])
@@ -175,6 +178,22 @@ def _ranges(words: npt.NDArray[np.uint64], rejected: Counter[Reject]) -> Decoded
     return Decoded(start[pages > 0], pages[pages > 0], rejected)
 
 
+def range_words(start: Int64s, pages: Int64s) -> tuple[npt.NDArray[np.uint64], Int64s]:
+    """Words of ranges: `pfn << 12 | pages`, or 0 pages and a word of count.
+
+    Returns:
+        The words, and how many each range takes: 1 or 2.
+    """
+    extended = pages > MAX_SHORT_PAGES
+    size = np.where(extended, 2, 1)
+    behind = np.cumsum(size)
+    words = np.zeros(int(size.sum()), np.uint64)
+    words[behind - size] = start.view(np.uint64) << np.uint64(PFN_SHIFT)
+    words[behind - size] |= np.where(extended, 0, pages).astype(np.uint64)
+    words[behind[extended] - 1] = pages[extended]
+    return words.astype("<u8", copy=False), size
+
+
 def encode_range_words(start: npt.ArrayLike, pages: npt.ArrayLike) -> list[bytes]:
     """Encode ranges as the seed's driver should: at most 4096 words a request.
 
@@ -185,14 +204,10 @@ def encode_range_words(start: npt.ArrayLike, pages: npt.ArrayLike) -> list[bytes
         start: First PFN of each range, below 2**52.
         pages: Pages of each, at least 1.
     """
-    first = np.asarray(start).astype(np.int64).view(np.uint64) << np.uint64(PFN_SHIFT)
-    length = np.asarray(pages).astype(np.int64)
-    extended = length > MAX_SHORT_PAGES
-    size = np.where(extended, 2, 1)
+    words, size = range_words(
+        np.asarray(start).astype(np.int64), np.asarray(pages).astype(np.int64)
+    )
     behind = np.cumsum(size)
-    words = np.zeros(int(size.sum()), "<u8")
-    words[behind - size] = first | np.where(extended, 0, length).astype(np.uint64)
-    words[behind[extended] - 1] = length[extended]
     closes = close_requests(size, np.zeros(len(size), np.int64), MAX_WORDS)
     bounds = np.concatenate(([0], behind[closes])).tolist()
     return [
@@ -233,6 +248,18 @@ def close_requests(words: Int64s, batch: Int64s, capacity: int) -> Int64s:
     return np.sort(np.concatenate((ends, np.array(full, np.int64))))
 
 
+def shares(count: Int64s, most: int) -> tuple[Int64s, Int64s]:
+    """Cut each of many counts into shares of `most`, the last one smaller; 0 gives none.
+
+    Returns:
+        Which count each share is of, ascending, and its size.
+    """
+    parts = -(-count // most)
+    source = np.repeat(np.arange(len(count), dtype=np.int64), parts)
+    within = np.arange(len(source)) - np.repeat(np.cumsum(parts) - parts, parts)
+    return source, np.minimum(count[source] - within * most, most)
+
+
 def decode_scatterlist(data: bytes) -> Decoded:
     """Decode a report: descriptors of 16 bytes as in the split ring (addr, len, flags, next)."""
     rejected: Counter[Reject] = Counter()
@@ -256,13 +283,18 @@ def decode_scatterlist(data: bytes) -> Decoded:
     return Decoded(start, (length[good] >> np.uint64(PFN_SHIFT)).astype(np.int64), rejected)
 
 
+def descriptors(start: Int64s, pages: Int64s) -> npt.NDArray[np.void]:
+    """Name ranges by device-writable descriptors, `pages` at most `MAX_DESCRIPTOR_PAGES`."""
+    entries = np.zeros(len(start), _DESCRIPTOR)
+    entries["addr"] = start.view(np.uint64) << np.uint64(PFN_SHIFT)
+    entries["len"] = pages << PFN_SHIFT
+    entries["flags"] = _WRITABLE
+    return entries
+
+
 def encode_scatterlist(start: npt.ArrayLike, pages: npt.ArrayLike) -> list[bytes]:
     """Encode reported blocks as device-writable descriptors, at most 32 a request."""
-    first = np.asarray(start).astype(np.int64)
-    entries = np.zeros(len(first), _DESCRIPTOR)
-    entries["addr"] = first.view(np.uint64) << np.uint64(PFN_SHIFT)
-    entries["len"] = np.asarray(pages).astype(np.uint64) << np.uint64(PFN_SHIFT)
-    entries["flags"] = _WRITABLE
+    entries = descriptors(np.asarray(start).astype(np.int64), np.asarray(pages).astype(np.int64))
     steps = range(0, len(entries), MAX_ENTRIES)
     return [entries[at : at + MAX_ENTRIES].tobytes() for at in steps]
 

@@ -18,9 +18,10 @@ import numpy as np
 
 from replay import native
 from replay.memory import GuestMemory
-from replay.native.types import Operations, Times
+from replay.native.exchange import exchange
+from replay.native.types import Exchange, Operations, Times
 from replay.residency import Residency, Thp
-from replay.results import OperationTimes, Run
+from replay.results import OperationTimes, RingCounts, Run
 from replay.sending import Sending
 from tracer.trace.errors import AerostatError
 
@@ -75,12 +76,13 @@ def run_job(job: Job) -> Done:
         AerostatError: Memory could not be had, an operation was refused, or a page holds what it
             must not.
     """
-    # The two sides of a hand-over are two threads on two CPUs, so this comes before pinning.
-    send_ns, send_cpu_ns = native.handoff(job.sending.wire, job.sending.start)
+    # Driver and device are two threads on two CPUs, so this comes before pinning.
+    exchanged = _send(job)
     if job.cpu is not None:
         os.sched_setaffinity(0, {job.cpu})
-    sent = job.sending
-    translation = native.translate(sent.wire, sent.start, sent.form, job.regions)
+    translation = native.translate(
+        exchanged.received, exchanged.received_start, job.sending.form, job.regions
+    )
     with GuestMemory(job.size_bytes, job.backing, job.seed, job.thp) as memory:
         begin_ns = time.monotonic_ns()
         huge_pages = memory.restore(job.residency)
@@ -102,8 +104,11 @@ def run_job(job: Job) -> Done:
         )
     run = Run(
         order=job.order,
-        send_ns=send_ns,
-        send_cpu_ns=send_cpu_ns,
+        send_ns=exchanged.wall_ns,
+        send_cpu_ns=exchanged.driver_cpu_ns + exchanged.device_cpu_ns,
+        ring=RingCounts(
+            exchanged.kicks, exchanged.interrupts, exchanged.descriptors, exchanged.ring_bytes
+        ),
         translate_ns=translation.wall_ns,
         translate_cpu_ns=translation.cpu_ns,
         discard_ns=outcome.wall_ns,
@@ -123,6 +128,19 @@ def run_job(job: Job) -> Done:
         per_operation=_quantiles(per_call_ns),
     )
     return Done(run, translation.entries, translation.rejected)
+
+
+def _send(job: Job) -> Exchange:
+    """Stage b. What the device gathered from the rings must be what was sent."""
+    exchanged = exchange(job.sending)
+    if exchanged.refused or not np.array_equal(exchanged.received, job.sending.wire):
+        raise WorkerError(
+            f"requests did not come over the virtqueues as they were sent, in {job.title}",
+            reason=f"{exchanged.refused} of {exchanged.requests} buffers were refused,"
+            f" {len(exchanged.received)} of {len(job.sending.wire)} bytes came",
+            remedy="this is a defect of aerostat: report it",
+        )
+    return exchanged
 
 
 def _quantiles(per_call_ns: Times | None) -> OperationTimes | None:

@@ -5,23 +5,37 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path("replay/native")
-SOURCES = ("crew.c", "execute.c", "pages.c", "siblings.c", "stages.c")
+SOURCES = (
+    "crew.c",
+    "device_side.c",
+    "driver_side.c",
+    "exchange.c",
+    "execute.c",
+    "lanes.c",
+    "pages.c",
+    "ring_device.c",
+    "ring_driver.c",
+    "siblings.c",
+    "stages.c",
+)
+PUBLIC = ("core.h", "ring.h", "exchange.h")
+PRIVATE = ("execute.h", "lanes.h", "sides.h", "stages.h")
 
 
 def declarations() -> str:
-    """What Python may call: the part of core.h between its two cdef lines."""
+    """What Python may call: the part of each public header between its two cdef lines."""
     # Setuptools runs this file by path with the project's root as working directory.
-    text = (Path(__file__).parent / "core.h").read_text()
-    return text.split("/* cdef begin */")[1].split("/* cdef end */")[0]
+    texts = [(Path(__file__).parent / name).read_text() for name in PUBLIC]
+    return "".join(text.split("/* cdef begin */")[1].split("/* cdef end */")[0] for text in texts)
 
 
 ffi = FFI()
 ffi.cdef(declarations())
 ffi.set_source(
     "replay.native._core",
-    '#include "core.h"',
+    "".join(f'#include "{name}"\n' for name in PUBLIC),
     sources=[str(HERE / name) for name in SOURCES],
-    depends=[str(HERE / "core.h"), str(HERE / "execute.h")],
+    depends=[str(HERE / name) for name in (*PUBLIC, *PRIVATE)],
     include_dirs=[str(HERE)],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-pthread"],
     extra_link_args=["-pthread"],

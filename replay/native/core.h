@@ -109,8 +109,6 @@ void aero_siblings_stop(struct aero_siblings *siblings);
 
 int aero_translate(const uint8_t *wire, const uint64_t *start, const uint8_t *form, int64_t count,
                    const struct aero_map *map, struct aero_translation *out);
-int aero_handoff(const uint8_t *wire, const uint64_t *start, int64_t count, int64_t *wall_ns,
-                 int64_t *cpu_ns);
 /* cdef end */
 
 enum { AERO_PAGE_SHIFT = 12, AERO_PAGE_BYTES = 1 << AERO_PAGE_SHIFT };

@@ -182,6 +182,26 @@ void aero_run_span(const struct run *run, int64_t first, int64_t end, int thread
         run_calls(run, first, end, thread, tally, timed, vectors, threads);
 }
 
+/* Calls and bytes as planned. */
+void aero_count_calls(const struct aero_ops *ops, const struct aero_rules *rules,
+                      struct aero_outcome *outcome)
+{
+    for (int64_t i = 0; i < ops->count; i++) {
+        outcome->bytes += ops->length_bytes[i];
+        outcome->calls += rules->call[ops->advice[i]] != AERO_NOTHING &&
+                          !(ops->joined && ops->joined[i]);
+    }
+}
+
+/* Add what could only be known afterwards. */
+void aero_close_outcome(struct aero_outcome *outcome, const struct tally *tally)
+{
+    outcome->calls += tally->repeats;
+    outcome->failures = tally->failures;
+    outcome->first_failed = tally->failures ? tally->first_failed : -1;
+    outcome->first_errno = tally->first_errno;
+}
+
 static void run_alone(const struct run *run, struct aero_outcome *outcome, struct tally *tally)
 {
     int64_t faults = aero_minor_faults();
@@ -207,11 +227,7 @@ int aero_execute(const struct aero_memory *memory, const struct aero_ops *ops,
     *outcome = (struct aero_outcome){.first_failed = aero_check(memory, ops, rules, crew->threads)};
     if (outcome->first_failed >= 0)
         return EINVAL;
-    for (int64_t i = 0; i < ops->count; i++) {
-        outcome->bytes += ops->length_bytes[i];
-        outcome->calls += rules->call[ops->advice[i]] != AERO_NOTHING &&
-                          !(ops->joined && ops->joined[i]);
-    }
+    aero_count_calls(ops, rules, outcome);
     if (ops->joined && (run.pidfd = aero_open_self()) < 0)
         return errno;
     if (ops->thread && crew->threads > 1)
@@ -220,10 +236,7 @@ int aero_execute(const struct aero_memory *memory, const struct aero_ops *ops,
         run_alone(&run, outcome, &tally);
     if (run.pidfd >= 0)
         close(run.pidfd);
-    outcome->calls += tally.repeats;
-    outcome->failures = tally.failures;
-    outcome->first_failed = tally.failures ? tally.first_failed : -1;
-    outcome->first_errno = tally.first_errno;
+    aero_close_outcome(outcome, &tally);
     return error;
 }
 

@@ -1,4 +1,4 @@
-/* What execute.c and crew.c share. */
+/* What execute.c, crew.c and exchange.c share. */
 #ifndef AEROSTAT_EXECUTE_H
 #define AEROSTAT_EXECUTE_H
 
@@ -27,6 +27,9 @@ struct tally {
 enum { AERO_MAX_THREADS = 64 };
 
 int64_t aero_minor_faults(void);
+void aero_count_calls(const struct aero_ops *ops, const struct aero_rules *rules,
+                      struct aero_outcome *outcome);
+void aero_close_outcome(struct aero_outcome *outcome, const struct tally *tally);
 int aero_open_self(void);
 void aero_run_span(const struct run *run, int64_t first, int64_t end, int thread,
                    struct tally *tally);

@@ -1,26 +1,12 @@
-/* Stages b and c: handing requests over, and turning what they say into host addresses. */
-#define _GNU_SOURCE
-#include "core.h"
+/* Stage c: turning what requests say into host addresses. */
+#include "stages.h"
+
+#include "ring.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/eventfd.h>
 #include <time.h>
-#include <unistd.h>
 
 enum { WORD_PAGES_MASK = AERO_PAGE_BYTES - 1, RANGE_HEADER_BYTES = 8 };
-
-/* The wire is little-endian whatever this machine is. */
-static uint64_t load_le(const uint8_t *at, unsigned bytes)
-{
-    uint64_t value = 0;
-
-    for (unsigned i = 0; i < bytes; i++)
-        value |= (uint64_t)at[i] << (8 * i);
-    return value;
-}
 
 /* The piece of guest memory that holds gpa, by binary search; -1 in a hole. */
 static int64_t find(const struct aero_map *map, uint64_t gpa)
@@ -70,7 +56,7 @@ static void translate_pfns(const uint8_t *at, const uint8_t *end, const struct a
                            struct aero_translation *out)
 {
     for (; end - at >= 4; at += 4)
-        translate_range(map, load_le(at, 4) << AERO_PAGE_SHIFT, AERO_PAGE_BYTES, out);
+        translate_range(map, aero_load_le(at, 4) << AERO_PAGE_SHIFT, AERO_PAGE_BYTES, out);
     out->rejected += at != end;
 }
 
@@ -83,11 +69,11 @@ static void translate_words(const uint8_t *at, const uint8_t *end, const struct 
         return;
     }
     for (at += RANGE_HEADER_BYTES; end - at >= 8; at += 8) {
-        uint64_t word = load_le(at, 8), pages = word & WORD_PAGES_MASK;
+        uint64_t word = aero_load_le(at, 8), pages = word & WORD_PAGES_MASK;
 
         if (pages == 0 && end - at >= 16) {
             at += 8;
-            pages = load_le(at, 8);
+            pages = aero_load_le(at, 8);
         }
         if (pages > UINT64_MAX >> AERO_PAGE_SHIFT)
             pages = 0; /* refused below */
@@ -96,13 +82,31 @@ static void translate_words(const uint8_t *at, const uint8_t *end, const struct 
     out->rejected += at != end;
 }
 
-/* Entries of le64 gpa and le64 length in bytes. */
-static void translate_entries(const uint8_t *at, const uint8_t *end, const struct aero_map *map,
-                              struct aero_translation *out)
+/* Ranges that are descriptors of the ring. What the device may not write to, or is not whole pages,
+ * is no memory that the guest gives. */
+static void translate_descriptors(const uint8_t *at, const uint8_t *end,
+                                  const struct aero_map *map, struct aero_translation *out)
 {
-    for (; end - at >= 16; at += 16)
-        translate_range(map, load_le(at, 8), load_le(at + 8, 8), out);
+    for (; end - at >= AERO_DESCRIPTOR_BYTES; at += AERO_DESCRIPTOR_BYTES) {
+        uint64_t gpa = aero_load_le(at, 8), length_bytes = aero_load_le(at + 8, 4);
+
+        if (!(aero_load_le(at + 12, 2) & AERO_WRITE) || (gpa | length_bytes) % AERO_PAGE_BYTES)
+            length_bytes = 0; /* refused below */
+        translate_range(map, gpa, length_bytes, out);
+    }
     out->rejected += at != end;
+}
+
+/* Decode one request and add to what was found; `form` is one of enum aero_wire. */
+void aero_translate_request(const uint8_t *at, const uint8_t *end, uint8_t form,
+                            const struct aero_map *map, struct aero_translation *out)
+{
+    if (form == AERO_PFNS)
+        translate_pfns(at, end, map, out);
+    else if (form == AERO_RANGE_WORDS)
+        translate_words(at, end, map, out);
+    else
+        translate_descriptors(at, end, map, out);
 }
 
 /* Decode `count` requests; request i is wire[start[i], start[i + 1]). EINVAL for a bad form. */
@@ -117,110 +121,9 @@ int aero_translate(const uint8_t *wire, const uint64_t *start, const uint8_t *fo
             return EINVAL;
     cpu = aero_now_ns(CLOCK_THREAD_CPUTIME_ID);
     wall = aero_now_ns(CLOCK_MONOTONIC);
-    for (int64_t i = 0; i < count; i++) {
-        const uint8_t *at = wire + start[i], *end = wire + start[i + 1];
-
-        if (form[i] == AERO_PFNS)
-            translate_pfns(at, end, map, out);
-        else if (form[i] == AERO_RANGE_WORDS)
-            translate_words(at, end, map, out);
-        else
-            translate_entries(at, end, map, out);
-    }
+    for (int64_t i = 0; i < count; i++)
+        aero_translate_request(wire + start[i], wire + start[i + 1], form[i], map, out);
     out->wall_ns = aero_now_ns(CLOCK_MONOTONIC) - wall;
     out->cpu_ns = aero_now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
     return 0;
-}
-
-struct handoff {
-    const uint8_t *wire;
-    const uint64_t *start;
-    int64_t count;
-    int kick, ack;
-    uint8_t *shared;
-    uint8_t *taken;
-};
-
-/* eventfds that are open and not full neither fail nor return short. */
-static void signal_side(int fd)
-{
-    uint64_t one = 1;
-
-    while (write(fd, &one, sizeof(one)) < 0 && errno == EINTR)
-        ;
-}
-
-static void wait_side(int fd)
-{
-    uint64_t count;
-
-    while (read(fd, &count, sizeof(count)) < 0 && errno == EINTR)
-        ;
-}
-
-static uint64_t request_bytes(const struct handoff *handoff, int64_t i)
-{
-    return handoff->start[i + 1] - handoff->start[i];
-}
-
-static void *device_side(void *argument)
-{
-    struct handoff *handoff = argument;
-
-    for (int64_t i = 0; i < handoff->count; i++) {
-        wait_side(handoff->kick);
-        memcpy(handoff->taken, handoff->shared, request_bytes(handoff, i));
-        signal_side(handoff->ack);
-    }
-    return NULL;
-}
-
-static int hand_over(struct handoff *handoff, int64_t *wall_ns, int64_t *cpu_ns)
-{
-    pthread_t device;
-    int error = pthread_create(&device, NULL, device_side, handoff);
-    int64_t wall, cpu;
-
-    if (error)
-        return error;
-    cpu = aero_now_ns(CLOCK_PROCESS_CPUTIME_ID);
-    wall = aero_now_ns(CLOCK_MONOTONIC);
-    for (int64_t i = 0; i < handoff->count; i++) {
-        memcpy(handoff->shared, handoff->wire + handoff->start[i], request_bytes(handoff, i));
-        signal_side(handoff->kick);
-        wait_side(handoff->ack);
-    }
-    *wall_ns = aero_now_ns(CLOCK_MONOTONIC) - wall;
-    *cpu_ns = aero_now_ns(CLOCK_PROCESS_CPUTIME_ID) - cpu;
-    pthread_join(device, NULL);
-    return 0;
-}
-
-/* A driver thread passes each request to a device thread through one shared buffer, kicks it and
- * sleeps until it answers, as tell_host() does (drivers/virtio/virtio_balloon.c). */
-int aero_handoff(const uint8_t *wire, const uint64_t *start, int64_t count, int64_t *wall_ns,
-                 int64_t *cpu_ns)
-{
-    struct handoff handoff = {.wire = wire, .start = start, .count = count};
-    uint64_t largest = 1;
-    int error;
-
-    for (int64_t i = 0; i < count; i++)
-        if (request_bytes(&handoff, i) > largest)
-            largest = request_bytes(&handoff, i);
-    handoff.shared = malloc(largest);
-    handoff.taken = malloc(largest);
-    handoff.kick = eventfd(0, EFD_CLOEXEC);
-    handoff.ack = eventfd(0, EFD_CLOEXEC);
-    if (!handoff.shared || !handoff.taken)
-        error = ENOMEM;
-    else if (handoff.kick < 0 || handoff.ack < 0)
-        error = errno;
-    else
-        error = hand_over(&handoff, wall_ns, cpu_ns);
-    close(handoff.ack);
-    close(handoff.kick);
-    free(handoff.taken);
-    free(handoff.shared);
-    return error;
 }

@@ -1,5 +1,6 @@
 """What goes into the C extension and comes out of it; numbers agree with core.h."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -139,3 +140,120 @@ class Translation:
     pages: int
     rejected: int
     checksum: int
+
+
+@dataclass(frozen=True, eq=False)
+class WireRequests:
+    """Requests, one after the other, in the order in which they are sent.
+
+    Args:
+        wire: uint8, the content; descriptors stand for themselves, 16 bytes as in the ring.
+        start: uint64[n + 1]: request i is `wire[start[i]:start[i + 1]]`.
+        form: uint8[n], `tracer.trace.schema.Wire`.
+        queue: uint8[n], `tracer.trace.schema.Queue`.
+        wait: uint8[n], 1 where the driver waits for its answer; 0 where it first adds the next
+            one, while the ring has room, as the F_SG series does with ranges.
+    """
+
+    wire: Bytes
+    start: Words
+    form: Bytes
+    queue: Bytes
+    wait: Bytes
+
+    def __len__(self) -> int:
+        """Wire requests."""
+        return len(self.form)
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What driver and device agreed on, as Linux and QEMU do by default, and where they run.
+
+    Args:
+        event_idx: Each side says from which index on it wants to be told (VIRTIO_RING_F_EVENT_IDX).
+        indirect: Requests of several descriptors lie in a table of their own
+            (VIRTIO_RING_F_INDIRECT_DESC).
+        cpus: CPU of the driver's and of the device's thread; None leaves them to the scheduler.
+    """
+
+    event_idx: bool = True
+    indirect: bool = True
+    cpus: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the device does with each request before it gives it back.
+
+    Args:
+        memory: The mapping that operations act on.
+        operations: In order; one thread's.
+        rules: As for `execute`.
+        regions: (gpa, length_bytes, offset_bytes) of each region of guest memory.
+        op_end: int64[requests], rising: request i carries out operations
+            `op_end[i - 1]:op_end[i]`.
+        per_call_ns: As for `execute`.
+    """
+
+    memory: Memory
+    operations: Operations
+    rules: dict[int, Rule]
+    regions: Sequence[tuple[int, int, int]]
+    op_end: Times
+    per_call_ns: Times | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a device that serves did: stages c and d, within the wall time of the exchange.
+
+    `translate_ns` and `discard_ns` are measured in the device's thread; `outcome.cpu_ns` is not,
+    and 0: the CPU time of the exchange holds it.
+    """
+
+    translate_ns: int
+    discard_ns: int
+    translation: Translation
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What sending requests through the queues took.
+
+    Args:
+        wall_ns: From the first request added to the last one taken back, in the driver's thread.
+        driver_cpu_ns: CPU time of that thread meanwhile.
+        device_cpu_ns: CPU time of the device's.
+        requests: Buffers that the device took; one a wire request.
+        kicks: Notifications of the device.
+        interrupts: Notifications of the driver.
+        descriptors: That the device read.
+        ring_bytes: What the device read to know what a request says: descriptors and content.
+        refused: Buffers that the device would not take as they were.
+        received: uint8, what it gathered from the rings.
+        received_start: uint64[requests + 1]: request i is
+            `received[received_start[i]:received_start[i + 1]]`.
+        served: Of a device that serves.
+    """
+
+    wall_ns: int
+    driver_cpu_ns: int
+    device_cpu_ns: int
+    requests: int
+    kicks: int
+    interrupts: int
+    descriptors: int
+    ring_bytes: int
+    refused: int
+    received: Bytes
+    received_start: Words
+    served: Served | None
+
+    @property
+    def send_ns(self) -> int:
+        """Stage b: the wall time without what a device that serves did for c and d."""
+        if self.served is None:
+            return self.wall_ns
+        return self.wall_ns - self.served.translate_ns - self.served.discard_ns

@@ -10,10 +10,11 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from replay.backings import Advice
-from replay.plan import Context, Plan, Protocol, UInt8s
+from replay.plan import Context, Plan, Protocol, SentRanges, UInt8s
 from replay.ranges import Bools, Int64s
 from replay.requests import Requests
 from replay.strategies.select import Pieces
+from replay.wire import MAX_DESCRIPTOR_PAGES, MAX_ENTRIES, MAX_PFNS, shares
 from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT, Queue
 
 PFN_BYTES = 4
@@ -35,10 +36,14 @@ class Operations(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """Wire requests, in order: when each is sent, and its bytes that name pages."""
+    """Wire requests, in order: when each is sent, its bytes that name pages, and its ranges.
+
+    `ranges.wire` counts these requests. A strategy whose protocol is not `pfns` must name them.
+    """
 
     request: Int64s
     bytes: Int64s
+    ranges: SentRanges | None = None
 
 
 class Strategy(ABC):
@@ -130,6 +135,7 @@ class Strategy(ABC):
             sent.request,
             sent.bytes,
             requests.queue[sent.request],
+            sent.ranges,
             self.discards,
             None if joined is None else joined.astype(np.bool_),
             None if thread is None else thread.astype(np.uint8),
@@ -138,12 +144,18 @@ class Strategy(ABC):
     @staticmethod
     def _with_reports(sent: Sent, requests: Requests) -> Sent:
         """Reports are sent as they were recorded under every strategy."""
-        reports = np.flatnonzero(requests.queue == Queue.REPORTING)
-        entries = np.diff(requests.run_offsets)[reports]
-        request = np.concatenate((sent.request, reports))
+        reports = sent_reports(requests)
+        if len(reports.request) == 0:
+            return sent
+        request = np.concatenate((sent.request, reports.request))
         order = np.argsort(request, kind="stable")
-        size = np.concatenate((sent.bytes, entries * DESCRIPTOR_BYTES))
-        return Sent(request[order], size[order])
+        size = np.concatenate((sent.bytes, reports.bytes))
+        ranges = sent.ranges
+        if ranges is not None:
+            place = np.empty(len(order), np.int64)
+            place[order] = np.arange(len(order))
+            ranges = ranges._replace(wire=place[ranges.wire])
+        return Sent(request[order], size[order], ranges)
 
 
 def at_least(minimum: int, strategy: Strategy, *names: str) -> None:
@@ -206,6 +218,23 @@ def _joined(columns: list[Int64s]) -> Int64s:
 
 
 def sent_as_recorded(requests: Requests) -> Sent:
-    """One wire request of le32 PFNs for each recorded inflate or deflate request."""
+    """Wire requests of le32 PFNs for each recorded inflate or deflate request.
+
+    One each, but no driver of this protocol sends more than 256 PFNs at once, nor none.
+    """
     balloon = np.flatnonzero(np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE)))
-    return Sent(balloon, requests.pages[balloon] * PFN_BYTES)
+    source, pfns = shares(requests.pages[balloon], MAX_PFNS)
+    return Sent(balloon[source], pfns * PFN_BYTES)
+
+
+def sent_reports(requests: Requests) -> Sent:
+    """Wire requests of descriptors for each recorded report: one each, of at most 32 blocks.
+
+    A block of 4 GiB or more, which no guest reports, takes several descriptors.
+    """
+    reports = np.flatnonzero(requests.queue == Queue.REPORTING)
+    _, pages, request = requests.runs_of(Queue.REPORTING)
+    source, _ = shares(np.abs(pages), MAX_DESCRIPTOR_PAGES)
+    entries = np.bincount(request[source], minlength=len(requests))[reports]
+    of, count = shares(entries, MAX_ENTRIES)
+    return Sent(reports[of], count * DESCRIPTOR_BYTES)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from replay.backings import Advice
-from replay.plan import Context, Protocol
+from replay.plan import Context, Protocol, SentRanges
 from replay.ranges import Int64s
 from replay.requests import Requests
 from replay.strategies.base import Operations, Sent, Strategy, at_least
@@ -79,23 +79,21 @@ class Range(Strategy):
 
     def sent(self, requests: Requests, context: Context) -> Sent:
         """Ranges of whole episodes, packed into as few requests as the buffer allows."""
-        request, size = [], []
-        for queue in (Queue.INFLATE, Queue.DEFLATE):
-            pfn, pages, episode = episode_ranges(requests, context, queue, self.pause_ns)
-            # The driver knows no regions: what touches in PFNs is one range to it.
-            first = np.ones(len(pfn), bool)
-            first[1:] = (pfn[1:] != pfn[:-1] + pages[:-1]) | (episode[1:] != episode[:-1])
-            begin = np.flatnonzero(first)
-            length = np.add.reduceat(pages, begin) if len(begin) else pages
-            ranges = self._windowed(pfn[begin], length, episode[begin])
-            words = np.where(ranges.pages > MAX_SHORT_PAGES, 2, 1)
-            closes = close_requests(words, ranges.request, self.words)
-            request.append(ranges.request[closes])
-            total = np.diff(np.concatenate(([0], np.cumsum(words)[closes])))
-            size.append(HEADER_BYTES + WORD_BYTES * total)
-        sent_with = np.concatenate(request)
-        order = np.argsort(sent_with, kind="stable")
-        return Sent(sent_with[order], np.concatenate(size)[order])
+        return in_order(
+            [self._packed(requests, context, q) for q in (Queue.INFLATE, Queue.DEFLATE)]
+        )
+
+    def _packed(self, requests: Requests, context: Context, queue: Queue) -> Sent:
+        ranges = self._windowed(*driver_ranges(requests, context, queue, self.pause_ns))
+        words = np.where(ranges.pages > MAX_SHORT_PAGES, 2, 1)
+        closes = close_requests(words, ranges.request, self.words)
+        total = np.diff(np.concatenate(([0], np.cumsum(words)[closes])))
+        wire = np.repeat(np.arange(len(closes)), np.diff(np.concatenate(([-1], closes))))
+        return Sent(
+            ranges.request[closes],
+            HEADER_BYTES + WORD_BYTES * total,
+            SentRanges(ranges.page, ranges.pages, wire),
+        )
 
     def _windowed(self, pfn: Int64s, pages: Int64s, episode: Int64s) -> Pieces:
         """Cut ranges where the bitmap, which begins at the episode's lowest PFN, is moved on."""
@@ -121,3 +119,31 @@ def episode_ranges(
     episode = episode_last(requests, pause_ns)
     merged = merged_within(found, episode[found.request], context)
     return context.layout.pfns_of(merged.page), merged.pages, merged.request
+
+
+def driver_ranges(
+    requests: Requests, context: Context, queue: Queue, pause_ns: int
+) -> tuple[Int64s, Int64s, Int64s]:
+    """The same as a driver has them: it knows no regions, so what touches in PFNs is one range."""
+    pfn, pages, episode = episode_ranges(requests, context, queue, pause_ns)
+    first = np.ones(len(pfn), bool)
+    first[1:] = (pfn[1:] != pfn[:-1] + pages[:-1]) | (episode[1:] != episode[:-1])
+    begin = np.flatnonzero(first)
+    length = np.add.reduceat(pages, begin) if len(begin) else pages
+    return pfn[begin], length, episode[begin]
+
+
+def in_order(parts: list[Sent]) -> Sent:
+    """Merge what several queues send into the order in which it is sent."""
+    counts = [len(part.request) for part in parts]
+    before = np.cumsum([0, *counts[:-1]])
+    request = np.concatenate([part.request for part in parts])
+    order = np.argsort(request, kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    named = [part.ranges for part in parts if part.ranges is not None]
+    wire = place[np.concatenate([r.wire + b for r, b in zip(named, before, strict=True)])]
+    by_wire = np.argsort(wire, kind="stable")
+    pfn, pages = (np.concatenate([r[i] for r in named])[by_wire] for i in (0, 1))
+    size = np.concatenate([part.bytes for part in parts])
+    return Sent(request[order], size[order], SentRanges(pfn, pages, wire[by_wire]))

@@ -12,6 +12,7 @@ import pytest
 from replay import native, prepare
 from replay.backings import Advice
 from replay.budget import huge_pool_bytes
+from replay.native.exchange import exchange
 from replay.native.types import Operations
 from replay.ranges import Runs, empty
 from replay.residency import Residency
@@ -19,7 +20,7 @@ from replay.results import ResultsError, load_results
 from replay.schedule import ReplayOptions, replay_trace
 from replay.sending import Sending
 from replay.strategies import STRATEGIES
-from replay.worker import Job, WorkerError, process_context, run_in_fresh_process
+from replay.worker import Job, WorkerError, process_context, run_in_fresh_process, run_job
 from tracer.trace.errors import AerostatError, CaptureIncompleteError
 
 INFLATED, DEFLATED = 2048, 512
@@ -67,6 +68,27 @@ def test_wire_content_agrees_with_the_plan(make_trace):
     assert found["qemu"].wire_requests == (INFLATED + DEFLATED) // 256
     assert found["range"].translated_entries == found["range"].operations
     assert found["range"].wire_requests == 2
+    for strategy in found.values():
+        (run,) = strategy.runs
+        assert run.ring.kicks == run.ring.interrupts == strategy.wire_requests
+    assert found["qemu"].runs[0].ring.bytes == (INFLATED + DEFLATED) // 256 * (16 + 1024)
+    # Header and words, and the table that holds their descriptors.
+    sent = found["range"]
+    assert sent.runs[0].ring.bytes == sent.wire_bytes + 2 * 3 * 16
+
+
+def test_what_comes_over_the_rings_must_be_what_was_sent(monkeypatch):
+    def altered(sent):
+        found = exchange(sent)
+        found.received[0] ^= 1
+        return found
+
+    monkeypatch.setattr("replay.worker.exchange", altered)
+    zero, content = np.zeros(1, np.uint8), np.zeros(4, np.uint8)
+    start, wait = np.array([0, 4], np.uint64), np.ones(1, np.uint8)
+    sent = Sending(content, start, zero, zero, wait, np.zeros(1, np.int64))
+    with pytest.raises(WorkerError, match="did not come over the virtqueues as they were sent"):
+        run_job(job(sending=sent))
 
 
 def test_memfd_is_holed(make_trace):
@@ -303,7 +325,9 @@ def job(**changes) -> Job:
         operations=Operations(
             nothing, np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, np.int64)
         ),
-        sending=Sending(nothing, np.zeros(1, np.uint64), nothing),
+        sending=Sending(
+            nothing, np.zeros(1, np.uint64), nothing, nothing, nothing, np.zeros(0, np.int64)
+        ),
         regions=((0, 1 << 22, 0),),
         cpu=None,
         crew_cpus=(),

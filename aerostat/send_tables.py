@@ -1,0 +1,45 @@
+"""Draws stage b of a replay: what each strategy's protocol costs on the virtqueues."""
+
+from statistics import median
+
+from aerostat import render
+from replay.results import Results, StrategyResult
+
+
+def siblings_in_words(count: int) -> str:
+    """How many sibling threads ran during stage d, for the heads of tables."""
+    if count == 0:
+        return "no sibling threads"
+    return "1 sibling thread" if count == 1 else f"{count} sibling threads"
+
+
+def draw_sending(results: Results) -> None:
+    """Draw requests, notifications, bytes and time of stage b, and what the trace makes of them."""
+    columns = ["<strategy", "<protocol", "requests", "kicks", "interrupts", "over the ring"]
+    columns += ["b send", "CPU", "each", "at the trace's pace"]
+    rows = [_row(strategy) for strategy in results.strategies if strategy.runs]
+    spare = ("<protocol", "CPU", "interrupts", "over the ring")
+    # Siblings run beside stage d alone: a vCPU that waits for an answer is the driver's.
+    title = f"stage b over virtqueues: medians of {results.settings.runs} runs, no sibling threads"
+    render.draw(title, columns, rows, spare=spare)
+    if all(strategy.projected_send_ns is None for strategy in results.strategies):
+        render.say("The trace was not recorded on both sides, so it has no pace of its own.")
+    render.say()
+
+
+def _row(strategy: StrategyResult) -> list[str]:
+    runs = strategy.runs
+    send_ns = median(run.send_ns for run in runs)
+    sent = strategy.wire_requests
+    return [
+        strategy.name.replace(":", " ").replace(",", " "),
+        strategy.protocol,
+        render.count(sent),
+        render.count(round(median(run.ring.kicks for run in runs))),
+        render.count(round(median(run.ring.interrupts for run in runs))),
+        render.size(round(median(run.ring.bytes for run in runs))),
+        render.ns(send_ns),
+        render.ns(median(run.send_cpu_ns for run in runs)),
+        render.ns(send_ns / sent) if sent else render.NOT_OBSERVED,
+        render.ns(strategy.projected_send_ns),
+    ]
