@@ -95,7 +95,11 @@ def _say_seed(direction: Direction) -> None:
 
 def draw_ledger(ledger: Ledger) -> None:
     """Draw every count of the same pages, and whether they agree."""
-    verdict = {True: "balanced", False: "NOT BALANCED", None: "nothing to balance against"}
+    verdict = {
+        True: "balanced",
+        False: "NOT BALANCED",
+        None: f"nothing could be compared: {ledger.why_open}",
+    }
     rows = [
         (line.name, render.count(line.pages), line.status, line.source) for line in ledger.lines
     ]

@@ -97,7 +97,10 @@ class VmEvents:
         self._snapshot()
 
     def _on_actual(self, value: int, ts_ns: int, text: str | None) -> None:
+        is_first = self._actual is None
         self._actual = (value, ts_ns)
+        if is_first:
+            self.mark_actual()  # What the ledger counts from.
 
     def _on_run_state(self, value: int, ts_ns: int, text: str | None) -> None:
         state = _RUN_STATES[value] if value < len(_RUN_STATES) else f"number {value}"

@@ -8,10 +8,11 @@ import numpy.typing as npt
 from tracer.clocks import ClockFit
 from tracer.join import join
 from tracer.ledger_columns import Columns, counted_pages, one_sided_pages
+from tracer.ledger_host import actual_between, discarded_pages
 from tracer.ledger_stats import stats_counts
 from tracer.trace.manifest import LedgerLine, SideInfo
 from tracer.trace.reader import Trace
-from tracer.trace.schema import PAGE_BYTES, Call, Caller, Queue, Side
+from tracer.trace.schema import PAGE_BYTES, Caller, Queue, Side
 
 EQUAL = "equal"
 NOT_OBSERVED = "not observed"
@@ -23,12 +24,8 @@ _QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
 PAGE_QUEUES = (*_QUEUES, Queue.FREE_PAGE_HINT)
 """Queues that name pages."""
 _COUNTED = (Queue.INFLATE, Queue.DEFLATE)
-"""Queues whose pages the guest's kernel counts itself."""
-_PUNCH_HOLE = 2
-"""FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h, since 2.6.38."""
-_GIVES_BACK = (4, 8, 9, 24)
-"""MADV_DONTNEED, FREE (4.5), REMOVE, DONTNEED_LOCKED (5.18): asm-generic/mman-common.h."""
-_WILLNEED = 3
+"""Queues whose pages the guest's kernel and the device count themselves."""
+_DEVICE = "device: change of actual"
 
 
 @dataclass(frozen=True)
@@ -37,25 +34,14 @@ class Ledger:
 
     Attributes:
         lines: One per source; `pages` is None where it was not observed.
-        balanced: True if all observed counts agree and nothing is lost, False if some do not, None
-            if no count could be held against another.
+        balanced: True if counts of the same pages were held against each other and all agree, False
+            if some do not or events are lost, None if no such count could be held against another.
+        why_open: Why none could; empty where `balanced` is not None.
     """
 
     lines: tuple[LedgerLine, ...]
     balanced: bool | None
-
-
-@dataclass(frozen=True)
-class Discards:
-    """The VMM's system calls for one queue's requests.
-
-    Attributes:
-        calls: How many, failed ones included; None if not observed.
-        total_ns: Time in them; None if not observed.
-    """
-
-    calls: int | None
-    total_ns: int | None
+    why_open: str = ""
 
 
 def ledger(trace: Trace) -> Ledger:
@@ -75,26 +61,8 @@ def ledger(trace: Trace) -> Ledger:
     book.device()
     book.disk()
     book.losses()
-    return Ledger(tuple(book.lines), book.balanced())
-
-
-def captured_discards(trace: Trace) -> dict[Queue, Discards]:
-    """Count the VMM's own discard calls per queue: what a faithful replay has to reproduce.
-
-    Args:
-        trace: A trace with a host side; without one every count is None.
-
-    Returns:
-        Calls and time of each queue that moves pages.
-    """
-    columns = Columns(trace)
-    found = {}
-    for queue in _QUEUES:
-        rows = columns.rows(Side.HOST, queue)
-        found[queue] = Discards(
-            columns.total("discard_calls", rows), columns.total("discard_ns", rows)
-        )
-    return found
+    balanced = book.balanced()
+    return Ledger(tuple(book.lines), balanced, book.why_open() if balanced is None else "")
 
 
 class _Book:
@@ -122,14 +90,24 @@ class _Book:
             return False
         return True if self._held else None
 
+    def why_open(self) -> str:
+        """Say why no two counts of the same pages could be held against each other."""
+        if np.any(np.isin(self._columns.queue, PAGE_QUEUES)):
+            return "its pages were counted in one place alone"
+        if self._trace.table("calls").num_rows:
+            return "it holds system calls alone, and nothing else counted their pages"
+        return "the balloon did not move while it was recorded"
+
     def open_queue(self, queue: Queue) -> None:
         """Write the lines of one queue."""
         name = queue.name.lower()
         guest = self._pages(Side.GUEST, queue, self._guest)
         host = self._pages(Side.HOST, queue, self._host)
         apart, early = (self._apart[side].get(queue, 0) for side in (Side.HOST, Side.GUEST))
+        rejected = self._columns.known("rejected_pages", self._columns.rows(Side.HOST, queue))
         # The device's own count goes over the host's recording.
-        self._moved[queue] = host if guest is None or apart or early else guest
+        moved = host if guest is None or apart or early else guest
+        self._moved[queue] = None if moved is None else moved - rejected
         if not guest and not host and self._counter_pages(queue) in (None, 0):
             return
         self._line(f"{name}: guest driver", guest, "guest requests", None)
@@ -148,8 +126,11 @@ class _Book:
         if early:
             source = "guest requests while the host was not recorded"
             self._line(f"{name}: guest only", early, source, None)
+        if rejected:
+            source = "pages outside the guest's memory: named, and not followed"
+            self._line(f"{name}: host rejected", rejected, source, None)
         if queue in _QUEUES:
-            self._discarded(queue, name)
+            self._discarded(queue, name, None if host is None else host - rejected)
 
     def migrations(self) -> None:
         """Hold the pages that compaction moved against the guest kernel's own count of them.
@@ -183,15 +164,26 @@ class _Book:
 
     def device(self) -> None:
         """Write the device's own `actual` beside what the requests add up to."""
-        begin, end = (_counter(self._host, f"actual_bytes_{when}") for when in ("begin", "end"))
-        change = None if begin is None or end is None else (end - begin) // PAGE_BYTES
-        inflated, deflated = (self._moved.get(q) for q in (Queue.INFLATE, Queue.DEFLATE))
-        net = None if inflated is None or deflated is None else inflated - deflated
         elsewhere = _counter(self._host, "misplaced_requests")
         if elsewhere:
             source = "requests outside the memory map: GPAs of calls are wrong"
-            self._line("memory map: host requests", elsewhere, source, 0)
-        self._line("device: change of actual", change, "actual_bytes, end less begin", net)
+            self._line("memory map: host requests", elsewhere, source, 0, is_moved=False)
+        # That nothing changed where nothing was asked for is no proof of a count.
+        has_moved = bool(np.any(np.isin(self._columns.queue, _COUNTED)))
+        begin, end = (_counter(self._host, f"actual_bytes_{when}") for when in ("begin", "end"))
+        if begin is not None and end is not None:
+            inflated, deflated = (self._moved.get(q) for q in (Queue.INFLATE, Queue.DEFLATE))
+            net = None if inflated is None or deflated is None else inflated - deflated
+            # `actual` is what the guest has left, so it falls by what the balloon takes.
+            change, source = (begin - end) // PAGE_BYTES, "actual_bytes, begin less end"
+            self._line(_DEVICE, change, source, net, is_moved=has_moved)
+            return
+        seen = actual_between(self._trace, self._columns)
+        source = "actual, first event less last, and the requests between"
+        if seen is None:
+            self._line(_DEVICE, None, source, None)
+        else:
+            self._line(_DEVICE, seen.change_pages, source, seen.net_pages, is_moved=has_moved)
 
     def disk(self) -> None:
         """Write how many request rows the manifest promises and how many can be read."""
@@ -205,7 +197,8 @@ class _Book:
                 if segment.table == "requests" and segment.side == name
             )
             read = int(np.count_nonzero(self._columns.side == side))
-            self._line(f"disk: {name} request rows", read, "requests table, in rows", promised)
+            source = "requests table, in rows"
+            self._line(f"disk: {name} request rows", read, source, promised, is_moved=False)
 
     def losses(self) -> None:
         """Write what was lost; anything lost unbalances the trace."""
@@ -221,10 +214,27 @@ class _Book:
             )
             counted = _counter(info, f"lost_{stream}") or 0
             lost = max(listed, counted)
-            self._line(f"loss: {side} {stream}", lost, "events not delivered", 0)
+            self._line(f"loss: {side} {stream}", lost, "events not delivered", 0, is_moved=False)
 
-    def _line(self, name: str, value: int | None, source: str, expected: int | None) -> None:
-        """Write one line; a value held against nothing neither balances nor unbalances."""
+    def _line(
+        self,
+        name: str,
+        value: int | None,
+        source: str,
+        expected: int | None,
+        *,
+        is_moved: bool = True,
+    ) -> None:
+        """Write one line; a value held against nothing neither balances nor unbalances.
+
+        Args:
+            name: Of the line.
+            value: What was counted, None if it was not observed.
+            source: By whom.
+            expected: What it is held against, None for nothing.
+            is_moved: Whether it counts what moved; a line that does not can only unbalance, since
+                no loss of nothing proves no count.
+        """
         if value is None:
             status = NOT_OBSERVED
         elif expected is None:
@@ -234,7 +244,7 @@ class _Book:
         else:
             status = f"differs by {value - expected:+d}"
         if value is not None and expected is not None:
-            self._held += 1
+            self._held += is_moved
             self._wrong += value != expected
         self.lines.append(LedgerLine(name=name, pages=value, source=source, status=status))
 
@@ -277,47 +287,22 @@ class _Book:
             return None
         return (end - begin) * (self._guest.page_size_bytes // PAGE_BYTES)
 
-    def _discarded(self, queue: Queue, name: str) -> None:
-        """Hold what the host's system calls covered against what the host's requests named."""
-        pages = self._discarded_pages(queue)
+    def _discarded(self, queue: Queue, name: str, followed: int | None) -> None:
+        """Hold what the host's system calls covered against what its requests named in memory."""
+        observed = self._host is not None
+        pages = discarded_pages(self._trace, self._columns, queue) if observed else None
+        sizes = [region.page_size_bytes for region in self._trace.manifest.regions]
         if queue is not Queue.DEFLATE:
-            host = self._pages(Side.HOST, queue, self._host)
-            self._line(f"{name}: host discarded", pages, "successful system calls", host)
+            source = "successful system calls"
+            if max(sizes, default=PAGE_BYTES) > PAGE_BYTES and (pages or 0) < (followed or 0):
+                source += "; of a larger host page all or nothing goes"
+                followed = None
+            self._line(f"{name}: host discarded", pages, source, followed)
         elif pages:
             # Advice on deflate is a hint that many VMMs do not give; none given is no imbalance.
-            host = self._pages(Side.HOST, queue, self._host)
-            self._line(f"{name}: host advised", pages, "successful WILLNEED calls", host)
+            self._line(f"{name}: host advised", pages, "successful WILLNEED calls", followed)
         else:
             self._line(f"{name}: host advised", None, "no successful WILLNEED call", None)
-
-    def _discarded_pages(self, queue: Queue) -> int | None:
-        rows = self._columns.rows(Side.HOST, queue)
-        if self._host is None or self._columns.total("discard_calls", rows) is None:
-            return None
-        by_kind = self._bytes_by_kind(self._columns.seq[rows], deflate=queue is Queue.DEFLATE)
-        if by_kind:
-            # Shared memory takes two calls a page, hole punch and madvise: count the page once.
-            return max(by_kind) // PAGE_BYTES
-        total = self._columns.total("discard_bytes", rows)
-        return None if total is None else total // PAGE_BYTES
-
-    def _bytes_by_kind(self, seqs: npt.NDArray[np.uint64], *, deflate: bool) -> list[int]:
-        """Bytes covered by each kind of successful call that belongs to these requests."""
-        calls = self._trace.table("calls")
-        call, advice, error = (calls.column(c).to_numpy() for c in ("call", "advice", "errno"))
-        request = calls.column("request_seq")
-        linked = np.isin(request.fill_null(0).to_numpy(), seqs)
-        linked &= ~request.is_null().to_numpy() & (error == 0)
-        linked &= calls.column("side").to_numpy() == Side.HOST
-        # In doubles: exact to 2**53 pages, and a hostile length cannot wrap round.
-        length = calls.column("length_bytes").to_numpy().astype(np.float64)
-        covered = length * calls.column("count").to_numpy()
-        punch = (call == Call.FALLOCATE) & (advice & _PUNCH_HOLE != 0)
-        kinds = [(call != Call.FALLOCATE) & (advice == value) for value in _GIVES_BACK]
-        if deflate:
-            kinds, punch = [], (call != Call.FALLOCATE) & (advice == _WILLNEED)
-        sums = [covered[linked & kind].sum() for kind in [punch, *kinds] if np.any(linked & kind)]
-        return [int(value) for value in sums]
 
 
 def _side(trace: Trace, name: str) -> SideInfo | None:

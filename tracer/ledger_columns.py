@@ -46,6 +46,10 @@ class Columns:
             end = np.maximum(end, times_ns(self._table, name)[rows])
         return np.where(begin == NOT_OBSERVED, send, begin), end
 
+    def known(self, name: str, rows: npt.NDArray[np.bool_]) -> int:
+        """Sum a column over the rows that have it."""
+        return sum(self._table.column(name).filter(rows).drop_null().to_pylist())
+
     def total(self, name: str, rows: npt.NDArray[np.bool_]) -> int | None:
         """Sum a column; None if there is no row or any row lacks it: the sum is not known then."""
         column = self._table.column(name).filter(rows)

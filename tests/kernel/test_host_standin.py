@@ -7,6 +7,7 @@ import numpy as np
 
 from tests.kernel.recording import recording
 from tests.standins.build import qemu_like
+from tracer.ledger import ledger
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.runs import decode_runs
 from tracer.trace.schema import Queue, Side
@@ -70,8 +71,16 @@ def test_every_request_page_and_discard_of_a_qemu_is_recorded(tmp_path: Path):
 def test_pages_outside_guest_memory_cause_no_call(tmp_path: Path):
     output = tmp_path / "host.balloon"
     with qemu_like("-m", "64M", *DEVICE) as vm, recording(vm, output):
+        vm.send("actual", 64 << 20)
         did = vm.send("garbage", 5, 0xFFFFFFFF, 7, 1 << 30, 9)
+        vm.send("actual", (64 << 20) - 3 * PAGE)
     assert (did.pages, did.rejected, did.calls) == (5, 2, 3)
     trace = open_trace(output)
     assert pages(rows(trace, "requests")) == [5, 0xFFFFFFFF, 7, 1 << 30, 9]
     assert discarded(rows(trace, "calls"), mmap.MADV_DONTNEED) == [5, 7, 9]
+    book = ledger(trace)
+    lines = {line.name: (line.pages, line.status) for line in book.lines}
+    assert lines["inflate: host rejected"] == (2, "not compared")
+    assert lines["inflate: host discarded"] == (3, "equal")
+    assert lines["device: change of actual"] == (3, "equal")
+    assert book.balanced is True

@@ -40,6 +40,8 @@ def test_every_call_byte_and_run_of_a_stranger_is_summed(way, detail, tmp_path: 
     assert (host["side"], host["detail"]) == ("host", detail)
     assert "virtqueue" in host["lacks"]
     assert document["stages"] == document["runs"] == []
+    assert document["ledger"]["balanced"] is None
+    assert "system calls alone" in document["ledger"]["why_open"]
 
 
 def test_without_requests_whatif_and_replay_say_what_is_missing_and_what_to_do(tmp_path, capsys):

@@ -115,7 +115,7 @@ GUEST_COUNTERS = {
 }
 HOST_COUNTERS = {
     "actual_bytes_begin": 2 << 30,
-    "actual_bytes_end": (2 << 30) + 256 * 4096,
+    "actual_bytes_end": (2 << 30) - 256 * 4096,
     "lost_requests": 0,
     "lost_calls": 0,
 }

@@ -1,5 +1,6 @@
 """Ledgers that balance, and ledgers that say where they do not."""
 
+import pyarrow as pa
 import pytest
 
 from tests.unit.capture_bundle import (
@@ -18,11 +19,13 @@ from tests.unit.capture_bundle import (
     write_guest,
     write_host,
 )
-from tracer.ledger import Discards, captured_discards, ledger
+from tracer.ledger import ledger
+from tracer.ledger_host import Discards, captured_discards
 from tracer.merge import merge_sides
-from tracer.trace.manifest import Loss
+from tracer.trace.manifest import Loss, Manifest, SideInfo
 from tracer.trace.reader import open_trace
-from tracer.trace.schema import Caller, Queue, Side, Wire
+from tracer.trace.schema import REQUESTS, Caller, Mark, Queue, Side, Wire
+from tracer.trace.writer import TraceWriter
 
 DEFLATE_WITHOUT_CALLS = received(12, Queue.DEFLATE, BACK, (1_410_000, 1_425_000, 0), calls=0)
 
@@ -118,7 +121,7 @@ def test_guest_counter_leaves_page_migrations_out(tmp_path):
 
 
 def test_device_actual_that_moved_otherwise(tmp_path):
-    counters = HOST_COUNTERS | {"actual_bytes_end": (2 << 30) + 250 * 4096}
+    counters = HOST_COUNTERS | {"actual_bytes_end": (2 << 30) - 250 * 4096}
     book = ledger(both(tmp_path, host={"counters": counters}))
     assert lines(book)["device: change of actual"] == (250, "differs by -6")
     assert book.balanced is False
@@ -318,3 +321,109 @@ def test_requests_while_the_host_was_not_recorded_are_told_apart(tmp_path):
     assert found["inflate: guest only"] == (1, "not compared")
     assert found["device: change of actual"] == (256, "equal")
     assert book.balanced is True
+
+
+def rejecting(row, pages):
+    """The row, with pages outside the guest's memory that were not followed."""
+    runs = [*row["runs"], {"pfn": 0xFFFFFFFF, "pages": 1}, {"pfn": 1 << 30, "pages": pages - 1}]
+    return row | {"runs": runs, "pages": row["pages"] + pages, "rejected_pages": pages}
+
+
+def test_garbage_is_told_apart_and_the_rest_balances(tmp_path):
+    rows = [rejecting(HOST_ROWS[0], 7), HOST_ROWS[1], rejecting(HOST_ROWS[2], 2), HOST_ROWS[3]]
+    book = ledger(open_trace(write_host(tmp_path / "h.balloon", rows=rows)))
+    found = lines(book)
+    assert found["inflate: host requests"] == (391, "not compared")
+    assert found["inflate: host rejected"] == (7, "not compared")
+    assert found["inflate: host discarded"] == (384, "equal")
+    assert found["deflate: host rejected"] == (2, "not compared")
+    assert found["deflate: host advised"] == (128, "equal")
+    assert found["device: change of actual"] == (256, "equal")
+    assert book.balanced is True
+
+
+def test_garbage_that_was_followed_unbalances(tmp_path):
+    rows = [rejecting(HOST_ROWS[0], 7), *HOST_ROWS[1:]]
+    calls = [*CALL_ROWS, call(10, DONTNEED, 7)]
+    book = ledger(open_trace(write_host(tmp_path / "h.balloon", rows=rows, calls=calls)))
+    assert lines(book)["inflate: host discarded"] == (391, "differs by +7")
+    assert book.balanced is False
+
+
+def test_system_calls_alone_balance_nothing(tmp_path):
+    calls = [{**call(10, DONTNEED, 256), "request_seq": None}]
+    counters = {"actual_bytes_begin": 5 << 20, "actual_bytes_end": 5 << 20}
+    path = write_host(tmp_path / "h.balloon", rows=[], calls=calls, counters=counters)
+    book = ledger(open_trace(path))
+    assert lines(book)["disk: host request rows"] == (0, "equal")
+    assert book.balanced is None
+    assert "system calls alone" in book.why_open
+
+
+def test_a_still_balloon_balances_nothing(tmp_path):
+    book = ledger(open_trace(write_host(tmp_path / "h.balloon", rows=[], calls=[], counters={})))
+    assert book.balanced is None
+    assert "did not move" in book.why_open
+
+
+def test_pages_counted_once_are_not_called_balanced(tmp_path):
+    quiet = {"discard_calls": None, "discard_ns": None, "discard_bytes": None}
+    rows = [row | quiet for row in HOST_ROWS]
+    path = write_host(tmp_path / "h.balloon", rows=rows, calls=[], counters={})
+    book = ledger(open_trace(path))
+    assert book.balanced is None
+    assert "counted in one place alone" in book.why_open
+
+
+def test_a_loss_unbalances_even_where_nothing_is_compared(tmp_path):
+    counters = {"lost_calls": 3}
+    book = ledger(
+        open_trace(write_host(tmp_path / "h.balloon", rows=[], calls=[], counters=counters))
+    )
+    assert (book.balanced, book.why_open) == (False, "")
+
+
+def with_actual(path, *marks, rows=HOST_ROWS, losses=()):
+    """A host's trace whose recorder could not ask for `actual`, and saw it change."""
+    info = SideInfo(page_size_bytes=4096, begin_ns=0, end_ns=2_000_000)
+    with TraceWriter(path, Side.HOST) as writer:
+        writer.append("requests", pa.RecordBatch.from_pylist(list(rows), schema=REQUESTS))
+        for ts_ns, value in marks:
+            writer.mark(Mark.ACTUAL, ts_ns, value=value)
+        for loss in losses:
+            writer.loss(loss.stream, loss.count, loss.since_ns, loss.until_ns, cause=loss.cause)
+        writer.close(Manifest(sides={"host": info}))
+    return ledger(open_trace(path))
+
+
+AFTER_FIRST, AFTER_SECOND, AT_END = ((2 << 30) - pages * 4096 for pages in (256, 384, 256))
+
+
+def test_actual_as_it_was_seen_to_change_is_held_against_the_requests_between(tmp_path):
+    book = with_actual(
+        tmp_path / "h.balloon",
+        (1_060_000, AFTER_FIRST),
+        (1_345_000, AFTER_SECOND),
+        (1_430_000, AT_END),
+    )
+    assert lines(book)["device: change of actual"] == (0, "equal")
+    two = with_actual(tmp_path / "two.balloon", (1_060_000, AFTER_FIRST), (1_345_000, AFTER_SECOND))
+    assert lines(two)["device: change of actual"] == (128, "equal")
+    assert two.balanced is True
+
+
+def test_actual_that_moved_further_than_the_requests_unbalances(tmp_path):
+    book = with_actual(
+        tmp_path / "h.balloon", (1_060_000, AFTER_FIRST), (1_345_000, AFTER_SECOND - 40_960)
+    )
+    assert lines(book)["device: change of actual"] == (138, "differs by +10")
+    assert book.balanced is False
+
+
+def test_actual_is_not_compared_where_it_was_seen_once_or_requests_are_missing(tmp_path):
+    once = with_actual(tmp_path / "once.balloon", (1_060_000, AFTER_FIRST))
+    assert lines(once)["device: change of actual"] == (None, "not observed")
+    loss = Loss(side="host", stream="requests", count=2, since_ns=None, until_ns=5, cause="ring")
+    marks = (1_060_000, AFTER_FIRST), (1_345_000, AFTER_SECOND)
+    lossy = with_actual(tmp_path / "lossy.balloon", *marks, losses=[loss])
+    assert lines(lossy)["device: change of actual"] == (128, "not compared")

@@ -74,11 +74,15 @@ def test_a_still_balloon_is_said_to_be_still(capsys) -> None:
 
 @pytest.mark.parametrize(
     ("balanced", "text"),
-    [(True, "ledger: balanced"), (False, "NOT BALANCED"), (None, "nothing to balance against")],
+    [
+        (True, "ledger: balanced"),
+        (False, "ledger: NOT BALANCED"),
+        (None, "ledger: nothing could be compared: system calls alone"),
+    ],
 )
 def test_the_ledger_says_whether_it_balances(balanced: bool | None, text: str, capsys) -> None:
     line = LedgerLine(name="inflate: guest driver", pages=None, source="s", status="not observed")
-    draw_ledger(Ledger((line,), balanced))
+    draw_ledger(Ledger((line,), balanced, "system calls alone"))
     out = capsys.readouterr().out
     assert text in out
     assert "guest driver" in out

@@ -19,7 +19,8 @@ from lab.session import LabOptions, open_vm
 from tracer import decode, host_probes
 from tracer.host_engine import HostEngine
 from tracer.join import join
-from tracer.ledger import captured_discards, ledger
+from tracer.ledger import ledger
+from tracer.ledger_host import captured_discards
 from tracer.merge import merge_sides
 from tracer.stages import stage_table
 from tracer.trace.check import check_trace
