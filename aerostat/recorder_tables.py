@@ -73,14 +73,13 @@ def draw_probes(manifest: Manifest) -> None:
     ]
     if not rows:
         return
-    columns = ("<side", "<probe", "<way", "<note", "hits", "a hit", "others", "<where")
+    columns = ("<side", "<probe", "<way", "<note", "hits", "a hit", "in all", "others", "<where")
     render.draw("probes", columns, rows, spare=("where",))
     for reason, (number, points) in notes.items():
         render.say_note(f"[{number}]", f"{_listed(points)}: {reason}")
     render.say(
-        "hits: of the host's pop, push, enter and exit probes, those of all points with that end."
-        " a hit: what one costs the traced VM. others: what a probe adds to every system call of"
-        " every other process."
+        "hits: how often the traced VM ran into it. a hit: what one costs the VM, in all: what all"
+        " did. others: what a probe adds to every system call of every other process."
     )
     render.say()
 
@@ -94,7 +93,10 @@ def _probe_row(
         points.append(probe.point)
         mark = f"[{number}]"
     way = probe.way if probe.status == "attached" else probe.status
-    costs = (render.ns(probe.cost_ns), render.ns(probe.bystander_ns))
+    in_all_ns = None
+    if probe.cost_ns is not None and probe.hits is not None:
+        in_all_ns = probe.cost_ns * probe.hits
+    costs = (render.ns(probe.cost_ns), render.ns(in_all_ns), render.ns(probe.bystander_ns))
     return (side, probe.point, way, mark, render.count(probe.hits), *costs, probe.target)
 
 

@@ -136,7 +136,7 @@ static __always_inline int call_exit(long result)
 		return 0;
 	took = now - in->enter_ns;
 	error = result < 0 && result >= -4095 ? -result : 0;
-	count(vm, HOST_HIT_CALL, 1);
+	count(vm, HOST_HIT_CALL + (in->call & (CALLS - 1)), 1);
 	in->discard_calls++;
 	in->discard_ns += took;
 	if (in->call == CALL_PROCESS_MADVISE && !error) {

@@ -193,7 +193,7 @@ static __always_inline int pop(struct pt_regs *ctx, u32 handler)
 
 	if (!vm)
 		return 0;
-	count(vm, HOST_HIT_POP, 1);
+	count(vm, HOST_HIT_POP + handler, 1);
 	if (!element) {
 		inflight.delete(&thread);
 		return 0;
@@ -231,9 +231,11 @@ int on_push(struct pt_regs *ctx)
 
 	if (!vm)
 		return 0;
-	count(vm, HOST_HIT_PUSH, 1);
-	if (!in || in->element != PT_REGS_PARM2(ctx))
+	if (!in || in->element != PT_REGS_PARM2(ctx)) {
+		count(vm, HOST_LONE_PUSHES, 1);
 		return 0;
+	}
+	count(vm, HOST_HIT_PUSH + (in->handler & (HANDLERS - 1)), 1);
 	emit_run(vm, in);
 	emit_chunks(vm, in, thread, PT_REGS_PARM1(ctx));
 	inflight.delete(&thread);

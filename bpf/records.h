@@ -42,6 +42,7 @@ enum aerostat_handler {
 	HANDLER_REPORT = 1,
 	HANDLER_STATS = 2,
 	HANDLER_HINT = 3,
+	HANDLERS,
 };
 
 /* Numbers of Call in tracer/trace/schema.py. */
@@ -50,6 +51,7 @@ enum aerostat_call {
 	CALL_FALLOCATE = 1,
 	CALL_PROCESS_MADVISE = 2,
 	CALL_MMAP = 3,
+	CALLS,
 };
 
 /* Indices of host_vm.counts; each is a sum since the VM was added. */
@@ -65,9 +67,19 @@ enum aerostat_count {
 	HOST_LOST_THREADS,           /* no room to remember a thread */
 	HOST_LOST_PIECES,            /* of a vector, beyond AEROSTAT_PIECES */
 	HOST_OUTSIDE_CALLS,          /* on memory that is not the guest's: not recorded, no loss */
-	HOST_HIT_POP,
-	HOST_HIT_PUSH,
-	HOST_HIT_CALL,
+	HOST_LONE_PUSHES,            /* of an element that was not seen to be popped; not in HIT_PUSH */
+	HOST_HIT_POP,                /* in the order of aerostat_handler */
+	HOST_HIT_POP_REPORT,
+	HOST_HIT_POP_STATS,
+	HOST_HIT_POP_HINT,
+	HOST_HIT_PUSH,               /* likewise */
+	HOST_HIT_PUSH_REPORT,
+	HOST_HIT_PUSH_STATS,
+	HOST_HIT_PUSH_HINT,
+	HOST_HIT_CALL,               /* in the order of aerostat_call */
+	HOST_HIT_FALLOCATE,
+	HOST_HIT_PROCESS_MADVISE,
+	HOST_HIT_MMAP,
 	HOST_COUNTS,
 };
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from tracer.attach import Attachment
 from tracer.decode import HANDLER_QUEUES
@@ -14,12 +13,12 @@ from tracer.host_rows import HostRows
 from tracer.machine import probe_record
 from tracer.probes import HANDLER_WORDS, host_request_points
 from tracer.trace.manifest import ProbeRecord, VmInfo
-from tracer.trace.schema import Queue
+from tracer.trace.schema import Call, Queue
 from tracer.vm_probes import Count, Event, Quota, VmProbes
 from tracer.vmm import Vmm
 
-_SHARED_HITS = ("enter", "exit", "pop", "push")
-"""Last words of the points whose hits are counted together."""
+_ENDS = {"pop": Count.HIT_POP, "push": Count.HIT_PUSH}
+"""The first of the counts that a handler's points have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +146,7 @@ class Account:
             "lost_inflate_pages": counts[Count.LOST_INFLATE_PAGES],
             "lost_deflate_pages": counts[Count.LOST_DEFLATE_PAGES],
             "outside_calls": counts[Count.OUTSIDE_CALLS],
+            "lone_pushes": counts[Count.LONE_PUSHES],
         }
 
     def probe_records(self) -> list[ProbeRecord]:
@@ -155,19 +155,13 @@ class Account:
         return [self._record(attachment, hits) for attachment in self.attached]
 
     def probe_ns(self) -> float | None:
-        """What the probes have cost the VM so far, of those whose cost was measured.
-
-        Points of one end, such as every handler's pop, share one count of hits: it is taken once,
-        at their mean cost.
-        """
-        alike: dict[str, list[tuple[float, int]]] = {}
-        for record in self.probe_records():
-            if record.cost_ns is not None and record.hits is not None:
-                end = record.point.rpartition("-")[2]
-                key = end if end in _SHARED_HITS else record.point
-                alike.setdefault(key, []).append((record.cost_ns, record.hits))
-        sums = [fmean(cost for cost, _ in found) * found[0][1] for found in alike.values()]
-        return sum(sums) if sums else None
+        """What the probes have cost the VM so far, of those whose cost was measured."""
+        costs = [
+            record.cost_ns * record.hits
+            for record in self.probe_records()
+            if record.cost_ns is not None and record.hits is not None
+        ]
+        return sum(costs) if costs else None
 
     def queues(self) -> frozenset[Queue]:
         """Name the queues whose requests are seen."""
@@ -188,12 +182,11 @@ class Account:
         }
         for attachment in self.attached:
             name = attachment.point.name
-            if name.endswith(("-enter", "-exit")):
-                hits[name] = counts[Count.HIT_CALL]
-            elif name.endswith("-pop"):
-                hits[name] = counts[Count.HIT_POP]
-            elif name.endswith("-push"):
-                hits[name] = counts[Count.HIT_PUSH]
+            word, _, end = name.rpartition("-")
+            if end in ("enter", "exit"):
+                hits[name] = counts[Count.HIT_CALL + Call[word.upper()]]
+            elif end in _ENDS:
+                hits[name] = counts[_ENDS[end] + HANDLER_WORDS.index(word)]
         return hits
 
     def _record(self, attachment: Attachment, hits: dict[str, int]) -> ProbeRecord:

@@ -14,6 +14,7 @@ from tracer.errors import ProbeError
 from tracer.host_probes import QemuSites
 from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Point
 from tracer.pump import Pump
+from tracer.trace.schema import Call
 from tracer.vm_probes import Count, Target, VmProbes
 
 _TIMED = ("on_pop_0", "on_push")
@@ -134,7 +135,7 @@ class HostEngine:
         vms[own] = vms.Leaf(slot=_OWN_SLOT)
         inflight[thread] = inflight.Leaf()
         try:
-            yield lambda: int(vms[own].counts[Count.HIT_CALL])
+            yield lambda: sum(vms[own].counts[Count.HIT_CALL + call] for call in Call)
         finally:
             del inflight[thread]
             del vms[own]

@@ -50,7 +50,8 @@ class Handler:
         way: How it was found: symtab, dynsym, debug file, usdt or recovered.
         function: Bounds of the code that holds the sites, ELF addresses. QEMU's function of that
             name, or the one that the compiler put it into.
-        pop_site: Executed with rax = element (or 0) after `virtqueue_pop` returned.
+        pop_site: Executed with rax = element (or 0) after `virtqueue_pop` returned; of free page
+            hints where a popped element leads alone, since QEMU polls that queue.
         push_site: The call of `virtqueue_push(vq, element, length)`. None for statistics: QEMU
             keeps that element until it wants the next one, and a timer's function returns it
             (`balloon_stats_poll_cb`).
@@ -125,7 +126,14 @@ def queue_index_offset(binary: Binary) -> int:
 
 def _handler(binary: Binary, number: int, function: Function, way: str) -> Handler:
     queue = _QUEUES[number]
-    sites = find_sites(binary, HANDLERS[number], function, pushes=queue is not Queue.STATS)
+    sites = find_sites(
+        binary,
+        HANDLERS[number],
+        function,
+        pushes=queue is not Queue.STATS,
+        # While hints are wanted, a bottom half pops again and again (virtio-balloon.c, since 4.0).
+        polls=queue is Queue.FREE_PAGE_HINT,
+    )
     return Handler(
         HANDLERS[number], queue, way, function, sites.pop, sites.push, sites.pop_is_emulated
     )

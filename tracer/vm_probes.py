@@ -17,6 +17,7 @@ from tracer.attach import Attachment
 from tracer.host_probes import QemuSites
 from tracer.libbpf import create_ring, drop_map, put_map
 from tracer.ring import Records, Ring
+from tracer.trace.schema import Call
 
 if TYPE_CHECKING:
     from tracer.host_engine import HostEngine
@@ -27,7 +28,10 @@ _REGIONS = 8
 
 
 class Count(IntEnum):
-    """Indices of host_vm.counts: enum aerostat_count of bpf/records.h."""
+    """Indices of host_vm.counts: enum aerostat_count of bpf/records.h.
+
+    HIT_POP and HIT_PUSH begin the counts of each handler, HIT_CALL those of each Call.
+    """
 
     LOST_REQUESTS = 0
     LOST_CALLS = 1
@@ -40,9 +44,19 @@ class Count(IntEnum):
     LOST_THREADS = 8
     LOST_PIECES = 9
     OUTSIDE_CALLS = 10
-    HIT_POP = 11
-    HIT_PUSH = 12
-    HIT_CALL = 13
+    LONE_PUSHES = 11
+    HIT_POP = 12
+    HIT_POP_REPORT = 13
+    HIT_POP_STATS = 14
+    HIT_POP_HINT = 15
+    HIT_PUSH = 16
+    HIT_PUSH_REPORT = 17
+    HIT_PUSH_STATS = 18
+    HIT_PUSH_HINT = 19
+    HIT_CALL = 20
+    HIT_FALLOCATE = 21
+    HIT_PROCESS_MADVISE = 22
+    HIT_MMAP = 23
 
 
 class Event(IntEnum):
@@ -178,6 +192,10 @@ class VmProbes:
     def counts(self) -> list[int]:
         """Read the counts since the VM was added, by Count."""
         return [int(value) for value in self._vms[self._key].counts]
+
+    def calls_seen(self) -> int:
+        """Count the system calls that the probes have seen to their end, of every kind."""
+        return sum(self.counts()[Count.HIT_CALL : Count.HIT_CALL + len(Call)])
 
     def events(self) -> list[EventLog]:
         """Read what QEMU has said of itself, by Event."""

@@ -7,6 +7,7 @@
  *   deflate FIRST_PFN COUNT STEP
  *   report GPA LENGTH ...          one free page report of up to 32 blocks
  *   hint GPA LENGTH ...            one buffer for each block, as Linux sends free page hints
+ *   poll COUNT                     the bottom half of the hints looks at their empty queue so often
  *   stats                          one statistics buffer
  *   garbage PFN ...                one inflate request of just these
  *   flood SECONDS [PAGES_PER_S]    inflate and deflate the same 256 pages, as fast as possible or so fast
@@ -363,6 +364,13 @@ static void run_hint(int argc, const uint64_t *argv)
 		send_in(hint_queue, 1, argv + i);
 }
 
+static void run_poll(int argc, const uint64_t *argv)
+{
+	(void)argc;
+	for (uint64_t i = 0; hint_queue && i < argv[0]; i++)
+		hint_queue->handle_output(parts, hint_queue);
+}
+
 static void run_stats(int argc, const uint64_t *argv)
 {
 	(void)argc, (void)argv;
@@ -451,6 +459,7 @@ static void run_runstate(int argc, const uint64_t *argv)
 static const struct command commands[] = {
 	{ "inflate", run_inflate, 2 }, { "deflate", run_deflate, 2 }, { "report", run_report, 2 },
 	{ "hint", run_hint, 2 },       { "stats", run_stats, 0 },     { "garbage", run_garbage, 1 },
+	{ "poll", run_poll, 1 },
 	{ "flood", run_flood, 1 },     { "size", run_size, 1 },       { "driver", run_driver, 1 },
 	{ "touch", run_touch, 2 },     { "noise", run_noise, 1 },     { "target", run_target, 1 },
 	{ "actual", run_actual, 1 },   { "runstate", run_runstate, 1 }, {},

@@ -74,6 +74,13 @@ def test_the_push_beside_an_error_is_not_the_site(build):
     assert hints.push_site not in near
 
 
+def test_hints_are_probed_where_no_empty_queue_leads(build):
+    binary, _ = build()
+    (hints,) = (h for h in find_handlers(binary).found if h.name == HINTS)
+    before = binary.code(hints.pop_site - 6, 6)
+    assert before[:2] == b"\x0f\x84" or before[4] == 0x74, "behind the je of the test"
+
+
 def test_two_fitting_functions_are_refused_and_named(build):
     binary, symbols = build("TWO_OUTPUTS")
     places = [*symbols[OUTPUT], *symbols["second_output"]]

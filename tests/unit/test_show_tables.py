@@ -89,7 +89,7 @@ def test_a_reason_that_many_probes_share_is_said_once_below(capsys):
         for name in ("madvise", "fallocate", "process_madvise")
     ]
     probes += [probe(point, "failed", reason="no function fits") for point in ("a-pop", "a-push")]
-    probes += [probe("target", cost_ns=3.0, bystander_ns=31.0)]
+    probes += [probe("target", cost_ns=3.0, bystander_ns=31.0, hits=4)]
     recorder_tables.draw_probes(recorded("calls", *probes))
     out = capsys.readouterr().out
     assert out.count("not permitted") == 1
@@ -98,7 +98,7 @@ def test_a_reason_that_many_probes_share_is_said_once_below(capsys):
     rows = {line.split()[1]: line.split() for line in out.splitlines() if "host  " in line}
     assert rows["fallocate-enter"][2:7] == ["tracepoint", "[1]", "9", "45.2", "ns"]
     assert rows["a-pop"][2:4] == ["failed", "[2]"]
-    assert rows["target"][-5:-1] == ["3", "ns", "31", "ns"]
+    assert rows["target"][-8:-1] == ["4", "3", "ns", "12", "ns", "31", "ns"]
 
 
 def shown(trace: Path, columns: int) -> list[str]:

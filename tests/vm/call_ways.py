@@ -16,7 +16,7 @@ from tracer.attach import attach_all
 from tracer.host_engine import HostEngine
 from tracer.host_probes import QemuSites
 from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Kind
-from tracer.vm_probes import Count, Quota, Target, VmProbes
+from tracer.vm_probes import Quota, Target, VmProbes
 
 PAGES = 1000
 WAYS = {
@@ -42,7 +42,7 @@ def seen_by(engine: HostEngine, probes: VmProbes, kinds: tuple[Kind, ...]) -> di
     attached = attach_all(engine.program, points, {kind: every[kind] for kind in kinds})
     inflight = engine.program["inflight"]
     thread = inflight.Key(os.getpid() << 32 | threading.get_native_id())
-    before = probes.counts()[Count.HIT_CALL]
+    before = probes.calls_seen()
     inflight[thread] = inflight.Leaf(token=7)
     discard_pages()
     del inflight[thread]
@@ -52,7 +52,7 @@ def seen_by(engine: HostEngine, probes: VmProbes, kinds: tuple[Kind, ...]) -> di
         "runs": [
             [int(run[name]) for name in ("count", "step", "advice")] for run in probes.calls.read()
         ],
-        "calls": probes.counts()[Count.HIT_CALL] - before,
+        "calls": probes.calls_seen() - before,
     }
 
 

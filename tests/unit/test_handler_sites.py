@@ -1,0 +1,68 @@
+"""Where an element leads after virtqueue_pop, read from a few bytes of machine code."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from tracer.elf import Function
+from tracer.handler_sites import find_sites
+
+START = 0x1000
+TEST = bytes.fromhex("4885c0")
+POP, PUSH = 0x2000, 0x3000
+MOV, CALL_OTHER = bytes.fromhex("8b700c"), bytes.fromhex("e800010000")
+RET = b"\xc3"
+
+
+@dataclass
+class Code:
+    """As much of a Binary as sites are looked for in."""
+
+    text: bytes
+    path: str = "qemu"
+    symbols: ClassVar = {"virtqueue_pop": POP, "virtqueue_push": PUSH}
+
+    def code(self, address: int, length_bytes: int) -> bytes:
+        return self.text[address - START :][:length_bytes]
+
+    def calls(self, target: int, inside: Function) -> list[int]:
+        return [START] if target == POP else [START + len(self.text) - 6]
+
+
+def sites(*parts: bytes, polls: bool = False):
+    text = b"".join((b"\xe8\0\0\0\0", TEST, *parts, b"\xe8\0\0\0\0", RET))
+    function = Function(START, START + len(text))
+    found = find_sites(Code(text), "handler", function, pushes=True, polls=polls)
+    return found.pop - START, found.pop_is_emulated
+
+
+NEAR_JE, SHORT_JE = bytes.fromhex("0f8420000000"), bytes.fromhex("7420")
+
+
+@pytest.mark.parametrize(("jump", "behind"), [(SHORT_JE, 10), (NEAR_JE, 14)])
+def test_a_queue_that_is_polled_is_probed_where_an_element_leads(jump, behind):
+    assert sites(jump, MOV, polls=True) == (behind, False)
+    assert sites(jump, MOV) == (8, True)
+
+
+def test_an_instruction_as_cheap_behind_the_test_is_better_for_every_queue():
+    assert sites(SHORT_JE, CALL_OTHER) == (10, True)
+
+
+def test_where_the_jump_is_taken_for_an_element_its_target_is_the_place():
+    jne_over_ret = bytes.fromhex("7501")
+    assert sites(jne_over_ret, RET, MOV, polls=True) == (11, False)
+
+
+@pytest.mark.parametrize("jump_back", ["ebfb", "75fb", "e9f8ffffff", "0f85f7ffffff"])
+def test_a_place_that_another_jump_leads_to_is_not_taken(jump_back):
+    assert sites(SHORT_JE, MOV, bytes.fromhex(jump_back), polls=True) == (8, True)
+
+
+def test_without_a_test_at_once_the_first_instruction_is_probed():
+    text = bytes.fromhex("31d2 31c9 31ff 31f6 90 90 90 90 90 90 90 90 90 90 90 90")
+    code = Code(b"\xe8\0\0\0\0" + text + b"\xe8\0\0\0\0" + RET)
+    function = Function(START, START + len(code.text))
+    found = find_sites(code, "handler", function, pushes=True, polls=True)
+    assert (found.pop - START, found.pop_is_emulated) == (5, False)
