@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tracer.host_session import Ended as HostEnded
     from tracer.live import VmStats
 
+    from tracer.vmm import Vmm
 _SAY_AGAIN_S = 60
 
 
@@ -84,6 +85,13 @@ class Listeners:
     def stopping(self) -> None:
         """The recorder is closing its traces."""
         self._notifier.stopping("closing")
+    def doubt(self, vmm: Vmm) -> None:
+        """A process has a VMM's name, and shows no VM."""
+        self.say(
+            f"{vmm.label or 'a process'} (pid {vmm.pid}, {vmm.kind}) is not recorded: it has the"
+            f" name of a VMM and shows no VM; --pid {vmm.pid} records it all the same"
+        )
+
 
     def say(self, text: str) -> None:
         """Write one line to stderr."""

@@ -15,12 +15,14 @@ from pathlib import Path
 from uuid import UUID
 
 from tracer.errors import ProcessError
-from tracer.memory_map import find_memory
+from tracer.evidence import runs_vm
 from tracer.process import PROC, Process, pids, read_process
 from tracer.vmm import Vmm, inspect, recognise
 
 _SETTLE_S = 5.0
-"""How long a VMM may take to map its guest's memory before it is told of all the same."""
+"""How long a VMM may take to make its VM before it is doubted."""
+_LATEST_LOOK_S = 10.0
+"""A VMM may wait long for its configuration: one that is doubted is looked at so often."""
 _YOUNG_S = 60.0
 """How long a process is looked at again: it may load libkrun after it started."""
 _LISTED = 20
@@ -84,18 +86,30 @@ class Changes:
     Attributes:
         appeared: VMs that are there now.
         ended: VMs that are gone, as they were.
+        doubted: Processes with a VMM's name that show no VM (tracer/evidence.py); each once. One
+            that makes a VM later appears then.
     """
 
     appeared: tuple[Vmm, ...]
     ended: tuple[Vmm, ...]
+    doubted: tuple[Vmm, ...] = ()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A VMM that shows no VM: since when it is known, when to look again, whether that was told."""
+
+    since_s: float
+    next_s: float
+    is_doubted: bool = False
 
 
 class Watch:
     """Tells which VMs start and end.
 
     A VM is its process and what that runs: another process with the pid, and a VMM that executes a
-    newer one in its place, end one VM and start another. A VM is told of once its guest's memory
-    is mapped, or five seconds after it was first seen.
+    newer one in its place, end one VM and start another. A VM is told of once it shows in its
+    process, or after five seconds where that may not be read.
 
     Args:
         proc: Where procfs is mounted.
@@ -104,7 +118,7 @@ class Watch:
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
         self._known: dict[tuple[int, int], Vmm] = {}
-        self._waiting: dict[tuple[int, int], float] = {}
+        self._waiting: dict[tuple[int, int], _Waiting] = {}
         self._others: dict[tuple[int, int], tuple[Path | None, float]] = {}
 
     @property
@@ -123,14 +137,25 @@ class Watch:
         ended = [vm for key, vm in self._known.items() if not _is_same(vm, found.get(key))]
         for vm in ended:
             del self._known[vm.pid, vm.start_ticks]
-        self._waiting = {key: since for key, since in self._waiting.items() if key in found}
-        appeared = []
+        self._waiting = {key: wait for key, wait in self._waiting.items() if key in found}
+        appeared, doubted = [], []
         for key, vm in found.items():
-            since = self._waiting.setdefault(key, now_s)
-            if key not in self._known and (now_s - since >= _SETTLE_S or self._has_memory(vm)):
+            if key in self._known:
+                continue
+            wait = self._waiting.setdefault(key, _Waiting(now_s, now_s))
+            if now_s < wait.next_s:
+                continue
+            age_s = now_s - wait.since_s
+            wait.next_s = now_s + min(age_s / 10, _LATEST_LOOK_S)
+            evident = self._runs_vm(vm)
+            if evident or (evident is None and age_s >= _SETTLE_S):
                 self._known[key] = vm
+                del self._waiting[key]
                 appeared.append(vm)
-        return Changes(tuple(appeared), tuple(ended))
+            elif evident is False and age_s >= _SETTLE_S and not wait.is_doubted:
+                wait.is_doubted = True
+                doubted.append(vm)
+        return Changes(tuple(appeared), tuple(ended), tuple(doubted))
 
     def _scan(self, now_s: float) -> list[Vmm]:
         """Look at every process, but not again at those that are known to be something else."""
@@ -150,11 +175,11 @@ class Watch:
         self._others = others
         return _only_main(iter(found))
 
-    def _has_memory(self, vm: Vmm) -> bool:
+    def _runs_vm(self, vm: Vmm) -> bool | None:
         try:
-            return bool(find_memory(vm, self._proc).candidates)
+            return runs_vm(vm, self._proc)
         except ProcessError:
-            return False
+            return False  # It has ended: the next look does not find it.
 
 
 def _processes(proc: Path) -> Iterator[Process]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from tracer.errors import ProcessError, SymbolError
+from tracer.errors import ProcessEndedError, ProcessError, SymbolError
+from tracer.evidence import runs_vm
 from tracer.host_probes import find_sites
 from tracer.memory_map import GuestMemory, find_memory
 from tracer.trace.manifest import Region
 from tracer.vmm import Vmm
+
+_UNLIKELY = (
+    "unlikely to be a VM: neither a VM's descriptor nor memory of the size it states, so --all does"
+    " not take it"
+)
 
 
 class Records(Enum):
@@ -35,6 +42,8 @@ class Recordable:
 
     Attributes:
         vmm: The VM.
+        runs_vm: Whether its process shows a VM (tracer/evidence.py); one that does not merely has
+            a VMM's name, and is not taken where every VM is.
         records: REQUESTS: every request with its pages, and the discards. DISCARDS: the system
             calls on guest memory alone.
         handlers: The balloon's handlers that were found, by QEMU's names.
@@ -44,6 +53,7 @@ class Recordable:
     """
 
     vmm: Vmm
+    runs_vm: bool | None
     records: Records | None
     handlers: tuple[str, ...]
     memory_map: MapState | None
@@ -67,7 +77,8 @@ def look_at(vms: Sequence[Vmm]) -> list[Recordable]:
         if key not in handlers:
             # Many VMs run one program, and it takes a second to read.
             handlers[key] = _handlers(vmm)
-        found.append(_recordable(vmm, *handlers[key]))
+        with contextlib.suppress(ProcessEndedError):
+            found.append(_recordable(vmm, *handlers[key]))
     return found
 
 
@@ -90,9 +101,12 @@ def _recordable(vmm: Vmm, handlers: tuple[str, ...], reason: str) -> Recordable:
         map_reason = "" if state is MapState.KNOWN else f"memory map: {memory.reason}"
     except ProcessError as error:
         state, regions, map_reason = None, (), f"memory map: {error.reason}"
-    reasons = [reason, map_reason, "" if _may_have_balloon(vmm) else "it has no balloon device"]
+    evident = runs_vm(vmm)
+    unlikely = "" if evident is not False else _UNLIKELY
+    balloon = "" if _may_have_balloon(vmm) else "it has no balloon device"
+    reasons = [unlikely, reason, map_reason, balloon]
     return Recordable(
-        vmm, records, handlers, state, regions, "; ".join(part for part in reasons if part)
+        vmm, evident, records, handlers, state, regions, "; ".join(part for part in reasons if part)
     )
 
 
@@ -110,4 +124,4 @@ def _may_have_balloon(vmm: Vmm) -> bool:
 
 def _unreadable(vmm: Vmm) -> Recordable:
     reason = "it belongs to another user" if os.geteuid() else "its program cannot be read"
-    return Recordable(vmm, None, (), None, (), reason)
+    return Recordable(vmm, None, None, (), None, (), reason)

@@ -6,7 +6,7 @@ Also runs inside an emulated guest, where every import costs seconds: keep them 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,9 @@ from aerostat.stop import stop_on_signal
 from aerostat.unprivileged import then_drop
 from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
+
+if TYPE_CHECKING:
+    from tracer.vmm import Vmm
 
 
 @click.command("record")
@@ -168,5 +171,12 @@ def _record_all(
     options["output"].mkdir(parents=True, exist_ok=True)
     ended = Ended(told, settles=options["flight"] is None)
     watch = Watch()
-    record_all(HostOptions(**options), lambda: watch.poll().appeared, ended.take, progress, stop)
+
+    def appeared() -> "tuple[Vmm, ...]":
+        changes = watch.poll()
+        for vmm in changes.doubted:
+            told.doubt(vmm)
+        return changes.appeared
+
+    record_all(HostOptions(**options), appeared, ended.take, progress, stop)
     ended.judge(told.kept)

@@ -64,6 +64,7 @@ def _document(found: "Recordable") -> dict[str, Any]:
     document = {key: getattr(vmm, key) for key in _VM}
     document |= {"machine": vmm.machine or None, "exe": str(vmm.exe)}
     document |= {
+        "runs_vm": found.runs_vm,
         "records": plain(found.records),
         "handlers": list(found.handlers),
         "memory_map": plain(found.memory_map),

@@ -1,5 +1,6 @@
 """Every VM of a host at once: those that come and go, and those of other VMMs than QEMU."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 import pytest
 
 from tests.kernel.recording import recording
-from tests.standins.build import firecracker_like, qemu_like
+from tests.standins.build import configured, firecracker_like, qemu_like
 from tracer.trace.errors import ExitCode
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Call, Mark
@@ -78,6 +79,29 @@ def test_vms_that_start_and_end_are_taken_up_and_closed(tmp_path):
     assert pages(two) == also.pages
     assert two.manifest.end_reason == "vm-exited"
     assert Mark.VM_EXIT in two.table("marks")["mark"].to_pylist()
+
+
+def test_what_only_has_a_vmms_name_is_told_and_not_taken(tmp_path):
+    directory, named = tmp_path / "traces.d", tmp_path / "firecracker"
+    shutil.copy(shutil.which("sleep"), named)
+    micro = firecracker_like("--id", "micro", *configured(tmp_path, 256))
+    with (
+        micro as vm,
+        subprocess.Popen([named, "60"]) as other,
+        recording_all(directory) as recorder,
+    ):
+        until(lambda: attached(directory, "micro"))
+        did = vm.send("inflate", 1000, 600, 1)
+        said = ""
+        while f"(pid {other.pid}, firecracker) is not recorded" not in said:
+            said = recorder.stderr.readline()
+            assert said
+        recorder.send_signal(signal.SIGTERM)
+        assert recorder.wait(WAIT_S) == ExitCode.OK
+        other.kill()
+    trace = trace_of(directory, "micro")
+    assert pc.sum(trace.table("calls")["count"]).as_py() == did.calls
+    assert not list(directory.glob(f"*-{other.pid}-*"))
 
 
 def test_a_flooding_guest_costs_no_other_vm_an_event(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any
 import pyte
 import pytest
 
-from tests.standins.build import StandIn, firecracker_like, qemu_like
+from tests.standins.build import StandIn, configured, firecracker_like, qemu_like
 from tracer.trace.errors import ExitCode
 
 WAIT_S = 60
@@ -129,12 +129,12 @@ def names(update: dict[str, Any]) -> set[str]:
     return {vm["name"] for vm in update["vms"]}
 
 
-def test_all_vms_are_followed_and_one_of_system_calls_alone_is_discarding():
+def test_all_vms_are_followed_and_one_of_system_calls_alone_is_discarding(tmp_path):
     """Other VMs may run on this machine, and are watched as well."""
     ours = {"stays", "leaves", "micro"}
     with (
         qemu_like("-m", "256M", "-name", "guest=stays") as stays,
-        firecracker_like("--id", "micro", "--mem-size-mib", "128") as micro,
+        firecracker_like("--id", "micro", *configured(tmp_path, 128)) as micro,
         lines() as top,
     ):
         with qemu_like("-m", "256M", "-name", "guest=leaves") as leaves:

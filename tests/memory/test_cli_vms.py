@@ -3,13 +3,15 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from aerostat.cli import main
-from tests.standins.build import firecracker_like, qemu_like
+from tests.standins.build import configured, firecracker_like, qemu_like
 
 UUID = "4dea22b3-1d52-d8f3-2516-782e98ab3fa0"
 BALLOON = ("-device", "virtio-balloon-pci,free-page-reporting=on")
@@ -38,6 +40,23 @@ def test_a_qemu_and_a_firecracker_side_by_side(capsys):
     assert (other["memory_bytes"], other["machine"]) == (None, None)
     assert [region["gpa"] for region in other["regions"]] == [0, 4 << 30]
     assert "firecracker" in other["reason"]
+    # Nothing states its size, and without KVM it has no VM's descriptor.
+    assert (web["runs_vm"], other["runs_vm"]) == (True, False)
+
+
+def test_what_only_has_a_vmms_name_is_listed_as_unlikely(capsys, tmp_path):
+    script, named = Path(shutil.which("sleep")), tmp_path / "firecracker"
+    shutil.copy(script, named)
+    with (
+        firecracker_like("--id", "micro", *configured(tmp_path, 256)) as micro,
+        subprocess.Popen([named, "60"]) as other,
+    ):
+        found = listed(capsys)
+        other.kill()
+    assert (found[micro.pid]["runs_vm"], found[other.pid]["runs_vm"]) == (True, False)
+    assert "unlikely" not in found[micro.pid]["reason"]
+    assert "unlikely to be a VM" in found[other.pid]["reason"]
+    assert found[other.pid]["select"] == ["--pid", str(other.pid)]
 
 
 def test_each_vm_is_picked_by_its_name_or_where_that_is_not_enough_by_its_pid(capsys):

@@ -148,3 +148,10 @@ def qemu_like(*arguments: str, path: Path | None = None) -> Any:
 def firecracker_like(*arguments: str, path: Path | None = None) -> Any:
     """Run the stand-in for Firecracker with these options; a context manager of StandIn."""
     return started(["firecracker", *arguments], path=path or program("firecracker"))
+
+
+def configured(directory: Path, mem_size_mib: int) -> tuple[str, str]:
+    """Write a configuration for `firecracker_like` that states its memory; the options for it."""
+    path = directory / "vm.json"
+    path.write_text(json.dumps({"machine-config": {"mem_size_mib": mem_size_mib}}))
+    return "--config-file", str(path)

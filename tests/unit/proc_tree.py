@@ -15,6 +15,7 @@ def add_process(
     namespace_pids: Sequence[int] = (),
     comm: str = "a) (b",
     maps: str = "",
+    descriptors: Sequence[str] = (),
 ) -> Path:
     """Write one process; exe None stands for a link that may not be read."""
     root = proc / str(pid)
@@ -27,6 +28,9 @@ def add_process(
     pids = "\t".join(str(number) for number in namespace_pids or (pid,))
     (root / "status").write_text(f"Name:\t{comm}\nUid:\t0\t0\t0\t0\nNSpid:\t{pids}\n")
     (root / "maps").write_text(maps)
+    (root / "fd").mkdir(exist_ok=True)
+    for number, target in enumerate(descriptors):
+        (root / "fd" / str(number)).symlink_to(target)
     if exe is not None:
         (root / "exe").unlink(missing_ok=True)
         (root / "exe").symlink_to(exe)

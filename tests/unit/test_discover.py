@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.proc_tree import KUBEVIRT, LIBVIRT, PROXMOX, QEMU, UUID, add_process
 from tracer import discover
-from tracer.discover import Watch, find_vm, find_vms
+from tracer.discover import Changes, Watch, find_vm, find_vms
 from tracer.errors import ProcessError
 
 RAM = "7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \n"
@@ -170,7 +170,7 @@ class TestWatch:
         add_process(tree, 50, [QEMU, "-name", "a"], exe=f"{QEMU} (deleted)", maps=RAM)
         assert self.seen(watch.poll()) == ([], [])
 
-    def test_a_vm_waits_until_its_memory_is_mapped_but_not_for_ever(self, tree, clock):
+    def test_a_vm_waits_until_its_memory_is_mapped_however_long(self, tree, clock):
         watch = Watch(tree)
         watch.poll()
         add_process(tree, 60, [QEMU, "-name", "b"], exe=QEMU)
@@ -179,8 +179,60 @@ class TestWatch:
         clock[0] += 1
         add_process(tree, 60, [QEMU, "-name", "b"], exe=QEMU, maps=RAM)
         assert self.seen(watch.poll()) == ([60], [])
-        clock[0] += 4
+        clock[0] += 600
+        assert self.seen(watch.poll()) == ([], [])
+        add_process(tree, 70, [QEMU, "-name", "c"], exe=QEMU, maps=RAM)
+        clock[0] += 10
         assert self.seen(watch.poll()) == ([70], [])
+
+    def test_what_only_has_the_name_is_doubted_once_and_never_taken(self, tree, clock):
+        watch = Watch(tree)
+        heap = "7e0000000000-7e0004000000 rw-p 00000000 00:00 0 \n"
+        add_process(tree, 60, ["firecracker", "300"], exe="/opt/eve/firecracker", maps=heap)
+        add_process(tree, 61, [QEMU, "-m", "1G"], exe="/opt/eve/qemu-system-x86_64", maps=heap)
+        assert watch.poll().doubted == ()
+        clock[0] += 5
+        changes = watch.poll()
+        assert (self.seen(changes), [vm.pid for vm in changes.doubted]) == (([], []), [60, 61])
+        for _ in range(50):
+            clock[0] += 10
+            assert watch.poll() == Changes((), ())
+
+    def test_a_descriptor_of_a_vm_is_enough(self, tree, clock):
+        """Firecracker that is configured over its API states no size."""
+        watch = Watch(tree)
+        watch.poll()
+        held = ["/dev/null", "anon_inode:kvm-vm"]
+        add_process(tree, 60, ["firecracker"], exe="/usr/bin/firecracker", descriptors=held)
+        assert self.seen(watch.poll()) == ([60], [])
+
+    def test_a_name_like_a_vms_descriptor_is_none(self, tree, clock):
+        watch = Watch(tree)
+        held = ["/tmp/anon_inode:kvm-vm", "anon_inode:kvm-vm (deleted)", "anon_inode:[eventfd]"]
+        add_process(tree, 60, ["firecracker"], exe="/opt/eve/firecracker", descriptors=held)
+        clock[0] += 5
+        watch.poll()
+        clock[0] += 5
+        assert [vm.pid for vm in watch.poll().doubted] == [60]
+
+    def test_a_warm_micro_vm_appears_when_it_is_configured(self, tree, clock):
+        watch = Watch(tree)
+        add_process(tree, 60, ["firecracker"], exe="/usr/bin/firecracker")
+        watch.poll()
+        clock[0] += 3600
+        assert [vm.pid for vm in watch.poll().doubted] == [60]
+        held = ["anon_inode:kvm-vm"]
+        add_process(tree, 60, ["firecracker"], exe="/usr/bin/firecracker", descriptors=held)
+        clock[0] += 10
+        assert self.seen(watch.poll()) == ([60], [])
+
+    def test_what_may_not_be_read_is_told_of_after_a_while(self, tree, clock, monkeypatch):
+        """Recording it fails with the privilege that is missing: better than to leave it out."""
+        monkeypatch.setattr(discover, "runs_vm", lambda vm, proc: None)
+        watch = Watch(tree)
+        assert self.seen(watch.poll()) == ([], [])
+        clock[0] += 5
+        assert self.seen(watch.poll()) == ([50], [])
 
     def test_a_vm_that_ends_before_it_was_told_of_is_never_told_of(self, tree, clock):
         watch = Watch(tree)
@@ -205,5 +257,6 @@ class TestWatch:
         watch.poll()
         clock[0] += 30
         line = "7e0000000000-7e0000001000 r-xp 00000000 fe:00 12   /usr/lib64/libkrun.so.1\n"
-        add_process(tree, 60, ["crun"], exe="/usr/bin/crun", maps=line + RAM)
+        held = ["anon_inode:kvm-vm"]
+        add_process(tree, 60, ["crun"], exe="/usr/bin/crun", maps=line + RAM, descriptors=held)
         assert self.seen(watch.poll()) == ([60], [])
