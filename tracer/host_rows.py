@@ -63,12 +63,12 @@ class HostRows:
     def finish(self) -> None:
         """Write what waits.
 
-        Calls of a request that the capture did not see to its end are dropped.
+        Calls of a request that was lost, or not seen to its end, stay without one.
         """
         self._requests.flush()
         self._write_whole(self._held)
         self._calls.flush()
-        self._write_calls(np.empty(0, decode.HOST_CALLS))
+        self._write_calls(np.empty(0, decode.HOST_CALLS), is_over=True)
 
     def _write_requests(self, records: Records) -> None:
         """Write whole requests; the chunks of one that is still to be completed wait."""
@@ -127,8 +127,8 @@ class HostRows:
         found[is_known] = self._seqs[row[is_known]]
         return found
 
-    def _write_calls(self, records: Records) -> None:
-        """Write the calls of requests that have ended; those of one still under way wait."""
+    def _write_calls(self, records: Records, *, is_over: bool = False) -> None:
+        """Write the calls of requests that have ended; those of one under way wait until then."""
         self._requests.flush()
         records = join_records((self._early, records))
         # One thread's calls of one request follow each other: what is asked, is asked once of all.
@@ -138,6 +138,7 @@ class HostRows:
         tokens = tokens[begins]
         last = self._last_token[(tokens % 2).astype(np.int64)]
         is_early = (tokens != decode.NO_REQUEST) & (tokens.astype(np.int64) > last)
+        is_early &= not is_over
         self._early = pick_records(records, np.repeat(is_early, lengths))
         records = pick_records(records, np.repeat(~is_early, lengths))
         seqs = np.repeat(self._seq_of(tokens[~is_early]), lengths[~is_early])

@@ -211,7 +211,7 @@ class VmProbes:
         """Detach the VM's probes; its rings and counts stay readable.
 
         Returns:
-            HOST_CALLS[n]: runs that were still open in threads without a request.
+            HOST_CALLS[n]: runs that were still open in its threads.
         """
         self._detach()
         memories = self._engine.program["memories"]
@@ -235,7 +235,7 @@ class VmProbes:
             tgid, tid = key.value >> 32, key.value & 0xFFFFFFFF
             if tgid != self._target.pid or not is_wanted(tid):
                 continue
-            if leaf.token == decode.NO_REQUEST and leaf.run.count:
+            if leaf.run.count:
                 runs.append(np.frombuffer(bytes(leaf.run), decode.HOST_CALLS))
             with contextlib.suppress(KeyError):
                 del inflight[key]

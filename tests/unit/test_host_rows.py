@@ -9,6 +9,7 @@ from tracer import decode
 from tracer.guest_map import GuestMap
 from tracer.host_rows import HostRows
 from tracer.host_tally import Tally
+from tracer.trace.check import check_trace
 from tracer.trace.manifest import Manifest, SideInfo
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Side, Wire
@@ -51,3 +52,15 @@ def test_calls_of_many_small_requests_find_them(tmp_path, requests):
     assert calls.num_rows == requests
     assert calls["request_seq"].null_count == 0
     assert pc.count_distinct(calls["request_seq"]).as_py() == requests
+
+
+def test_calls_of_a_request_that_was_lost_last_are_kept_without_one(tmp_path):
+    path = tmp_path / "t.balloon"
+    with qemu_like("-m", "256M") as vm, TraceWriter(path, Side.HOST) as writer:
+        rows = HostRows(writer, GuestMap(inspect(vm.pid)), calls_observed=True, tally=Tally())
+        rows.add(inflates(0, 3), discards(0, 5))
+        rows.finish()
+        writer.close(Manifest(sides={"host": SideInfo(4096, 0, 10**12)}))
+    trace = open_trace(path)
+    assert trace.table("calls")["request_seq"].to_pylist() == [0, 1, 2, None, None]
+    assert not [f for f in check_trace(trace) if f.code == "call-orphan"]
