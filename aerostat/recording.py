@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aerostat.judge import why_not_whole
 from tracer.notify import Notifier
 from tracer.trace.errors import CaptureIncompleteError
 from tracer.trace.manifest import Manifest
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from tracer.flight_dump import Dump
     from tracer.host_session import Ended as HostEnded
     from tracer.live import VmStats
-
     from tracer.vmm import Vmm
+
 _SAY_AGAIN_S = 60
 
 
@@ -33,9 +34,6 @@ class Listeners:
         ready_file: Made once every probe is attached.
         metrics: Told the figures of every VM, where there is one.
         quiet: Say nothing on stderr.
-
-    Attributes:
-        kept: Bundles that the flight recorder has made.
     """
 
     def __init__(
@@ -50,7 +48,12 @@ class Listeners:
         self._metrics = metrics
         self._notifier = Notifier.from_environment()
         self._silent_until_s = 0.0
-        self.kept: list[Path] = []
+        self._kept: list[Path] = []
+
+    @property
+    def kept(self) -> list[Path]:
+        """Bundles that the flight recorder has made and not removed for newer ones."""
+        return [bundle for bundle in self._kept if bundle.exists()]
 
     def ready(self) -> None:
         """Every probe is attached."""
@@ -79,12 +82,9 @@ class Listeners:
         if dump.problem is not None:
             self.say(f"cannot keep what led to this: {dump.reason}: {dump.problem}")
             return
-        self.kept.append(dump.path)
+        self._kept.append(dump.path)
         self.say(f"kept {dump.path}: {dump.reason}")
 
-    def stopping(self) -> None:
-        """The recorder is closing its traces."""
-        self._notifier.stopping("closing")
     def doubt(self, vmm: Vmm) -> None:
         """A process has a VMM's name, and shows no VM."""
         self.say(
@@ -92,6 +92,9 @@ class Listeners:
             f" name of a VMM and shows no VM; --pid {vmm.pid} records it all the same"
         )
 
+    def stopping(self) -> None:
+        """The recorder is closing its traces."""
+        self._notifier.stopping("closing")
 
     def say(self, text: str) -> None:
         """Write one line to stderr."""
@@ -153,9 +156,9 @@ class Ended:
             self._look_at(settle(end.trace), str(end.trace))
 
     def _look_at(self, manifest: Manifest, name: str) -> None:
-        lost = sum(loss.count for loss in manifest.losses)
-        if lost:
-            self._wrong.append(f"{name}: {lost} events were lost")
+        problem = why_not_whole(manifest)
+        if problem is not None:
+            self._wrong.append(f"{name}: {problem}")
 
     def judge(self, kept: list[Path]) -> None:
         """Raise where a trace, or what a flight recorder kept, is not whole.
@@ -163,8 +166,10 @@ class Ended:
         Raises:
             CaptureIncompleteError: With the first few of what is wrong.
         """
+        from tracer.merge import settle
+
         for bundle in kept:
-            self._look_at(Manifest.from_json((bundle / "manifest.json").read_bytes()), str(bundle))
+            self._look_at(settle(bundle), str(bundle))
         if self._wrong:
             raise CaptureIncompleteError(
                 f"{len(self._wrong)} recordings are not whole",

@@ -122,7 +122,7 @@ class FlightRecorder:
         cause: str | None = None,
     ) -> None:
         """Hold one row of the marks; the arguments are its columns."""
-        self._triggers.mark(mark, ts_ns)
+        self._triggers.mark(mark, ts_ns, text)
         columns = {"value": value, "text": text, "since_ns": since_ns, "cause": cause}
         self.append("marks", mark_row(self._side, mark, ts_ns, **columns))
 
@@ -148,6 +148,11 @@ class FlightRecorder:
         """Dump at the next `tick`: somebody sent SIGUSR1."""
         self._triggers.signal(time.monotonic_ns())
 
+    @property
+    def is_due(self) -> bool:
+        """Whether `tick` would begin a dump: what waits elsewhere has to be appended first."""
+        return not self._dumps.is_busy and self._triggers.is_due(time.monotonic_ns())
+
     def tick(self) -> None:
         """Forget what is too old, and dump if something is due and no dump is under way."""
         self._forget()
@@ -167,7 +172,7 @@ class FlightRecorder:
         """
         self._check_open()
         self._forget()
-        return self._dumps.begin(incident, tuple(self._held), self._describe_dump())
+        return self._dumps.begin(incident, tuple(self._held), self._describe_dump(incident))
 
     def dumps(self) -> list[Dump]:
         """Take the dumps that are over and were not told of yet; after `close`, the last ones."""
@@ -176,12 +181,17 @@ class FlightRecorder:
         return over
 
     def close(self, manifest: Manifest) -> Manifest:
-        """End: wait for dumps under way, and forget the rest. Nothing new is written.
+        """End: keep what an incident asks for that was not kept yet, such as the VM's death.
+
+        Waits for dumps under way, and forgets the rest.
 
         Returns:
             The manifest, as it was given.
         """
         self._manifest = manifest
+        incident = self._triggers.at_end(time.monotonic_ns())
+        if incident is not None:
+            self.dump(incident)
         self._end()
         return manifest
 
@@ -226,7 +236,7 @@ class FlightRecorder:
             self._held_bytes -= item.size_bytes
             self._forgotten_ns = max(self._forgotten_ns or 0, _last_ns(item))
 
-    def _describe_dump(self) -> Manifest:
+    def _describe_dump(self, incident: Incident) -> Manifest:
         """The manifest of a dump: what counted from the begin on does not hold for a part of it."""
         name, now_ns = self._side.name.lower(), time.monotonic_ns()
         info = self._manifest.sides.get(name) or SideInfo(mmap.PAGESIZE, self._began_ns)
@@ -239,7 +249,7 @@ class FlightRecorder:
             sides={name: replace(info, end_ns=now_ns, probes=probes)},
             session_id=str(uuid.uuid4()),
             created_realtime_ns=time.time_ns(),
-            end_reason="trigger",
+            end_reason=f"trigger: {incident.kind}",
         )
 
 

@@ -72,6 +72,8 @@ class Recorded:
     def drain(self) -> int:
         """Take what waits in its rings; return how many request records there were."""
         taken = self.capture.drain()
+        if isinstance(self.sink, FlightRecorder) and self.sink.is_due:
+            self.capture.flush()  # A request is kept with its calls, or a ledger would not close.
         self._options.tend(self.sink)
         return taken
 

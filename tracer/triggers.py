@@ -18,6 +18,10 @@ _SETTLING_NS = 2 * 10**9
 _STALLS = ((("pop_ns", "push_ns"), "host"), (("send_ns", "wake_ns"), "guest"))
 _STALL_QUEUES = pa.array([Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING], pa.uint8())
 _MOST_TEXT = 500
+_FAULTS = ("guest-panicked", "internal-error", "io-error", "watchdog")
+_IN_ORDER = "shutdown"
+"""Run states of QEMU (qapi/run-state.json): what stops a VM, and what one that ends by itself or by
+a signal comes through (softmmu/runstate.c qemu_cleanup, since 2.5), but not one that is killed."""
 
 
 class Kind(StrEnum):
@@ -26,6 +30,8 @@ class Kind(StrEnum):
     STUCK = "stuck-target"
     OOM = "oom-deflate"
     STALL = "stall"
+    FAULT = "vm-fault"
+    EXIT = "vm-exit"
     SIGNAL = "signal"
 
 
@@ -76,6 +82,13 @@ class Triggers:
         self._target: tuple[int, int] | None = None
         self._nearest: tuple[int, int] | None = None
         self._lowest_bytes: int | None = None
+        self._exited_ns: int | None = None
+        self._is_shut_down = False
+
+    def is_due(self, now_ns: int) -> bool:
+        """Say whether `due` would say something now."""
+        is_quiet = self._quiet_until_ns is not None and now_ns < self._quiet_until_ns
+        return self._pending is not None and not is_quiet
 
     def due(self, now_ns: int) -> Incident | None:
         """Say whether to keep what is held now; each incident is said once.
@@ -84,9 +97,7 @@ class Triggers:
             now_ns: CLOCK_MONOTONIC.
         """
         incident = self._pending
-        if incident is None:
-            return None
-        if self._quiet_until_ns is not None and now_ns < self._quiet_until_ns:
+        if not self.is_due(now_ns):
             return None
         self._pending = None
         self._quiet_until_ns = now_ns + self._rules.quiet_ns
@@ -98,10 +109,27 @@ class Triggers:
         self._last_seen_ns.pop(Kind.SIGNAL, None)
         self._see(Kind.SIGNAL, ts_ns, None, "asked for by SIGUSR1")
 
-    def mark(self, mark: Mark, ts_ns: int) -> None:
+    def at_end(self, now_ns: int) -> Incident | None:
+        """Say whether to keep what is held, now that nothing more will come.
+
+        A VM that ended without being shut down is an incident, however short the last one is ago:
+        there will be no later chance. One that was shut down is none.
+        """
+        if self._exited_ns is not None and not self._is_shut_down:
+            self._quiet_until_ns = None
+            self._see(Kind.EXIT, self._exited_ns, None, "the VM's process ended, not by a shutdown")
+        return self.due(now_ns)
+
+    def mark(self, mark: Mark, ts_ns: int, text: str | None = None) -> None:
         """A mark was written; the guest's side tells of an OOM deflate that way."""
         if mark is Mark.OOM_DEFLATE:
             self._see(Kind.OOM, ts_ns, None, "the guest deflated because its memory was short")
+        elif mark is Mark.VM_EXIT:
+            self._exited_ns = ts_ns
+        elif mark is Mark.RUN_STATE:
+            self._is_shut_down = text == _IN_ORDER
+            if text in _FAULTS:
+                self._see(Kind.FAULT, ts_ns, None, f"the VM went into run state {text}")
 
     def rows(self, table: str, batch: pa.RecordBatch) -> None:
         """Rows were written; requests that took too long are a stall."""

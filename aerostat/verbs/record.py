@@ -78,7 +78,7 @@ def command(**given: Any) -> ExitCode:
             _record_all({**common, **host_options(given)}, told, progress, stop)
             return ExitCode.OK
         else:
-            _record_host(given, {**common, **host_options(given)}, progress, stop)
+            _record_host(given, {**common, **host_options(given)}, told, progress, stop)
         for trace in told.kept if given["flight"] is not None else [output]:
             _judge(trace, told)
     return ExitCode.OK
@@ -141,9 +141,13 @@ def _record_guest(
 
 
 def _record_host(
-    given: dict[str, Any], options: dict[str, Any], progress: Progress, stop: threading.Event
+    given: dict[str, Any],
+    options: dict[str, Any],
+    told: Listeners,
+    progress: Progress,
+    stop: threading.Event,
 ) -> None:
-    """Record one VM, and close the ledger of the one side there is."""
+    """Record one VM, and close the ledger of the one side there is, of each bundle."""
     from tracer.discover import find_vm
     from tracer.host import VmOptions, record_host
     from tracer.merge import settle
@@ -153,8 +157,8 @@ def _record_host(
     require("a VM", LOAD)
     vmm = find_vm(pid=given["pid"], name=given["name"], uuid=given["uuid"])
     trace = record_host(VmOptions(**options, vmm=vmm), progress, stop)
-    if options["flight"] is None:
-        settle(trace)
+    for bundle in [trace] if options["flight"] is None else told.kept:
+        settle(bundle)
 
 
 def _record_all(

@@ -157,6 +157,50 @@ def test_the_flight_recorder_keeps_what_led_to_a_stuck_target(tmp_path):
     assert marks(trace, Mark.TARGET)[0]["value"] == 512 << 20
 
 
+@pytest.mark.parametrize("is_orderly", [False, True])
+def test_the_flight_recorder_keeps_the_last_seconds_of_a_vm_that_is_killed(is_orderly, tmp_path):
+    output = tmp_path / "host.balloon"
+    kept = tmp_path / "host-00001.balloon"
+    with qemu_like("-m", "256M") as vm, recording(vm, output, "--flight", "60s") as recorder:
+        did = vm.send("inflate", 1000, 5000, -1)
+        if is_orderly:
+            vm.send("runstate", 11)
+            vm.end()
+        else:
+            os.kill(vm.pid, signal.SIGKILL)
+        assert recorder.process.wait(WAIT_S) == ExitCode.OK
+    assert kept.exists() is not is_orderly
+    if is_orderly:
+        return
+    trace = open_trace(kept)
+    assert trace.manifest.end_reason == "trigger: vm-exit"
+    assert pc.sum(trace.table("requests")["pages"]).as_py() == did.pages
+    assert pc.sum(trace.table("calls")["count"]).as_py() == did.calls
+    assert [row["text"] for row in marks(trace, Mark.VM_EXIT)] == [f"pid {vm.pid} ended"]
+    lines = {line.name: line.status for line in trace.manifest.ledger}
+    assert lines["inflate: host discarded"] == "equal"
+
+
+def test_a_dump_by_itself_holds_the_calls_of_its_requests(tmp_path):
+    """Requests and calls are gathered apart: what waits is taken in before a dump begins."""
+    output = tmp_path / "host.balloon"
+    kept = tmp_path / "host-00001.balloon"
+    options = ["--flight", "60s", "--stall", "1ms", "--detail", "calls"]
+    with qemu_like("-m", "1G") as vm, recording(vm, output, *options) as recorder:
+        vm.send("size", 1024)
+        vm.send("touch", "16m", "512m")
+        vm.send("inflate", 4096, 100_000, 1)
+        until((kept / "manifest.json").exists)
+        vm.send("inflate", 4096, 50_000, 1)
+        assert recorder.end() == ExitCode.OK
+    trace = open_trace(kept)
+    assert "stall" in marks(trace, Mark.TRIGGER)[0]["text"]
+    requests = trace.table("requests")
+    assert (
+        pc.sum(trace.table("calls")["count"]).as_py() == pc.sum(requests["discard_calls"]).as_py()
+    )
+
+
 def test_a_full_disk_closes_the_trace_and_says_so(tmp_path):
     small = tmp_path / "small"
     small.mkdir()

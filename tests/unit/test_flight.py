@@ -84,7 +84,7 @@ def test_a_dump_is_a_whole_trace(tmp_path):
         assert trace.is_complete
         assert trace.table("requests")["seq"].to_pylist() == list(range(rows))
         assert trace.table("calls").num_rows == rows
-        assert trace.manifest.end_reason == "trigger"
+        assert trace.manifest.end_reason == "trigger: signal"
         assert trace.manifest.vm.name == "vm0"
         assert sum(item.count for item in trace.losses) == 9
         assert {finding.code for finding in check_trace(trace)} == {"loss"}
@@ -205,6 +205,39 @@ def test_a_signal_dumps_at_the_next_tick(tmp_path):
         assert finished(flight) == []
         flight.close(described())
     assert "SIGUSR1" in dump.reason
+
+
+def test_a_vm_that_dies_leaves_its_last_seconds(tmp_path):
+    with recorder(tmp_path) as flight:
+        feed(flight, 0, 30)
+        flight.mark(Mark.VM_EXIT, 9000, text="pid 7 ended")
+        flight.tick()
+        assert list(tmp_path.iterdir()) == []
+        feed(flight, 30, 33)
+        flight.close(described())
+        (dump,) = flight.dumps()
+    trace = open_trace(dump.path)
+    assert trace.table("requests")["seq"].to_pylist() == list(range(33))
+    assert trace.manifest.end_reason == "trigger: vm-exit"
+    assert check_trace(trace) == []
+
+
+def test_a_recording_that_is_stopped_leaves_nothing(tmp_path):
+    with recorder(tmp_path) as flight:
+        feed(flight, 0, 3)
+        flight.close(described())
+        assert flight.dumps() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_that_a_dump_is_due_is_known_before_it_begins(tmp_path):
+    with recorder(tmp_path) as flight:
+        assert not flight.is_due
+        flight.request()
+        assert flight.is_due
+        flight.tick()
+        assert not flight.is_due
+        flight.close(described())
 
 
 def test_numbers_go_on_and_nothing_is_overwritten(tmp_path):

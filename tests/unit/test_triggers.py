@@ -129,6 +129,53 @@ def test_what_may_take_long_is_no_stall(triggers):
     assert triggers.due(0) is None
 
 
+def test_a_vm_that_dies_is_due_at_the_end_whatever_was_before(triggers):
+    triggers.mark(Mark.VM_EXIT, 7 * S)
+    assert triggers.due(8 * S) is None
+    incident = triggers.at_end(8 * S)
+    assert (incident.kind, incident.ts_ns) == (Kind.EXIT, 7 * S)
+    again = Triggers(RULES)
+    stall(again, 10)
+    assert again.due(10 * S).kind is Kind.STALL
+    again.mark(Mark.OOM_DEFLATE, 11 * S)
+    again.mark(Mark.VM_EXIT, 12 * S)
+    incident = again.at_end(12 * S)
+    assert incident.kind is Kind.OOM
+    assert "not by a shutdown" in incident.text
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_vm_that_is_shut_down_is_no_incident(triggers, late):
+    """Its run state may be read after its process was seen to have ended."""
+    for mark in [Mark.VM_EXIT, Mark.RUN_STATE] if late else [Mark.RUN_STATE, Mark.VM_EXIT]:
+        triggers.mark(mark, 5, "shutdown" if mark is Mark.RUN_STATE else "pid 7 ended")
+    assert triggers.at_end(6) is None
+
+
+def test_a_vm_that_goes_on_after_a_shutdown_can_die(triggers):
+    for state in ("shutdown", "running"):
+        triggers.mark(Mark.RUN_STATE, 5, state)
+    triggers.mark(Mark.VM_EXIT, 6)
+    assert triggers.at_end(6).kind is Kind.EXIT
+
+
+def test_the_end_of_a_recording_is_no_incident(triggers):
+    assert triggers.at_end(5) is None
+
+
+@pytest.mark.parametrize("state", ["guest-panicked", "internal-error", "io-error", "watchdog"])
+def test_a_run_state_that_is_a_fault(triggers, state):
+    triggers.mark(Mark.RUN_STATE, 5, state)
+    incident = triggers.due(6)
+    assert (incident.kind, incident.text) == (Kind.FAULT, f"the VM went into run state {state}")
+
+
+def test_a_run_state_that_is_none(triggers):
+    for state in ("paused", "running", "finish-migrate", "number 99"):
+        triggers.mark(Mark.RUN_STATE, 5, state)
+    assert triggers.due(6) is None
+
+
 def stall(triggers, second):
     triggers.rows("requests", requests([request(0, pop_ns=(second - 2) * S, push_ns=second * S)]))
 
