@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from aerostat.output import printable
+from aerostat.output import printable, warn
 from aerostat.top_outputs import Output
 from aerostat.watched import Gone, Readings
 from tracer.host import HostOptions, record_all
 from tracer.host_events import SUSPENDED
 from tracer.host_session import Ended
 from tracer.live import VmStats
+from tracer.trace.errors import ExitCode
 from tracer.vmm import Vmm
 
 
@@ -35,6 +36,7 @@ class Watching:
         self._count, self._is_one = count, is_one
         self._readings = Readings()
         self._end: Ended | None = None
+        self._lost: dict[int | None, int] = {}
 
     def run(self, appeared: Callable[[], Iterable[Vmm]], *, detail: str, interval_s: float) -> None:
         """Attach, show, detach.
@@ -57,24 +59,32 @@ class Watching:
         )
         record_all(options, appeared, self._ended, self._phase, self._stop)
 
-    def conclude(self) -> None:
-        """Say why the one VM is watched no more, unless the user ended it.
+    def conclude(self) -> ExitCode:
+        """Say why the one VM is watched no more, unless the user ended it; and what was lost.
+
+        Returns:
+            What to end with.
 
         Raises:
             AerostatError: It could not be watched.
         """
-        if self._end is None:
-            return
-        if self._end.error is not None:
-            raise self._end.error
-        vmm = self._end.vmm
-        name = printable(vmm.name or "the VM")
-        click.echo(f"aerostat: {name} (pid {vmm.pid}): {self._end.reason}", err=True)
+        if self._end is not None:
+            if self._end.error is not None:
+                raise self._end.error
+            vmm = self._end.vmm
+            name = printable(vmm.name or "the VM")
+            click.echo(f"aerostat: {name} (pid {vmm.pid}): {self._end.reason}", err=True)
+        lost = sum(self._lost.values())
+        if not lost:
+            return ExitCode.OK
+        warn(f"{lost:,} events were lost; what was shown is not all that happened")
+        return ExitCode.CAPTURE_INCOMPLETE
 
     def _phase(self, phase: str, done: int = 0, total: int | None = None) -> None:
         self._output.phase(phase)
 
     def _told(self, stats: list[VmStats]) -> None:
+        self._lost |= {vm.pid: sum(vm.lost.values()) for vm in stats}
         update = self._readings.take(stats)
         self._output.update(update)
         if self._count is not None and update.number >= self._count:

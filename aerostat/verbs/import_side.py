@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aerostat.judge import require_whole
 from aerostat.options import PATH, TRACE, force_option
 from aerostat.output import printable, warn
 from tracer.trace.errors import ExitCode
@@ -24,11 +25,12 @@ def command(source: Path, into: Path | None, output: Path | None, force: bool) -
     """Copy TRACE, which is only read, into another trace.
 
     With --into, TRACE was recorded in a guest, and HOST on its host at the same time. HOST then
-    holds both sides, and `aerostat show` can split the time of a request into stages.
+    holds both sides, and `aerostat show` can split the time of a request into stages. Exit code 5
+    means that it is known to miss events, or that its ledger does not balance.
 
     With -o, TRACE is torn: its recorder was killed, or a segment is damaged. All that is whole goes
     to WHOLE, which other tools can open but which stays marked as incomplete. Exit code 5 means
-    that something could not be kept.
+    that something could not be kept, or was lost before.
 
     \b
     Examples:
@@ -42,9 +44,10 @@ def command(source: Path, into: Path | None, output: Path | None, force: bool) -
             raise click.UsageError("--force goes with -o; a side is never replaced")
         from tracer.merge import merge_sides
 
-        merge_sides(into, source)
+        merged = merge_sides(into, source)
         _warn_of_missing(into)
         click.echo(f"{into} now holds both sides; see: aerostat show {into}", err=True)
+        require_whole(into, merged)
         return ExitCode.OK
     from tracer.trace.salvage import salvage
 
@@ -58,20 +61,22 @@ def _tell(report: "SalvageReport") -> ExitCode:
 
     for finding in report.findings:
         click.echo(f"{finding.severity}: {printable(finding.text)}", err=True)
-    _warn_of_missing(report.path)
+    is_lossy = _warn_of_missing(report.path)
     rows = ", ".join(f"{count:,} {table}" for table, count in report.rows.items())
     lost = f"{report.dropped_bytes:,} bytes dropped"
     click.echo(f"{report.path} keeps {rows}; {lost}; see: aerostat show {report.path}", err=True)
     has_error = any(finding.severity is Severity.ERROR for finding in report.findings)
-    whole = not report.dropped_bytes and not has_error
+    whole = not report.dropped_bytes and not has_error and not is_lossy
     return ExitCode.OK if whole else ExitCode.CAPTURE_INCOMPLETE
 
 
-def _warn_of_missing(path: Path) -> None:
-    """Say what the trace that was made is known to lack."""
+def _warn_of_missing(path: Path) -> bool:
+    """Say what the trace that was made is known to lack; return whether events were lost."""
     from tracer.trace.missing import missing_events
     from tracer.trace.reader import open_trace
 
-    missing = missing_events(open_trace(path))
+    trace = open_trace(path)
+    missing = missing_events(trace)
     if missing is not None:
         warn(f"{path} {missing}")
+    return bool(trace.losses)

@@ -9,6 +9,7 @@ import click
 from aerostat.options import duration, json_option
 from aerostat.record_options import DETAILS, NS_PER_S
 from aerostat.stop import stop_on_signal
+from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,11 +42,11 @@ _SHORTEST_NS = 100_000_000
     help="requests: probe no system call; discards are not seen then.",
 )
 @json_option
-def command(**given: Any) -> None:
+def command(**given: Any) -> ExitCode:
     """Watch what the balloons of running VMs do: sizes, pages a second, where the time goes.
 
     Records nothing. On a terminal q or Ctrl-C ends it. Elsewhere it writes a table for each
-    interval, and with --json a line, which is one JSON document.
+    interval, and with --json a line, which is one JSON document. Exit code 5: events were lost.
 
     \b
     Examples:
@@ -74,7 +75,7 @@ def command(**given: Any) -> None:
     ):
         watching = Watching(output, stop, count=given["count"], is_one=is_one)
         watching.run(appeared, detail=detail, interval_s=interval_ns / NS_PER_S)
-    watching.conclude()
+    return watching.conclude()
 
 
 def _one(given: dict[str, Any]) -> Callable[[], Iterable[Vmm]]:

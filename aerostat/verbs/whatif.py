@@ -7,6 +7,7 @@ import click
 
 from aerostat.options import BACKINGS, TRACE, json_option, strategy, window
 from aerostat.output import emit_json, plain, warn
+from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
     from replay.whatif import Summary, WhatIf
@@ -38,18 +39,21 @@ if TYPE_CHECKING:
     type=click.Choice(BACKINGS),
     help="What guest memory is mapped from; as in the trace when left out.",
 )
+@click.option("--allow-loss", is_flag=True, help="End with 0 though the trace misses events.")
 @json_option
 def command(
     trace: Path,
     strategies: tuple[str, ...],
     windows: tuple[tuple[int | None, int | None], ...],
     backing: str | None,
+    allow_loss: bool,
     as_json: bool,
-) -> None:
+) -> ExitCode:
     """Count the operations, bytes and requests that strategies would need for TRACE.
 
     Executes nothing, and measures no time. A strategy that waits is counted with its own window and
-    with each that is named. A strategy of your own is given as path.py:Name.
+    with each that is named. A strategy of your own is given as path.py:Name. Exit code 5: the
+    trace is known to miss events, so the counts are not of all that happened.
 
     \b
     Examples:
@@ -78,6 +82,7 @@ def command(
         emit_json(document)
     else:
         draw(found)
+    return ExitCode.OK if missing is None or allow_loss else ExitCode.CAPTURE_INCOMPLETE
 
 
 def draw(found: "WhatIf") -> None:

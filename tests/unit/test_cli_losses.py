@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aerostat.cli import main
-from tests.unit.capture_bundle import write_guest, write_host
+from tests.unit.capture_bundle import HOST_ROWS, write_guest, write_host
 from tests.unit.replay_results import make_results, make_strategy
 from tests.unit.test_missing import calls_alone
 from tracer.trace.errors import ExitCode
@@ -40,11 +40,14 @@ def test_show_names_the_cause_and_the_time(lossy: Path, capsys) -> None:
 
 def test_whatif_counts_what_there_is_and_says_what_there_is_not(lossy: Path, capsys) -> None:
     code, out, err = run(capsys, "whatif", lossy, "-s", "qemu", "--json")
-    assert code == ExitCode.OK
+    assert code == ExitCode.CAPTURE_INCOMPLETE
     assert err.startswith("aerostat: warning: ")
     assert TOLD in err
     trace = json.loads(out)["trace"]
     assert (trace["complete"], trace["lost_events"]) == (True, 1234)
+    code, _, err = run(capsys, "whatif", lossy, "-s", "qemu", "--json", "--allow-loss")
+    assert code == ExitCode.OK
+    assert TOLD in err
 
 
 def test_replay_refuses_and_names_the_losses(lossy: Path, capsys) -> None:
@@ -81,13 +84,24 @@ def test_results_of_a_lossy_trace_are_compared_with_a_warning(tmp_path: Path, ca
 def test_import_says_what_the_joined_trace_misses(lossy: Path, tmp_path: Path, capsys) -> None:
     guest = write_guest(tmp_path / "guest.balloon")
     code, _, err = run(capsys, "import", guest, "--into", lossy)
-    assert code == ExitCode.OK
+    assert code == ExitCode.CAPTURE_INCOMPLETE
     assert TOLD in err
+    assert "now holds both sides" in err
+
+
+def test_import_of_sides_that_do_not_agree_says_which_line(tmp_path: Path, capsys) -> None:
+    host = write_host(tmp_path / "host.balloon", rows=[HOST_ROWS[0], *HOST_ROWS[2:]])
+    guest = write_guest(tmp_path / "guest.balloon")
+    code, _, err = run(capsys, "import", guest, "--into", host)
+    assert code == ExitCode.CAPTURE_INCOMPLETE
+    assert "inflate: host requests differs by -128" in err
+    whole, other = write_host(tmp_path / "whole.balloon"), write_guest(tmp_path / "g2.balloon")
+    assert run(capsys, "import", other, "--into", whole)[0] == ExitCode.OK
 
 
 def test_import_says_what_a_salvaged_trace_misses(lossy: Path, tmp_path: Path, capsys) -> None:
     code, _, err = run(capsys, "import", lossy, "-o", tmp_path / "whole.balloon")
-    assert code == ExitCode.OK
+    assert code == ExitCode.CAPTURE_INCOMPLETE
     assert TOLD in err
 
 
