@@ -4,7 +4,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress, zip_longest
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.text import Text
 from aerostat.fit import Fitted, fit, fold_headings
 from aerostat.output import printable
 from aerostat.sizes import format_bytes, format_ns
+
+if TYPE_CHECKING:
+    from replay.rejections import Rejection
 
 NOT_OBSERVED: Final = "-"
 _PIPE_WIDTH: Final = 160
@@ -109,6 +112,13 @@ def say_note(mark: str, text: str) -> None:
     room = max(width - len(mark) - 1, _NARROWEST_NOTE)
     lines = textwrap.wrap(printable(text), room, break_on_hyphens=False)
     say(f"\n{' ' * (len(mark) + 1)}".join([f"{mark} {lines[0] if lines else ''}", *lines[1:]]))
+
+
+def say_rejected(rejected: "Sequence[Rejection]") -> None:
+    """Say what the device model left out of a trace's requests; nothing where that is nothing."""
+    if rejected:
+        parts = "; ".join(f"{each.count:,} x {each.reason}" for each in rejected)
+        say(f"Rejected by the device model: {parts}.")
 
 
 def cell(value: Value | None, form: Callable[[Value], str] = str) -> str:

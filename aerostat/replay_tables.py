@@ -57,6 +57,7 @@ def _say_head(results: Results) -> None:
         f" {siblings}, seed {settings.seed}, residency: {settings.residency},"
         f" {render.size(settings.resident_bytes)} resident"
     )
+    render.say_rejected(trace.rejected)
     if settings.cut_reason:
         render.say(f"Not the whole trace: {settings.cut_reason}")
 

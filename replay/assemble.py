@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from replay.caveats import run_warnings, thread_warnings
 from replay.environment import Environment, stability_warnings
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
+from replay.rejections import rejections
 from replay.results import Fidelity, Results, Settings, StrategyResult, TraceFacts
 from tracer.trace.missing import missing_events
 from tracer.trace.schema import PFN_SHIFT
@@ -107,6 +108,7 @@ def _trace_facts(replay: Replay) -> TraceFacts:
         requests=len(replay.requests),
         pages=int(replay.requests.pages.sum()),
         memory_bytes=replay.context.layout.memory_bytes,
+        rejected=rejections(replay.requests, replay.context),
     )
 
 

@@ -16,6 +16,10 @@ PAGE_TABLE_SHARE = 512
 """A page table of 4 KiB maps 512 pages."""
 
 
+ACCOUNT_BYTES = 24
+"""A page of guest memory, resident or not: who owned it since when, and what it must hold."""
+
+
 @dataclass(frozen=True)
 class Demand:
     """What a page of guest memory takes.
@@ -121,6 +125,29 @@ def huge_pool_bytes(root: Path = Path("/")) -> int:
     return pages << 21
 
 
+def require_account(layout: Layout, limit_bytes: int | None) -> None:
+    """Refuse memory so large that keeping account of its pages would not fit, before any of it.
+
+    Args:
+        layout: The memory.
+        limit_bytes: The user's limit.
+
+    Raises:
+        AerostatError: It would not fit.
+    """
+    spare_bytes = available_bytes() - MARGIN_BYTES
+    allowed_bytes = min(spare_bytes, limit_bytes or spare_bytes)
+    account_bytes = layout.memory_pages * ACCOUNT_BYTES
+    if account_bytes > allowed_bytes:
+        raise AerostatError(
+            f"not enough memory to replay {layout.memory_bytes} bytes of guest memory",
+            reason=f"keeping account of its pages takes {account_bytes} bytes, "
+            f"{allowed_bytes} may be used",
+            remedy="free memory, raise --memory-limit, or replay on a larger machine;"
+            " `aerostat whatif` counts without memory",
+        )
+
+
 def needed_bytes(
     requests: Requests, residency: Residency, layout: Layout, demand: Demand = SMALL_PAGES
 ) -> int:
@@ -197,5 +224,7 @@ def named_pages(requests: Requests, layout: Layout, *queues: Queue) -> Runs:
     """
     wanted = queues or (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
     pfn, pages, _ = requests.runs_of(*wanted)
-    pieces = layout.clip(*rising(pfn, pages))
+    # Merged before they are cut: reports that each span all regions would give pieces by the
+    # product of both.
+    pieces = layout.clip(*merge(*rising(pfn, pages)))
     return merge(pieces.page, pieces.pages)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SLOT_PAGES = (2 << 20) // PAGE_BYTES
 """Every region's slot begins at a multiple of 2 MiB, so that huge pages form as they did."""
 MAX_MEMORY_BYTES = 1 << 40
+"""No replay maps so much; smaller memory is still held to what this machine has."""
 MAX_REGIONS = 1024
 MAX_PAGE_BYTES = 1 << 30
 
@@ -69,8 +70,8 @@ class Layout:
             ends.append(first + pages)
             bases.append(base)
             free_page = base + pages
-            if free_page * PAGE_BYTES > MAX_MEMORY_BYTES:
-                raise _refuse(f"more than {MAX_MEMORY_BYTES >> 40} TiB of guest memory")
+            if free_page * PAGE_BYTES >= MAX_MEMORY_BYTES:
+                raise _refuse(f"{MAX_MEMORY_BYTES >> 40} TiB of guest memory or more")
         self.start_pfn: Int64s = np.array(starts, np.int64)
         self.end_pfn: Int64s = np.array(ends, np.int64)
         self.base_page: Int64s = np.array(bases, np.int64)
@@ -135,6 +136,31 @@ class Layout:
         high = np.minimum(end[source], self.end_pfn[region])
         page = low - self.start_pfn[region] + self.base_page[region]
         return Clipped(low, high - low, source, page)
+
+    def inside(self, start: Int64s, pages: Int64s) -> Int64s:
+        """Count the pages of each run that are guest memory.
+
+        Unlike `clip` it makes no pieces, of which runs that span everything would give one for
+        each region.
+        """
+        below = np.concatenate(([0], np.cumsum(self.end_pfn - self.start_pfn)))
+        first, last = self._below(start, below), self._below(start + pages, below)
+        return last - first
+
+    def _below(self, pfn: Int64s, below: Int64s) -> Int64s:
+        """Pages of guest memory with a lower PFN."""
+        region = np.searchsorted(self.start_pfn, pfn, side="right") - 1
+        at = np.maximum(region, 0)
+        into = np.minimum(pfn, self.end_pfn[at]) - self.start_pfn[at]
+        found: Int64s = np.where(region < 0, 0, below[at] + into)
+        return found
+
+    def whole(self, start: Int64s, pages: Int64s) -> Clipped:
+        """Keep the runs that are wholly inside one region, in their order."""
+        region = np.searchsorted(self.start_pfn, start, side="right") - 1
+        kept = np.flatnonzero((region >= 0) & (start + pages <= self.end_pfn[region]) & (pages > 0))
+        first, at = start[kept], region[kept]
+        return Clipped(first, pages[kept], kept, first - self.start_pfn[at] + self.base_page[at])
 
     def _region_of(self, start: Int64s, end: Int64s) -> int | None:
         """The one region that holds all runs, which is the usual case and quick; else None."""

@@ -138,7 +138,7 @@ def memory_map(trace: Trace) -> tuple[Region, ...]:
 
     Raises:
         TraceError: The trace holds no memory map.
-        AerostatError: Regions overlap, are misaligned, or ask for more than 1 TiB.
+        AerostatError: Regions overlap, are misaligned, or ask for 1 TiB or more.
     """
     regions = tuple(trace.manifest.regions)
     if not regions:

@@ -93,5 +93,5 @@ def _loaded(trace: Trace, layout: Layout, assumption: Assumption) -> Residency:
 
 
 def _in_memory(layout: Layout, pfn: Int64s, pages: Int64s) -> Runs:
-    pieces = layout.clip(pfn, pages)
+    pieces = layout.clip(*merge(pfn, pages))
     return merge(pieces.page, pieces.pages)

@@ -14,6 +14,7 @@ from typing import Any
 
 from replay.environment import Environment
 from replay.planning import Refused
+from replay.rejections import Rejection
 from tracer.trace.errors import AerostatError
 
 RESULTS_FORMAT = "aerostat-results"
@@ -30,7 +31,10 @@ class ResultsError(AerostatError):
 
 @dataclass(frozen=True)
 class TraceFacts:
-    """Which trace was replayed. `name` is the bundle's name, without its directory."""
+    """Which trace was replayed. `name` is the bundle's name, without its directory.
+
+    `rejected` is what the device model leaves out of its requests, or finds too much in them.
+    """
 
     name: str
     session_id: str
@@ -39,6 +43,7 @@ class TraceFacts:
     requests: int
     pages: int
     memory_bytes: int
+    rejected: tuple[Rejection, ...]
 
     @property
     def missing(self) -> str | None:

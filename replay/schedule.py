@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from replay.assemble import Replay, assemble
 from replay.backings import BACKINGS
+from replay.budget import require_account
 from replay.environment import fingerprint
 from replay.memory import operations_of
 from replay.plan import Context, context_of
@@ -92,6 +93,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     require_requests(trace)
     _refuse_loss(trace, options)
     context = context_of(memory_map(trace), options.backing)
+    require_account(context.layout, options.memory_limit_bytes)
     requests = load_requests(trace)
     residency = load_residency(trace, context.layout, options.residency, options.thp)
     planned, refused = plan_all(options.strategies, requests, context, progress)

@@ -12,6 +12,7 @@ from replay.backings import Advice
 from replay.plan import Context, Plan
 from replay.planning import Refused, make_plan
 from replay.ranges import Int64s, Runs, align_in, pfns_from_runs, rising
+from replay.rejections import Rejection, rejections
 from replay.requests import Requests
 from replay.residency import HUGE_PAGES
 from replay.strategies import STRATEGIES
@@ -43,6 +44,7 @@ class Mergeability:
         huge_share: Share of inflated pages in 2 MiB pages that one inflate phase gives whole; None
             where nothing is inflated.
         outside_pages: Pages named by inflate, deflate and reports that are no guest memory.
+        rejected: What the device model leaves out of the requests, or finds too much in them.
     """
 
     pages: int
@@ -50,6 +52,7 @@ class Mergeability:
     falling_share: float | None
     huge_share: float | None
     outside_pages: int
+    rejected: tuple[Rejection, ...]
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ def mergeability(requests: Requests, context: Context) -> Mergeability:
         int(np.count_nonzero((step == -1) & within)) / steps if steps else None,
         whole / inflated if inflated else None,
         outside_pages(requests, context),
+        rejections(requests, context),
     )
 
 
@@ -218,4 +222,4 @@ def outside_pages(requests: Requests, context: Context) -> int:
     """Pages that inflate, deflate and reporting requests name outside guest memory."""
     pfn, pages, _ = requests.runs_of(Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
     start, length = rising(pfn, pages)
-    return int(length.sum()) - int(context.layout.clip(start, length).pages.sum())
+    return int((length - context.layout.inside(start, length)).sum())

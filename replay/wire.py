@@ -23,7 +23,7 @@ MAX_WORDS = 4096
 """Words that the seed's driver buffer of 32 KiB holds."""
 MAX_ENTRIES = 32
 """Blocks in one report of Linux (PAGE_REPORTING_CAPACITY)."""
-MAX_REQUEST_BYTES = 16 << 20
+MAX_REQUEST_BYTES = 1 << 20
 """More than any driver sends in one request; what lies behind is not looked at."""
 ADDRESSABLE_PAGES = 1 << (64 - PFN_SHIFT)
 HEADER_BYTES = 8
@@ -32,14 +32,16 @@ MAX_SHORT_PAGES = (1 << PFN_SHIFT) - 1
 """A word has 12 bits for the count; 0 says that the next word is the count."""
 MAX_STAT_TAGS = 16
 """Tags of `struct virtio_balloon_stat` in Linux 6.12; 10 before 6.11."""
-
 MAX_DESCRIPTOR_PAGES = (1 << 32 >> PFN_SHIFT) - 1
 """Whole pages that one descriptor can name: its length has 32 bits."""
 
-_DESCRIPTOR = np.dtype([("addr", "<u8"), ("len", "<u4"), ("flags", "<u2"), ("next", "<u2")])
+DESCRIPTOR = np.dtype([("addr", "<u8"), ("len", "<u4"), ("flags", "<u2"), ("next", "<u2")])
+"""struct vring_desc."""
 _HEADER = np.dtype([("cmd", "u1"), ("flag", "u1"), ("id", "<u2"), ("data_len", "<u4")])
 _STAT = np.dtype([("tag", "<u2"), ("val", "<u8")])
-_WRITABLE = 2
+NEXT = 1
+"""VRING_DESC_F_NEXT: the chain goes on."""
+WRITABLE = 2
 """VRING_DESC_F_WRITE: the driver hands reported blocks over as buffers to write into."""
 
 
@@ -66,7 +68,18 @@ class Reject(StrEnum):
     INHIBITED = "pages kept because discarding is inhibited"
     POISONED = "reported pages kept because the guest poisons free pages"
     WRONG_QUEUE = "queue that does not exist"
+    BAD_CHAIN = "descriptor chain that runs in a circle or leaves its table"
+    NOT_MEMORY = "descriptor that is not wholly guest memory"
+    EMPTY_DESCRIPTOR = "descriptor of no bytes"
+    UNKNOWN_FLAG = "descriptor flag that does not exist"
+    WRONG_ORDER = "readable descriptor behind a writable one"
+    NOT_READABLE = "descriptor that the device may not read"
+    NOT_A_BLOCK = "report or hint with content to read"
+    STATS_EARLY = "statistics buffer before the last one was asked back"
     HINT_ID = "hint command that was not asked for"
+    HINT_STOPPED = "hinted block when no hints were asked for"
+    RESET = "pages kept because the guest had reset the device"
+    TAKEN_BACK = "pages kept because the guest had taken them back"
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,12 +276,12 @@ def shares(count: Int64s, most: int) -> tuple[Int64s, Int64s]:
 def decode_scatterlist(data: bytes) -> Decoded:
     """Decode a report: descriptors of 16 bytes as in the split ring (addr, len, flags, next)."""
     rejected: Counter[Reject] = Counter()
-    entries = _items(data, _DESCRIPTOR, rejected)
+    entries = _items(data, DESCRIPTOR, rejected)
     if len(entries) > MAX_ENTRIES:
         rejected[Reject.OVERSIZED] += len(entries) - MAX_ENTRIES
     addr, length = entries["addr"], entries["len"].astype(np.uint64)
     checks = (
-        (Reject.NOT_WRITABLE, entries["flags"] & _WRITABLE == 0),
+        (Reject.NOT_WRITABLE, entries["flags"] & WRITABLE == 0),
         (Reject.EMPTY_RANGE, length == 0),
         (Reject.UNALIGNED, (addr | length) % np.uint64(PAGE_BYTES) != 0),
         # addr + len may be 2**64 itself: the last page of the address space.
@@ -285,10 +298,10 @@ def decode_scatterlist(data: bytes) -> Decoded:
 
 def descriptors(start: Int64s, pages: Int64s) -> npt.NDArray[np.void]:
     """Name ranges by device-writable descriptors, `pages` at most `MAX_DESCRIPTOR_PAGES`."""
-    entries = np.zeros(len(start), _DESCRIPTOR)
+    entries = np.zeros(len(start), DESCRIPTOR)
     entries["addr"] = start.view(np.uint64) << np.uint64(PFN_SHIFT)
     entries["len"] = pages << PFN_SHIFT
-    entries["flags"] = _WRITABLE
+    entries["flags"] = WRITABLE
     return entries
 
 
@@ -307,6 +320,8 @@ def decode_stats(data: bytes) -> tuple[dict[int, int], Counter[Reject]]:
     """
     rejected: Counter[Reject] = Counter()
     items = _items(data, _STAT, rejected)
+    if len(items) > MAX_STAT_TAGS:
+        rejected[Reject.OVERSIZED] += len(items) - MAX_STAT_TAGS
     known = items["tag"] < MAX_STAT_TAGS
     if (unknown := int((~known).sum())) > 0:
         rejected[Reject.UNKNOWN_TAG] += unknown

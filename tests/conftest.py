@@ -21,7 +21,17 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-TIERS = ("unit", "property", "memory", "golden", "kernel", "vm", "notebooks")
+TIERS = (
+    "unit",
+    "property",
+    "memory",
+    "hostile",
+    "fuzz",
+    "golden",
+    "kernel",
+    "vm",
+    "notebooks",
+)
 MARKED = {"memory", "kernel", "vm"}
 PRIVILEGED = {"kernel", "vm"}
 VARIABLE = "AEROSTAT_PRIVILEGED_TESTS"

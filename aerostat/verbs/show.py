@@ -48,17 +48,22 @@ def command(trace: Path, as_json: bool) -> int:
 def draw(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger") -> None:
     """Draw all tables of a trace."""
     from aerostat import capture_tables as tables
-    from aerostat import recorder_tables, timeline_tables
+    from aerostat import recorder_tables, render, timeline_tables
     from aerostat.discards import discards
     from aerostat.events import events
     from aerostat.pressure import growths, levels
     from aerostat.shape import residency, run_lengths
+    from replay.rejections import rejections_of
 
     tables.draw_head(str(path), trace)
     tables.draw_stages(stages, trace.manifest)
     tables.draw_discards(discards(trace), trace.manifest)
     tables.draw_runs(run_lengths(trace))
     tables.say_residency(residency(trace))
+    rejected, why = rejections_of(trace)
+    if rejected is None and trace.manifest.regions:
+        render.say(f"Requests were not held against the guest's memory: {why}.")
+    render.say_rejected(rejected or ())
     timeline_tables.draw_events(events(trace, stages.clock))
     timeline_tables.draw_samples(levels(trace), growths(trace))
     tables.draw_ledger(account)
@@ -75,8 +80,10 @@ def document(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger"
     from aerostat.pressure import growths, levels
     from aerostat.scope import scopes
     from aerostat.shape import residency, run_lengths
+    from replay.rejections import rejections_of
 
     manifest = trace.manifest
+    rejected, why = rejections_of(trace)
     directions = []
     for direction in stages.directions:
         entry = plain(direction)
@@ -114,4 +121,6 @@ def document(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger"
         "ledger": plain(account),
         "runs": plain(run_lengths(trace)),
         "residency": plain(residency(trace)),
+        "rejected": plain(rejected),
+        "rejected_note": why,
     }

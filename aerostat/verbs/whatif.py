@@ -127,8 +127,7 @@ def draw(found: "WhatIf") -> None:
         if trace.huge_share is not None:
             share = render.percent(100 * trace.huge_share)
             render.say(f"Of the inflated pages {share} are in 2 MiB that one phase gives whole.")
-    if trace.outside_pages:
-        render.say(f"{trace.outside_pages:,} pages named are outside guest memory.")
+    render.say_rejected(trace.rejected)
 
 
 def _window(summary: "Summary") -> str:

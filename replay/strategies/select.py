@@ -78,11 +78,9 @@ def reported(requests: Requests, context: Context) -> Pieces:
     """
     pfn, pages, request = requests.runs_of(Queue.REPORTING)
     start, length = rising(pfn, pages)
-    clipped = context.layout.clip(start, length)
-    unit = context.host_page_pages
-    whole = clipped.pages == length[clipped.source]
-    whole &= (clipped.page | clipped.pages) % unit == 0
-    return Pieces(clipped.page[whole], clipped.pages[whole], request[clipped.source[whole]])
+    whole = context.layout.whole(start, length)
+    kept = (whole.page | whole.pages) % context.host_page_pages == 0
+    return Pieces(whole.page[kept], whole.pages[kept], request[whole.source[kept]])
 
 
 def merged_within(found: Pieces, group: Int64s, context: Context) -> Pieces:

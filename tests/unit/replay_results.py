@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from replay.environment import Environment
+from replay.rejections import Rejection
 from replay.results import (
     Fidelity,
     OperationTimes,
@@ -14,6 +15,7 @@ from replay.results import (
     TraceFacts,
 )
 
+REJECTED = (Rejection("pages that are no guest memory", 3),)
 MACHINE = Environment(
     kernel="6.1.0",
     architecture="x86_64",
@@ -88,7 +90,7 @@ def make_results(*strategies: StrategyResult, **environment: object) -> Results:
     return Results(
         created_utc="2026-01-01T00:00:00+00:00",
         aerostat_version="0.1.0",
-        trace=TraceFacts("t.balloon", "session", True, 0, 1, 10, 1 << 20),
+        trace=TraceFacts("t.balloon", "session", True, 0, 1, 10, 1 << 20, REJECTED),
         settings=Settings(
             runs=len(strategies[0].runs) if strategies else 1,
             warmup=1,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.capture_bundle import write_guest
-from tests.unit.command import refused, run
+from tests.unit.command import AEROSTAT, refused, run
 from tests.unit.replay_results import MACHINE, make_results, make_strategy
 from tests.unit.trace_samples import GIB, described, torn_trace, write_trace
 from tracer.trace.errors import ExitCode
@@ -103,8 +103,12 @@ MAPS = {
         "overlap",
     ),
     "too large": (
-        [Region("a", 0, None, (1 << 40) + 4096, "anon", 4096)],
-        "more than 1 TiB of guest memory",
+        [Region("a", 0, None, 1 << 40, "anon", 4096)],
+        "1 TiB of guest memory or more",
+    ),
+    "too large in pieces": (
+        [Region("a", gpa, None, 1 << 39, "anon", 4096) for gpa in (0, 1 << 42)],
+        "1 TiB of guest memory or more",
     ),
     "misaligned": ([Region("a", 0, None, 4097, "anon", 4096)], "not whole pages"),
     "absent": ([], "memory was not seen"),
@@ -124,14 +128,40 @@ def test_memory_that_cannot_be_replayed(case: str, verb: str, whole: Path) -> No
     assert reason in refused(ExitCode.FAILURE, verb, whole)
 
 
-def test_a_terabyte_asked_of_a_small_machine(tmp_path: Path) -> None:
-    """1 TiB is accepted as a map; without residency no page of it need be there to begin with."""
-    memory = VmInfo(name="vm0", pid=77, memory_bytes=1 << 40)
-    regions = (Region("ram", 0, None, 1 << 40, "anon", 4096),)
-    path = write_trace(tmp_path / "big.balloon", manifest=described(vm=memory, regions=regions))
-    err = refused(ExitCode.FAILURE, "replay", path, "--residency", "all", "--memory-limit", "64M")
-    assert "not enough memory to replay" in err
+def large_trace(path: Path, memory_bytes: int) -> Path:
+    memory = VmInfo(name="vm0", pid=77, memory_bytes=memory_bytes)
+    regions = (Region("ram", 0, None, memory_bytes, "anon", 4096),)
+    return write_trace(path, manifest=described(vm=memory, regions=regions))
+
+
+def test_nearly_a_terabyte_asked_of_a_small_machine(tmp_path: Path) -> None:
+    """Refused before a page of it is planned, checked or mapped: by what its account would take."""
+    path = large_trace(tmp_path / "big.balloon", (1 << 40) - 4096)
+    err = refused(ExitCode.FAILURE, "replay", path, "--residency", "none", "--memory-limit", "64M")
+    assert "not enough memory to replay 1099511623680 bytes" in err
     assert "67108864 may be used" in err
+    counted = run(["whatif", path, "-s", "qemu"])
+    assert counted.returncode == 0, counted.stderr
+
+
+@pytest.mark.parametrize("verb", ["whatif", "replay"])
+def test_a_terabyte_is_refused_within_little_memory(verb: str, tmp_path: Path) -> None:
+    """The refusal itself must not need what it refuses: 1 GiB of address space is enough."""
+    path = large_trace(tmp_path / "big.balloon", 1 << 40)
+    limited = ["prlimit", "--as=1073741824", *AEROSTAT]
+    err = refused(ExitCode.FAILURE, verb, path, command=limited)
+    assert "1 TiB of guest memory or more" in err
+
+
+def test_show_says_that_a_map_is_too_large(tmp_path: Path) -> None:
+    """It shows the trace all the same: nothing of it is mapped."""
+    path = large_trace(tmp_path / "big.balloon", 1 << 40)
+    done = run(["show", path])
+    assert done.returncode == 0, done.stderr
+    assert "not held against the guest's memory: 1 TiB of guest memory or more" in done.stdout
+    document = json.loads(run(["show", "--json", path]).stdout)
+    assert document["rejected"] is None
+    assert "1 TiB" in document["rejected_note"]
 
 
 def test_a_guest_without_a_host_has_no_memory_map(tmp_path: Path) -> None:
