@@ -15,7 +15,7 @@ PACKAGES := python3-bpfcc python3-venv python3-dev gcc libc6-dev qemu-system-x86
 	e2fsprogs systemd
 NATIVE := $(wildcard replay/native/*.c replay/native/*.h replay/native/build_core.py)
 
-.PHONY: help setup demo test bench clean
+.PHONY: help setup demo test fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test: setup ## lint, types, and every tier of tests this machine can run
 	[ $$status = 0 ] || echo "make test: lint or types FAILED, see above"; \
 	$(BIN)/python -m pytest || status=1; \
 	exit $$status
+
+fuzz: setup ## fuzz what reads untrusted bytes; SECONDS=600 for each target (20 when left out)
+	@AEROSTAT_FUZZ_SECONDS=$(or $(SECONDS),20) $(BIN)/python -m pytest -s tests/fuzz
 
 bench: setup ## measure speed and memory against the goals; BENCH="drain memory" runs those alone
 	@mkdir -p out && $(BIN)/python -m tests.bench $(BENCH)

@@ -1,0 +1,25 @@
+"""The fuzzer's engine: atheris, which guides libFuzzer by the branches of instrumented modules."""
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import atheris
+
+SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+"""Files are made by the hundred thousand: not on a disk, where that is possible."""
+
+
+def instrumented(*packages: str) -> AbstractContextManager[None]:
+    """Instrument what is imported within, so far as it belongs to these packages."""
+    context: AbstractContextManager[None] = atheris.instrument_imports(
+        include=list(packages), enable_loader_override=False
+    )
+    return context
+
+
+def explore(one: Callable[[bytes], None]) -> None:
+    """Feed `one` with inputs until libFuzzer's options say stop, or an exception escapes it."""
+    atheris.Setup(sys.argv, one)
+    atheris.Fuzz()
