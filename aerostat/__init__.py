@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from replay.compare import compare
     from replay.compare_traces import compare_traces
-    from replay.results import load_results
+    from replay.pauses import pauses
+    from replay.results_file import load_results, save_results
     from replay.schedule import ReplayOptions
     from replay.schedule import replay_trace as replay
     from tracer.join import join
@@ -28,7 +29,9 @@ __all__ = [
     "ledger",
     "load_results",
     "open_trace",
+    "pauses",
     "replay",
+    "save_results",
     "stage_table",
 ]
 
@@ -38,9 +41,11 @@ _HOME = {
     "compare_traces": ("replay.compare_traces", "compare_traces"),
     "join": ("tracer.join", "join"),
     "ledger": ("tracer.ledger", "ledger"),
-    "load_results": ("replay.results", "load_results"),
+    "load_results": ("replay.results_file", "load_results"),
+    "pauses": ("replay.pauses", "pauses"),
     "open_trace": ("tracer.trace.reader", "open_trace"),
     "replay": ("replay.schedule", "replay_trace"),
+    "save_results": ("replay.results_file", "save_results"),
     "stage_table": ("tracer.stages", "stage_table"),
 }
 """Public name -> module and attribute."""

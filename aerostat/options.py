@@ -8,6 +8,7 @@ import click
 
 from aerostat.sizes import parse_duration, parse_size
 
+_MAX_CPU_DIGITS = 5
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -27,6 +28,15 @@ def _parsed(parse: Callable[[str], int], text: str) -> int:
         return parse(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def cpu(text: str) -> int | str | None:
+    """Click type of a CPU: its number, `auto`, or `none` for whichever the scheduler takes."""
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    if not text.isdecimal() or len(text) > _MAX_CPU_DIGITS:
+        raise click.BadParameter(f"{text!r} is no CPU; give its number, auto or none")
+    return int(text)
 
 
 def strategy(text: str) -> str:

@@ -29,6 +29,11 @@ def emit_json(document: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
+def emit_text(text: str) -> None:
+    """Write one finished text to stdout, as it is: no folding, no colour."""
+    sys.stdout.write(text)
+
+
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Stop before work begins if its output would overwrite something.
 

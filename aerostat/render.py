@@ -126,6 +126,11 @@ def cell(value: Value | None, form: Callable[[Value], str] = str) -> str:
     return NOT_OBSERVED if value is None else form(value)
 
 
+def figure(metric: str, value: float | None) -> str:
+    """Turn a metric's value into a cell, by the unit in the metric's name."""
+    return cell(value, format_ns if "_ns" in metric else "{:,.0f}".format)
+
+
 def count(value: int | None) -> str:
     """Turn a count into a cell, with thousands separated."""
     return cell(value, lambda number: f"{number:,}")

@@ -1,36 +1,25 @@
-"""Draws what a replay measured: one row per strategy, the harness's own floor, and the fidelity."""
+"""Draws what a replay measured: times by stage, the work they paid for, and the fidelity."""
+
+from __future__ import annotations
 
 from statistics import median
 
 from aerostat import render
+from aerostat.effect_tables import draw_effects, in_words
 from aerostat.send_tables import draw_sending, siblings_in_words
 from replay.results import Fidelity, Results, StrategyResult
-from tracer.trace.schema import PAGE_BYTES
+from replay.summary import Beside, Spread, Summary
 
 REFERENCE = "qemu"
 """Strategies are set beside this one where it was replayed: it is what most VMMs do today."""
 
 
 def draw_results(results: Results) -> None:
-    """Draw every strategy's medians, then what stands beside every result: fidelity and floor."""
+    """Draw medians with their intervals, the work, pauses and memory; then what to know of them."""
     _say_head(results)
-    columns = [
-        "<strategy",
-        "operations",
-        "calls",
-        "wire requests",
-        "b send",
-        "c translate",
-        "d discard",
-    ]
-    columns += ["b+c+d", "from", "to", f"x {REFERENCE}", "resident freed", "harness in d"]
-    reference = _median_total_ns(results, REFERENCE)
-    rows = [_row(strategy, reference) for strategy in results.strategies]
-    rows += [_refused_row(refused.name) for refused in results.refused]
-    spare = ("harness in d", "resident freed", "wire requests", "to", "from")
-    settings = results.settings
-    title = f"replay: medians of {settings.runs} runs, {siblings_in_words(settings.siblings)}"
-    render.draw(title, columns, rows, spare=spare)
+    _draw_times(results)
+    _draw_work(results)
+    draw_effects(results)
     for refused in results.refused:
         render.say(f"Refused, not timed: {refused.name}: {refused.reason}.")
     if blurred := overlapping(results):
@@ -51,10 +40,11 @@ def _say_head(results: Results) -> None:
         f" {render.size(trace.memory_bytes)} of guest memory"
     )
     siblings = siblings_in_words(settings.siblings)
+    cpu = "on any CPU" if settings.cpu is None else f"on CPU {settings.cpu}"
     thp = f" (THP {settings.thp})" if settings.backing == "anon" else ""
     render.say(
         f"Replayed {settings.requests_replayed:,} requests on {settings.backing} memory{thp},"
-        f" {siblings}, seed {settings.seed}, residency: {settings.residency},"
+        f" {siblings}, {cpu}, seed {settings.seed}, residency: {settings.residency},"
         f" {render.size(settings.resident_bytes)} resident"
     )
     render.say_rejected(trace.rejected)
@@ -79,44 +69,77 @@ def overlapping(results: Results) -> list[str]:
     return [name for name, (first, last) in spans.items() if first <= high and last >= low]
 
 
-def _median_total_ns(results: Results, name: str) -> float | None:
-    for strategy in results.strategies:
-        if strategy.name == name and strategy.runs:
-            return median(run.total_ns for run in strategy.runs)
-    return None
+def _draw_times(results: Results) -> None:
+    columns = ["<strategy", "b send", "c translate", "d discard", "b+c+d"]
+    columns += [f"x {REFERENCE}", "x oracle", "over nop", "harness in d"]
+    rows = [_times(strategy) for strategy in results.strategies]
+    rows += [_refused_row(refused.name, len(columns)) for refused in results.refused]
+    spare = ("harness in d", "over nop", "x oracle", "c translate", "b send")
+    settings = results.settings
+    title = f"times: medians of {settings.runs} runs with their 95 % intervals in percent"
+    title += f", {siblings_in_words(settings.siblings)}"
+    render.draw(title, columns, rows, spare=spare)
+    names = {strategy.name for strategy in results.strategies}
+    if "oracle" not in names:
+        render.say("How far from the bound: not observed; replay the oracle as well (-s oracle).")
 
 
-def _row(strategy: StrategyResult, reference_ns: float | None) -> list[str]:
-    runs = strategy.runs
-    if not runs:
-        counts = (strategy.operations, strategy.calls, strategy.wire_requests)
-        return [_in_words(strategy.name), *map(render.count, counts), *([render.NOT_OBSERVED] * 9)]
-    totals = [run.total_ns for run in runs]
-    ratio = None if not reference_ns else median(totals) / reference_ns
+def _times(strategy: StrategyResult) -> list[str]:
+    summary = strategy.summary
+    if summary is None:
+        return [in_words(strategy.name), *([render.NOT_OBSERVED] * 8)]
+    stages = (summary.send_ns, summary.translate_ns, summary.discard_ns, summary.total_ns)
+    over_nop = _beside(summary, "nop")
     return [
-        _in_words(strategy.name),
-        render.count(strategy.operations),
-        render.count(strategy.calls),
-        render.count(strategy.wire_requests),
-        render.ns(median(run.send_ns for run in runs)),
-        render.ns(median(run.translate_ns for run in runs)),
-        render.ns(median(run.discard_ns for run in runs)),
-        render.ns(median(totals)),
-        render.ns(min(totals)),
-        render.ns(max(totals)),
-        render.cell(ratio, lambda value: f"{value:.3f}"),
-        render.size(round(median(run.freed_pages for run in runs)) * PAGE_BYTES),
-        render.ns(median(run.floor_ns for run in runs)),
+        in_words(strategy.name),
+        *map(spread, stages),
+        _ratio(_beside(summary, REFERENCE), strategy.name == REFERENCE),
+        _ratio(_beside(summary, "oracle"), strategy.name == "oracle"),
+        render.NOT_OBSERVED if over_nop is None else render.ns(over_nop.excess_ns.median),
+        render.ns(median(run.floor_ns for run in strategy.runs)),
     ]
 
 
-def _in_words(name: str) -> str:
-    """A name with parameters, in words that a narrow column can break."""
-    return name.replace(":", " ").replace(",", " ")
+def _beside(summary: Summary, reference: str) -> Beside | None:
+    return next((each for each in summary.beside if each.reference == reference), None)
 
 
-def _refused_row(name: str) -> list[str]:
-    return [_in_words(name), "refused", *([render.NOT_OBSERVED] * 11)]
+def _ratio(beside: Beside | None, is_itself: bool) -> str:
+    if is_itself:
+        return "1.000"
+    return render.NOT_OBSERVED if beside is None else render.cell(beside.ratio, "{:.3f}".format)
+
+
+def spread(found: Spread) -> str:
+    """A median in ns, and how far its interval reaches on either side: `305 ms -5 +9 %`."""
+    if found.low is None or found.high is None or not found.median:
+        return render.ns(found.median)
+    low, high = (100 * (end / found.median - 1) for end in (found.low, found.high))
+    return f"{render.ns(found.median)} {low:+.0f} {high:+.0f} %"
+
+
+def _draw_work(results: Results) -> None:
+    columns = ["<strategy", "operations", "calls", "threads", "bytes", "pages"]
+    columns += ["wire requests", "wire bytes"]
+    rows = [_work(strategy) for strategy in results.strategies]
+    render.draw("work: of every run alike", columns, rows, spare=("wire bytes", "threads", "pages"))
+
+
+def _work(strategy: StrategyResult) -> list[str]:
+    return [
+        in_words(strategy.name),
+        render.count(strategy.operations),
+        render.count(strategy.calls),
+        render.count(strategy.threads),
+        render.size(strategy.bytes),
+        render.count(strategy.pages),
+        render.count(strategy.wire_requests),
+        render.size(strategy.wire_bytes),
+    ]
+
+
+def _refused_row(name: str, columns: int) -> list[str]:
+    return [in_words(name), "refused", *([render.NOT_OBSERVED] * (columns - 2))]
 
 
 def fidelity_line(fidelity: Fidelity) -> str:

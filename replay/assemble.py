@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -10,27 +10,36 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from replay.caveats import run_warnings, thread_warnings
-from replay.environment import Environment, stability_warnings
+from replay.environment import Environment
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
 from replay.rejections import rejections
-from replay.results import Fidelity, Results, Settings, StrategyResult, TraceFacts
+from replay.results import Fidelity, Results, Run, Settings, StrategyResult, TraceFacts
+from replay.rounds import chosen_cpu
+from replay.stability import machine_warnings, run_stability
+from replay.summary import summarise
 from tracer.trace.missing import missing_events
 from tracer.trace.schema import PFN_SHIFT
 
 if TYPE_CHECKING:
     from replay.budget import Fitted
+    from replay.job import Done
     from replay.plan import Context
     from replay.planning import Refused
     from replay.prepare import Planned
     from replay.requests import Requests
     from replay.schedule import ReplayOptions
-    from replay.worker import Done
+    from replay.watched import WatchedRun
     from tracer.trace.reader import Trace
 
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """A replay that has been run. `done` holds each strategy's runs, warm-up runs first."""
+    """A replay that has been run.
+
+    `done` holds each strategy's runs, warm-up runs first, and `watched` its watched ones.
+    `touched_pages` were touched again in each run; `stolen_share` is the share of CPU time that the
+    host took meanwhile, where that is known.
+    """
 
     options: ReplayOptions
     trace: Trace
@@ -40,46 +49,63 @@ class Replay:
     planned: tuple[Planned, ...]
     refused: tuple[Refused, ...]
     done: Sequence[Sequence[Done]]
+    watched: Sequence[Sequence[WatchedRun]]
+    touched_pages: int
     environment: Environment
+    stolen_share: float | None
 
 
 def assemble(replay: Replay) -> Results:
     """Put together what is kept of a replay."""
-    send_ns = send_time_ns(replay.trace)
-    strategies = tuple(
-        _strategy_result(planned, done, replay.options.warmup, send_ns)
-        for planned, done in zip(replay.planned, replay.done, strict=True)
-    )
-    cut = (replay.fitted.reason,) if replay.fitted.reason else ()
-    missing = missing_events(replay.trace)
-    lossy = () if missing is None else (f"the trace {missing}: it is not all that happened",)
-    shaky = stability_warnings(replay.environment, replay.options.siblings)
+    strategies = _strategies(replay)
+    settings = _settings(replay)
     return Results(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         aerostat_version=metadata.version("aerostat"),
         trace=_trace_facts(replay),
-        settings=_settings(replay),
+        settings=settings,
         environment=replay.environment,
-        warnings=(*lossy, *cut, *shaky, *_run_warnings(replay, strategies)),
+        warnings=_warnings(replay, settings, strategies),
         fidelity=_fidelity(replay, strategies),
         strategies=strategies,
         refused=replay.refused,
     )
 
 
-def _run_warnings(replay: Replay, strategies: Sequence[StrategyResult]) -> tuple[str, ...]:
+def _warnings(
+    replay: Replay, settings: Settings, strategies: Sequence[StrategyResult]
+) -> tuple[str, ...]:
     plans = [planned.plan for planned in replay.planned]
-    cpus = replay.environment.cpus_allowed
+    found = []
+    if (missing := missing_events(replay.trace)) is not None:
+        found.append(
+            f"the trace {missing}: it is not all that happened; record again for a whole one"
+        )
+    if replay.fitted.reason:
+        found.append(f"{replay.fitted.reason}; free memory or raise --memory-limit for more of it")
     return (
-        *thread_warnings(plans, replay.options.siblings, cpus),
+        *found,
+        *machine_warnings(replay.environment, settings.siblings),
+        *run_stability(settings, strategies, replay.stolen_share),
+        *thread_warnings(plans, settings.siblings, replay.environment.cpus_allowed),
         *run_warnings(plans, strategies, replay.fitted.residency),
     )
 
 
+def _strategies(replay: Replay) -> tuple[StrategyResult, ...]:
+    send_ns = send_time_ns(replay.trace)
+    warmup = replay.options.warmup
+    runs = {
+        planned.plan.name: tuple(each.run for each in done[warmup:])
+        for planned, done in zip(replay.planned, replay.done, strict=True)
+    }
+    return tuple(_strategy_result(replay, index, runs, send_ns) for index in range(len(runs)))
+
+
 def _strategy_result(
-    planned: Planned, done: Sequence[Done], warmup: int, send_ns: float | None
+    replay: Replay, index: int, runs: Mapping[str, tuple[Run, ...]], send_ns: float | None
 ) -> StrategyResult:
-    plan = planned.plan
+    plan, done = replay.planned[index].plan, replay.done[index]
     length_bytes = int(plan.length_bytes.sum())
     return StrategyResult(
         name=plan.name,
@@ -94,8 +120,10 @@ def _strategy_result(
         translated_entries=done[0].translated_entries,
         rejected_entries=done[0].rejected_entries,
         projected_send_ns=None if send_ns is None else round(send_ns * plan.wire_requests),
-        runs=tuple(each.run for each in done[warmup:]),
-        warmups=tuple(each.run for each in done[:warmup]),
+        runs=runs[plan.name],
+        warmups=tuple(each.run for each in done[: replay.options.warmup]),
+        watched=tuple(replay.watched[index]),
+        summary=summarise(runs, plan.name),
     )
 
 
@@ -117,16 +145,17 @@ def _settings(replay: Replay) -> Settings:
     return Settings(
         runs=options.runs,
         warmup=options.warmup,
+        watched_runs=options.watched_runs,
         seed=options.seed,
         backing=replay.context.backing,
         thp=options.thp,
         siblings=options.siblings,
-        cpu=options.cpu,
-        per_operation=options.per_operation,
+        cpu=chosen_cpu(options),
         memory_limit_bytes=options.memory_limit_bytes,
         residency=fitted.residency.source,
         requests_replayed=len(fitted.requests),
         resident_bytes=fitted.residency.resident_pages << PFN_SHIFT,
+        touched_pages=replay.touched_pages,
         cut_reason=fitted.reason,
     )
 
@@ -154,6 +183,4 @@ def _why_no_ratio(replay: Replay) -> str:
     if backings != {replay.context.backing}:
         seen = ", ".join(sorted(backings))
         return f"the trace's memory was {seen}, the replay's {replay.context.backing}"
-    if replay.options.per_operation:
-        return "every operation was timed by itself"
     return ""

@@ -40,19 +40,29 @@ def run_warnings(
             name = errno.errorcode.get(runs[0].first_errno, str(runs[0].first_errno))
             found.append(
                 f"{strategy.name}: {failures} of {strategy.operations} operations failed, "
-                f"the first with {name} ({os.strerror(runs[0].first_errno)})"
+                f"the first with {name} ({os.strerror(runs[0].first_errno)}), so its time is not "
+                "that of the work: see docs/strategies.md for what it needs, or leave it out"
             )
         still = max(run.still_resident_pages for run in runs)
         if still:
-            found.append(f"{strategy.name}: {still} discarded pages still have memory behind them")
+            found.append(
+                f"{strategy.name}: {still} discarded pages still have memory behind them, so it "
+                "frees less than it says: do not compare its time with those that free them"
+            )
         resident, discarded = discarded_pages(plan, residency)
         if resident < MOSTLY_EMPTY * discarded:
             empty.setdefault((resident, discarded), []).append(strategy.name)
         if resident and not any(run.gone_pages or run.lazy_pages for run in runs):
-            found.append(f"{strategy.name}: its discards gave no memory back")
+            found.append(
+                f"{strategy.name}: its discards gave no memory back, so its time is that of "
+                "nothing: use a strategy that works on this backing"
+            )
         floor = median(run.floor_ns for run in runs)
         if strategy.operations and floor > FLOOR_SHARE * median(run.discard_ns for run in runs):
-            found.append(f"{strategy.name}: the harness's floor is over 5 % of its discard time")
+            found.append(
+                f"{strategy.name}: the harness's floor is over 5 % of its discard time: "
+                "take the floor off before comparing it, or replay a longer trace"
+            )
     found += [_of_empty(names, *pages, residency) for pages, names in empty.items()]
     return tuple(found)
 
@@ -60,7 +70,8 @@ def run_warnings(
 def thread_warnings(plans: Sequence[Plan], siblings: int, cpus: int) -> tuple[str, ...]:
     """Warn of threads that wait for a CPU rather than for memory."""
     return tuple(
-        f"{plan.name}: its {plan.threads} threads and {siblings} siblings share {cpus} CPUs"
+        f"{plan.name}: its {plan.threads} threads and {siblings} siblings share {cpus} CPUs, so "
+        "they wait for each other: use fewer --siblings or threads, or a machine with more CPUs"
         for plan in plans
         if plan.threads > 1 and plan.threads + siblings > cpus
     )

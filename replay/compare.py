@@ -23,6 +23,18 @@ COUNTS: dict[str, Callable[[StrategyResult], int]] = {
     "calls": lambda strategy: strategy.runs[0].calls if strategy.runs else 0,
     "wire_requests": lambda strategy: strategy.wire_requests,
 }
+SEEN: dict[str, Callable[[StrategyResult], list[int]]] = {
+    "worst_pause_ns": lambda each: [run.pauses.max_ns for run in each.watched if run.pauses],
+    "p99_pause_ns": lambda each: [run.pauses.p99_ns for run in each.watched if run.pauses],
+    "touch_ns": lambda each: [run.touch_ns for run in each.runs if run.touch_ns is not None],
+    "touch_faults": lambda each: [
+        run.touch_faults for run in each.runs if run.touch_faults is not None
+    ],
+    "minor_faults": lambda each: [run.minor_faults for run in each.runs],
+    "huge_split_pages": lambda each: [run.huge.split_pages for run in each.watched if run.huge],
+}
+"""What is told beside times and counts, of runs that observed it; it decides only where a policy
+names it."""
 DECISIVE = ("discard_ns", "total_ns", "operations")
 FLOOR_STRATEGY = "nop"
 
@@ -125,17 +137,20 @@ def _lines(old: StrategyResult, new: StrategyResult, policy: Policy) -> list[Lin
     # The floor takes nanoseconds to do nothing: its scatter must not decide anything.
     weighs = old.name != FLOOR_STRATEGY
     lines = []
+
+    def add(metric: str, difference: Difference) -> None:
+        decisive = weighs and metric in policy.decisive
+        lines.append(Line(old.name, metric, decisive, difference))
+
     for metric, time_ns in TIMES.items():
-        difference = compare_samples(
-            [time_ns(run) for run in old.runs],
-            [time_ns(run) for run in new.runs],
-            policy.gates,
-            policy.seed,
-        )
-        lines.append(Line(old.name, metric, weighs and metric in policy.decisive, difference))
+        one, other = ([time_ns(run) for run in each.runs] for each in (old, new))
+        add(metric, compare_samples(one, other, policy.gates, policy.seed))
     for metric, count in COUNTS.items():
-        difference = compare_counts(count(old), count(new))
-        lines.append(Line(old.name, metric, weighs and metric in policy.decisive, difference))
+        add(metric, compare_counts(count(old), count(new)))
+    for metric, values in SEEN.items():
+        one, other = values(old), values(new)
+        if one and other:
+            add(metric, compare_samples(one, other, policy.gates, policy.seed))
     return lines
 
 
@@ -168,12 +183,15 @@ def _losses(*results: Results) -> list[str]:
 
 
 def _work_differences(base: Results, candidate: Results) -> tuple[str, ...]:
-    keys = ("backing", "thp", "siblings", "per_operation", "residency", "requests_replayed")
+    keys = ("backing", "thp", "siblings", "residency", "requests_replayed")
     found = [
         f"{key} is {getattr(base.settings, key)!r} and {getattr(candidate.settings, key)!r}"
         for key in keys
         if getattr(base.settings, key) != getattr(candidate.settings, key)
     ]
+    pinned = [each.settings.cpu is not None for each in (base, candidate)]
+    if pinned[0] != pinned[1]:
+        found.append("one was kept on one CPU, the other was not (--cpu)")
     if base.trace.session_id != candidate.trace.session_id:
         found.append(f"the traces are {base.trace.name} and {candidate.trace.name}, two sessions")
     return tuple(found)

@@ -70,6 +70,10 @@ def compare_traces(base: Trace, candidate: Trace, policy: Policy | None = None) 
                 lines.append(Line(queue.name.lower(), metric, decisive, found))
             elif len(one) or len(other):
                 notes.append(f"{queue.name.lower()} {metric}: observed in one trace only")
+        one, other = (_worst_calls(trace, queue) for trace in (base, candidate))
+        if len(one) and len(other):
+            found = compare_samples(one.tolist(), other.tolist(), policy.gates, policy.seed)
+            lines.append(Line(queue.name.lower(), "worst_call_ns", False, found))
         lines += _counts(queue, old, new, policy.gates)
     verdict = overall(lines)
     if verdict in (Verdict.BETTER, Verdict.WORSE):
@@ -119,6 +123,20 @@ def _samples(table: pa.Table, metric: str) -> Samples:
     if len(times) <= BLOCKS:
         return times
     return np.array([np.median(block) for block in np.array_split(times, BLOCKS)])
+
+
+def _worst_calls(trace: Trace, queue: Queue) -> Samples:
+    """The worst single discard of each of `BLOCKS` stretches of the trace, in ns."""
+    calls, requests = trace.table("calls"), trace.table("requests")
+    ours = pc.and_(pc.equal(calls["side"], int(Side.HOST)), pc.is_valid(calls["gpa"]))
+    wanted = pc.and_(
+        pc.equal(requests["side"], int(Side.HOST)), pc.equal(requests["queue"], int(queue))
+    )
+    of_queue = pc.is_in(calls["request_seq"], pa.array(requests.filter(wanted)["seq"].to_numpy()))
+    worst: Samples = calls.filter(pc.and_(ours, of_queue))["worst_ns"].to_numpy().astype(np.float64)
+    if len(worst) <= BLOCKS:
+        return worst
+    return np.array([block.max() for block in np.array_split(worst, BLOCKS)])
 
 
 def _counts(queue: Queue, old: pa.Table, new: pa.Table, gates: Gates) -> list[Line]:

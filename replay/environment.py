@@ -97,41 +97,6 @@ def differences(base: Environment, candidate: Environment) -> tuple[str, ...]:
     )
 
 
-def stability_warnings(environment: Environment, siblings: int) -> tuple[str, ...]:
-    """What may make times on this machine vary, and what to do about it.
-
-    Args:
-        environment: The machine.
-        siblings: Threads that spin beside the executing one.
-    """
-    found = []
-    busy = environment.load_1min
-    if busy > 0.5 * environment.cpus:
-        found.append(
-            f"load is {busy:.2f} on {environment.cpus} CPUs: stop other work, replay again"
-        )
-    if environment.governor not in ("", "performance"):
-        found.append(
-            f"the CPU governor is {environment.governor}: "
-            "`cpupower frequency-set -g performance` keeps the clock steady"
-        )
-    if environment.turbo == "0" and "intel" in environment.cpu_model.lower():
-        found.append("turbo is on: write 1 to intel_pstate/no_turbo to keep the clock steady")
-    if environment.virtualisation:
-        found.append(
-            f"this machine is a virtual one ({environment.virtualisation}): "
-            "its host can take CPUs away unseen; use more runs and look at the intervals"
-        )
-    if siblings >= environment.cpus_allowed:
-        found.append(
-            f"{siblings} siblings and the replay share {environment.cpus_allowed} CPUs: "
-            f"use --siblings {environment.cpus_allowed - 1} or fewer"
-        )
-    if environment.swap_bytes:
-        found.append("swap is on: pages may leave while they are measured; `swapoff -a` avoids it")
-    return tuple(found)
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(errors="replace").strip()

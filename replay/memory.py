@@ -2,11 +2,9 @@
 
 import mmap
 import os
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from replay import native
 from replay.backings import BACKINGS, Advice
+from replay.huge_pages import huge_bytes
 from replay.native.types import (
     Bytes,
     CallKind,
@@ -23,16 +22,15 @@ from replay.native.types import (
     Outcome,
     Page,
     Rule,
-    Times,
+    Touch,
+    Watch,
 )
 from replay.plan import Plan
-from replay.ranges import Runs, align_out
+from replay.ranges import Runs, align_out, expand
 from replay.residency import Residency, Thp
 from tracer.trace.errors import AerostatError
 from tracer.trace.schema import PFN_SHIFT
 
-AREA = re.compile(r"([0-9a-f]+)-[0-9a-f]+ ")
-"""First line of a mapping in /proc/self/smaps."""
 FALLOC_PUNCH = 0x03
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (include/uapi/linux/falloc.h)."""
 MFD_HUGE_2MB = os.MFD_HUGETLB | 21 << 26
@@ -40,20 +38,26 @@ MFD_HUGE_2MB = os.MFD_HUGETLB | 21 << 26
 
 
 @dataclass(frozen=True)
-class Check:
-    """What the memory was found to hold after a run.
+class Account:
+    """Which pages have memory behind them, beside which should.
 
     `still_resident_pages` were discarded but have memory behind them; `lost_pages` were not
     discarded and have none (reclaim may do that where there is swap); `appeared_pages` were never
     touched and have some.
     """
 
-    findings: Findings
     resident_pages: int
     gone_pages: int
     still_resident_pages: int
     lost_pages: int
     appeared_pages: int
+
+
+@dataclass(frozen=True)
+class Check(Account):
+    """An account, and what the memory was found to hold."""
+
+    findings: Findings
 
 
 def rules_for(backing: str) -> dict[int, Rule]:
@@ -190,14 +194,14 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
     def execute(
         self,
         operations: Operations,
-        per_call_ns: Times | None = None,
+        watch: Watch | None = None,
         cpus: Sequence[int] = (),
     ) -> Outcome:
         """Carry out operations on this memory, and keep account of what pages must hold now.
 
         Args:
             operations: What to do.
-            per_call_ns: As for `replay.native.execute`.
+            watch: As for `replay.native.execute`.
             cpus: The same.
 
         Raises:
@@ -205,17 +209,44 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
                 was carried out.
         """
         rules = rules_for(self.backing)
-        outcome = native.execute(self.mapping, operations, rules, per_call_ns, cpus)
+        outcome = native.execute(self.mapping, operations, rules, watch, cpus)
         native.expect(self.mapping, operations, rules, outcome.failed, self.state)
         return outcome
 
-    def floor(self, operations: Operations) -> Outcome:
+    def floor(self, operations: Operations, watch: Watch | None = None) -> Outcome:
         """Run the same loop over the same operations without carrying them out.
 
         One thread runs it: handing work to threads is what a strategy does, not the harness.
         """
         alone = replace(operations, thread=None)
-        return native.execute(self.mapping, alone, floor_rules())
+        return native.execute(self.mapping, alone, floor_rules(), watch)
+
+    def touch(self, runs: Runs) -> Touch:
+        """Write to every page of some runs, as a guest does that uses memory again.
+
+        Their content stays what it must be, so `verify` still sees a page that kept its data.
+        """
+        columns = (np.ascontiguousarray(column, np.uint64) for column in runs)
+        found = native.touch(self.mapping, *columns)
+        page = expand(runs)
+        emptied = np.isin(self.state[page], (Page.NEVER, Page.GONE))
+        self.state[page[emptied]] = Page.FILLED
+        return found
+
+    def account(self) -> Account:
+        """Compare residency with what it must be; changes nothing."""
+        return self._account(native.residency(self.mapping))
+
+    def _account(self, found: Bytes) -> Account:
+        resident = found.astype(bool)
+        gone, never = self.state == Page.GONE, self.state == Page.NEVER
+        return Account(
+            resident_pages=int(resident.sum()),
+            gone_pages=int(gone.sum()),
+            still_resident_pages=int((gone & resident).sum()),
+            lost_pages=int(((self.state == Page.STAMPED) & ~resident).sum()),
+            appeared_pages=int((never & resident).sum()),
+        )
 
     def verify(self) -> Check:
         """Compare residency and content of every page with what they must be.
@@ -225,39 +256,8 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         """
         found = native.residency(self.mapping)
         findings = native.verify(self.mapping, self.state, found, self.seed)
-        resident = found.astype(bool)
-        gone, never = self.state == Page.GONE, self.state == Page.NEVER
-        return Check(
-            findings=findings,
-            resident_pages=int(resident.sum()),
-            gone_pages=int(gone.sum()),
-            still_resident_pages=int((gone & resident).sum()),
-            lost_pages=int(((self.state == Page.STAMPED) & ~resident).sum()),
-            appeared_pages=int((never & resident).sum()),
-        )
+        return Check(**vars(self._account(found)), findings=findings)
 
     def resident_pages(self) -> int:
         """Pages with memory behind them now."""
         return int(native.residency(self.mapping).sum())
-
-
-def huge_bytes(base: int, size_bytes: int) -> int:
-    """Bytes of anonymous huge pages in a part of this process; 0 where the kernel does not say.
-
-    The interpreter's own large arrays may lie in huge pages too, so the process's sum is no use.
-
-    Args:
-        base: Host virtual address of the part's first byte.
-        size_bytes: Its length.
-    """
-    try:
-        lines = Path("/proc/self/smaps").read_text().splitlines()
-    except OSError:
-        return 0
-    inside, total_bytes = False, 0
-    for line in lines:
-        if (area := AREA.match(line)) is not None:
-            inside = base <= int(area[1], 16) < base + size_bytes
-        elif inside and line.startswith("AnonHugePages:"):
-            total_bytes += int(line.split()[1]) << 10
-    return total_bytes

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import os
-import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from replay.assemble import Replay, assemble
 from replay.backings import BACKINGS
 from replay.budget import require_account
 from replay.environment import fingerprint
-from replay.memory import operations_of
-from replay.plan import Context, context_of
-from replay.prepare import Planned, fit_to_machine, plan_all
+from replay.plan import context_of
+from replay.prepare import fit_to_machine, plan_all
 from replay.requests import load_requests, memory_map
-from replay.residency import Assumption, Residency, Thp, load_residency
-from replay.results import Results, refuse_overwrite
-from replay.worker import Done, Job, process_context, run_in_fresh_process
+from replay.residency import Assumption, Thp, load_residency
+from replay.results import Results
+from replay.results_file import refuse_overwrite, save_results
+from replay.reuse import handed_back
+from replay.rounds import Work, run_all
+from replay.stability import read_cpu_time
 from tracer.trace.errors import AerostatError, CaptureIncompleteError
 from tracer.trace.missing import missing_events, require_requests
 from tracer.trace.progress import Progress, silent
 from tracer.trace.reader import open_trace
-from tracer.trace.schema import PFN_SHIFT
 
 if TYPE_CHECKING:
     from tracer.trace.reader import Trace
@@ -42,13 +42,15 @@ class ReplayOptions:
             added.
         runs: Measured runs of each strategy; a comparison needs at least 4.
         warmup: Runs of each before those; kept in the results, never counted.
+        watched_runs: Runs of each after those, in which every call is timed and memory sampled:
+            they show the worst pause, and count in no total.
         seed: Of the order of runs and of the stamps in memory.
         backing: What guest memory is mapped from, a name in `BACKINGS`; None: as in the trace.
         thp: Where anonymous memory is in transparent huge pages.
         siblings: Threads that spin on other CPUs while stage d runs, as vCPUs do.
-        cpu: CPU of the executing thread; None leaves it to the scheduler.
+        cpu: CPU of the executing thread: a number, `auto` for the last that this process may use,
+            which takes fewer interrupts than the first; None leaves it to the scheduler.
         residency: Which pages have memory: as in the trace, all or none.
-        per_operation: Time every operation; adds two clock reads to each.
         memory_limit_bytes: Most memory a run may take; never more than the machine has left.
         timeout_ns: Longest time one run may take.
         allow_loss: Replay a trace that is known to miss events.
@@ -60,13 +62,13 @@ class ReplayOptions:
     strategies: tuple[str, ...] = DEFAULT_STRATEGIES
     runs: int = 5
     warmup: int = 1
+    watched_runs: int = 1
     seed: int = 1
     backing: str | None = None
     thp: Thp = "madvise"
     siblings: int = 0
-    cpu: int | None = None
+    cpu: int | Literal["auto"] | None = "auto"
     residency: Assumption = "trace"
-    per_operation: bool = False
     memory_limit_bytes: int | None = None
     timeout_ns: int = 600_000_000_000
     allow_loss: bool = False
@@ -101,8 +103,10 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     fitted = fit_to_machine(requests, residency, context, planned, limit_bytes)
     if fitted.reason:
         planned, refused = plan_all(options.strategies, fitted.requests, context, progress)
-    environment = fingerprint()
-    done = _run_all(options, planned, context, fitted.residency, progress)
+    environment, cpu_time = fingerprint(), read_cpu_time()
+    touched = handed_back(fitted.requests, context.layout, fitted.residency)
+    work = Work(planned, context, fitted.residency, touched)
+    done, watched = run_all(options, work, progress)
     results = assemble(
         Replay(
             options,
@@ -113,20 +117,25 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
             tuple(planned),
             tuple(refused),
             done,
+            watched,
+            touched.total_pages,
             environment,
+            cpu_time.stolen_share(read_cpu_time()),
         )
     )
     if options.output is not None:
-        results.save(options.output, force=options.force)
+        save_results(results, options.output, force=options.force)
     return results
 
 
 def _check_options(options: ReplayOptions) -> None:
     """Refuse before any work what could only fail after it."""
-    if not 1 <= options.runs <= MAX_RUNS or not 0 <= options.warmup <= MAX_RUNS:
+    others = (options.warmup, options.watched_runs)
+    if not 1 <= options.runs <= MAX_RUNS or not all(0 <= count <= MAX_RUNS for count in others):
         raise AerostatError(
-            f"cannot replay {options.runs} times after {options.warmup} warm-up runs",
-            remedy=f"choose 1 to {MAX_RUNS} runs and 0 to {MAX_RUNS} warm-up runs",
+            f"cannot replay {options.runs} times after {options.warmup} warm-up runs"
+            f" and before {options.watched_runs} watched ones",
+            remedy=f"choose 1 to {MAX_RUNS} runs and 0 to {MAX_RUNS} of the others",
         )
     if options.backing is not None and options.backing not in BACKINGS:
         raise AerostatError(
@@ -136,7 +145,7 @@ def _check_options(options: ReplayOptions) -> None:
     if not 0 <= options.siblings <= 1024:
         raise AerostatError(f"cannot run {options.siblings} sibling threads")
     allowed = os.sched_getaffinity(0)
-    if options.cpu is not None and options.cpu not in allowed:
+    if options.cpu not in (None, "auto", *allowed):
         raise AerostatError(
             f"cannot run on CPU {options.cpu}",
             reason=f"this process may use {sorted(allowed)}",
@@ -156,78 +165,3 @@ def _refuse_loss(trace: Trace, options: ReplayOptions) -> None:
             reason=f"it {missing}",
             remedy="record again, or --allow-loss to replay what there is",
         )
-
-
-def run_order(strategies: int, rounds: int, seed: int) -> list[tuple[int, int]]:
-    """Say in which order runs happen: every strategy once a round, shuffled in each.
-
-    Returns:
-        (round, index of the strategy), in order; the same for the same seed.
-    """
-    generator = random.Random(seed)
-    order = []
-    for turn in range(rounds):
-        indices = list(range(strategies))
-        generator.shuffle(indices)
-        order += [(turn, index) for index in indices]
-    return order
-
-
-def _run_all(
-    options: ReplayOptions,
-    planned: list[Planned],
-    context: Context,
-    residency: Residency,
-    progress: Progress,
-) -> list[list[Done]]:
-    """All runs, by strategy; warm-up runs first in each list."""
-    jobs = [_job(options, each, context, residency) for each in planned]
-    processes = process_context()
-    order = run_order(len(planned), options.warmup + options.runs, options.seed)
-    done: list[list[Done]] = [[] for _ in planned]
-    for number, (turn, index) in enumerate(order):
-        progress("replay", number, len(order))
-        title = f"run {turn + 1} of {planned[index].plan.name} on {options.trace.name}"
-        job = replace(jobs[index], title=title, order=number, seed=options.seed + number)
-        done[index].append(run_in_fresh_process(processes, job, options.timeout_ns))
-    progress("replay", len(order), len(order))
-    return done
-
-
-def _job(options: ReplayOptions, planned: Planned, context: Context, residency: Residency) -> Job:
-    """What all runs of a strategy share."""
-    layout = context.layout
-    regions = tuple(
-        (int(start) << PFN_SHIFT, int(end - start) << PFN_SHIFT, int(page) << PFN_SHIFT)
-        for start, end, page in zip(layout.start_pfn, layout.end_pfn, layout.base_page, strict=True)
-    )
-    return Job(
-        title=planned.plan.name,
-        order=0,
-        seed=options.seed,
-        size_bytes=layout.memory_bytes,
-        backing=context.backing,
-        thp=options.thp,
-        residency=residency,
-        operations=operations_of(planned.plan),
-        sending=planned.sending,
-        regions=regions,
-        cpu=options.cpu,
-        crew_cpus=_crew_cpus(options, planned.plan.threads),
-        sibling_cpus=_sibling_cpus(options),
-        per_operation=options.per_operation,
-    )
-
-
-def _crew_cpus(options: ReplayOptions, threads: int) -> tuple[int, ...]:
-    """CPUs of a plan's threads, the executing thread's own first; none where it runs free."""
-    if options.cpu is None:
-        return ()
-    allowed = sorted(os.sched_getaffinity(0), key=lambda cpu: (cpu != options.cpu, cpu))
-    return tuple(allowed[i % len(allowed)] for i in range(threads))
-
-
-def _sibling_cpus(options: ReplayOptions) -> tuple[int, ...]:
-    """CPUs in turn, the executing thread's own last."""
-    allowed = sorted(os.sched_getaffinity(0), key=lambda cpu: (cpu == options.cpu, -cpu))
-    return tuple(allowed[i % len(allowed)] for i in range(options.siblings))

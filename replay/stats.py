@@ -18,10 +18,14 @@ from scipy import stats
 
 Samples = npt.NDArray[np.float64]
 RESAMPLES = 5000
+MAX_RESAMPLED = 1 << 22
+"""Values that the bootstrap may draw at a time: 32 MiB of them."""
 _LEAST = 1e-100
 """A median below it is zero: a ratio to it may be beyond every number."""
 MIN_SAMPLES = 4
 """With 3 a side even full separation has p = 0.1: 2 of 20 orders."""
+MIN_PAIRS = 2
+"""With one there is nothing to resample."""
 
 
 class Verdict(StrEnum):
@@ -57,6 +61,8 @@ class Difference:
     """A candidate beside its baseline; lower samples are better.
 
     Args:
+        base: Median of the baseline; None without samples.
+        candidate: Median of the candidate.
         ratio: Candidate's median over the baseline's; None where that is undefined.
         low: Lower end of the interval of `ratio`.
         high: Upper end.
@@ -66,8 +72,8 @@ class Difference:
     """
 
     verdict: Verdict
-    base: float
-    candidate: float
+    base: float | None
+    candidate: float | None
     ratio: float | None
     low: float | None
     high: float | None
@@ -95,7 +101,8 @@ def compare_samples(
             return _exact(0.0, 0.0, "both are zero")
         return _undecided(old, new, "a median of zero has no ratio")
     if min(len(old), len(new)) < MIN_SAMPLES:
-        return _undecided(old, new, f"fewer than {MIN_SAMPLES} samples on a side")
+        few = min(len(old), len(new))
+        return _undecided(old, new, f"{few} samples on a side decide nothing; {MIN_SAMPLES} may")
     low, high = ratio_interval(old, new, gates.confidence, seed)
     found = Difference(
         Verdict.INCONCLUSIVE,
@@ -137,6 +144,7 @@ def ratio_interval(
                 (candidate, base),
                 _ratio_of_medians,
                 n_resamples=RESAMPLES,
+                batch=_batch(len(base) + len(candidate)),
                 confidence_level=confidence,
                 method=method,
                 paired=False,
@@ -146,6 +154,11 @@ def ratio_interval(
         if np.isfinite([found.low, found.high]).all():
             return min(float(found.low), observed), max(float(found.high), observed)
     return 0.0, float("inf")
+
+
+def _batch(samples: int) -> int:
+    """Resamples to hold at a time, so that many samples need no more memory than few."""
+    return max(min(RESAMPLES, MAX_RESAMPLED // max(samples, 1)), 1)
 
 
 def _ratio_of_medians(candidate: Samples, base: Samples, axis: int = -1) -> Samples:
@@ -191,8 +204,8 @@ def _exact(base: float, candidate: float, reason: str) -> Difference:
 
 
 def _undecided(old: Samples, new: Samples, reason: str) -> Difference:
-    base = float(np.median(old)) if len(old) else float("nan")
-    candidate = float(np.median(new)) if len(new) else float("nan")
+    base = float(np.median(old)) if len(old) else None
+    candidate = float(np.median(new)) if len(new) else None
     return Difference(Verdict.INCONCLUSIVE, base, candidate, None, None, None, None, None, reason)
 
 
@@ -226,7 +239,7 @@ def paired_ratio(
         ValueError: The lengths differ, or there are fewer than two pairs.
     """
     ratios = np.asarray(candidate, np.float64) / np.asarray(base, np.float64)
-    if len(base) != len(candidate) or len(ratios) < 2:
+    if len(base) != len(candidate) or len(ratios) < MIN_PAIRS:
         raise ValueError("paired samples come in two or more pairs")
     low, high = median_interval(ratios, confidence, seed)
     return PairedRatio(float(np.median(ratios)), low, high)
@@ -246,6 +259,7 @@ def median_interval(
         (np.asarray(samples, np.float64),),
         np.median,
         n_resamples=RESAMPLES,
+        batch=_batch(len(samples)),
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),

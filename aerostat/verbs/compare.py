@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aerostat.options import TRACE, json_option
-from aerostat.output import emit_json, plain, warn
+from aerostat.output import emit_json, emit_text, plain, warn
 from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ _SPARE = ("candidate", "baseline", "decisive", "interval", "p")
     "--unlike-environments", is_flag=True, help="Compare results of machines that are not alike."
 )
 @click.option("--unlike-work", is_flag=True, help="Compare results of unlike traces or settings.")
+@click.option(
+    "--markdown",
+    "as_markdown",
+    is_flag=True,
+    help="Write Markdown for a pull request to stdout: the verdict first, long tables folded.",
+)
 @json_option
 def command(
     baseline: Path,
@@ -46,6 +52,7 @@ def command(
     alpha: float,
     unlike_environments: bool,
     unlike_work: bool,
+    as_markdown: bool,
     as_json: bool,
 ) -> ExitCode:
     """Judge CANDIDATE against BASELINE: two files of replay results, or two traces.
@@ -58,12 +65,15 @@ def command(
       aerostat compare before.json after.json
       aerostat compare before.json after.json --effect 5 --json
       aerostat compare old-kernel.balloon new-kernel.balloon
+      aerostat compare before.json after.json --markdown
     """
     from replay.compare import Policy
     from replay.stats import Gates
 
     if baseline.is_dir() != candidate.is_dir():
         raise click.UsageError("give two results files or two traces, not one of each")
+    if as_json and as_markdown:
+        raise click.UsageError("choose one of --json and --markdown: stdout holds one document")
     policy = Policy(
         gates=Gates(effect=effect / 100, alpha=alpha),
         unlike_environments=unlike_environments,
@@ -72,6 +82,10 @@ def command(
     comparison = _compare(baseline, candidate, policy)
     if as_json:
         emit_json(plain(comparison))
+    elif as_markdown:
+        from aerostat.markdown import of_comparison
+
+        emit_text(of_comparison(comparison, baseline.name, candidate.name))
     else:
         draw(comparison)
     return comparison.exit_code
@@ -89,7 +103,7 @@ def _compare(baseline: Path, candidate: Path, policy: "Policy") -> "Comparison":
         lacking = [missing_events(trace) for trace in traces]
     else:
         from replay.compare import compare
-        from replay.results import load_results
+        from replay.results_file import load_results
 
         results = load_results(baseline), load_results(candidate)
         comparison = compare(*results, policy)
@@ -116,15 +130,14 @@ def _row(line: "Line") -> tuple[str, ...]:
     from aerostat import render
 
     difference = line.difference
-    form = render.ns if "_ns" in line.metric else lambda value: f"{value:,.0f}"
     interval = render.NOT_OBSERVED
     if difference.low is not None and difference.high is not None:
         interval = f"{difference.low:.3f} to {difference.high:.3f}"
     return (
         line.subject,
         line.metric,
-        form(difference.base),
-        form(difference.candidate),
+        render.figure(line.metric, difference.base),
+        render.figure(line.metric, difference.candidate),
         render.cell(difference.ratio, lambda ratio: f"{ratio:.3f}"),
         interval,
         render.cell(difference.p_value, lambda p: f"{p:.3g}"),

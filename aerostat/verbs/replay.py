@@ -1,6 +1,7 @@
 """`aerostat replay`: carry out a trace's work under several strategies, and measure each."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -8,6 +9,7 @@ from aerostat.options import (
     BACKINGS,
     PATH,
     TRACE,
+    cpu,
     force_option,
     json_option,
     size,
@@ -39,6 +41,13 @@ from aerostat.progress import progress_on_stderr
     show_default=True,
     help="Runs of each before those, kept but not counted.",
 )
+@click.option(
+    "--watched-runs",
+    type=click.IntRange(0, 10_000),
+    default=1,
+    show_default=True,
+    help="Runs of each after those, with each call timed, for the worst pause; not counted.",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the order of runs.")
 @click.option(
     "--backing",
@@ -66,9 +75,14 @@ from aerostat.progress import progress_on_stderr
     show_default=True,
     help="Threads that run meanwhile, as a live VM's vCPUs do.",
 )
-@click.option("--cpu", type=click.IntRange(min=0), help="CPU to execute on.")
+@click.option(
+    "--cpu",
+    type=cpu,
+    default="auto",
+    show_default=True,
+    help="CPU to execute on: a number, `auto` for the last allowed one, `none` for any.",
+)
 @click.option("--memory-limit", type=size, help="Most memory a run may take, such as 4G.")
-@click.option("--per-operation", is_flag=True, help="Time every operation; slows each of them.")
 @click.option("--allow-loss", is_flag=True, help="Replay a trace that is known to miss events.")
 @click.option("-o", "--output", type=PATH, help="Also write the results to this JSON file.")
 @json_option
@@ -79,14 +93,14 @@ def command(
     strategies: tuple[str, ...],
     runs: int,
     warmup: int,
+    watched_runs: int,
     seed: int,
     backing: str | None,
     thp: str,
     residency: str,
     siblings: int,
-    cpu: int | None,
+    cpu: int | Literal["auto"] | None,
     memory_limit: int | None,
-    per_operation: bool,
     allow_loss: bool,
     output: Path | None,
     as_json: bool,
@@ -96,8 +110,9 @@ def command(
 ) -> None:
     """Carry out the work of TRACE on mapped memory under several strategies, side by side.
 
-    Each run is a fresh process; runs are interleaved in seeded random order; every page is checked
-    afterwards. A strategy that cannot work on the memory or this kernel is named with the reason,
+    Each run is a fresh process on one CPU; runs are interleaved in seeded random order; every page
+    is checked afterwards. Runs in which each call is timed come last and apart: they show the worst
+    pause. A strategy that cannot work on the memory or this kernel is named with the reason,
     not timed. Needs no root and no VM.
 
     \b
@@ -117,13 +132,13 @@ def command(
         strategies=strategies or DEFAULT_STRATEGIES,
         runs=runs,
         warmup=warmup,
+        watched_runs=watched_runs,
         seed=seed,
         backing=backing,
         thp=thp,  # type: ignore[arg-type]  # click.Choice has checked it
         siblings=siblings,
         cpu=cpu,
         residency=residency,  # type: ignore[arg-type]  # click.Choice has checked it
-        per_operation=per_operation,
         memory_limit_bytes=memory_limit,
         allow_loss=allow_loss,
         output=output,

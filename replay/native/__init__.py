@@ -15,113 +15,59 @@ from replay.native.binding import (
     Arguments,
     array,
     check,
+    check_pages,
     check_starts,
     load,
     map_struct,
-    memory_struct,
     refused,
+)
+from replay.native.pages import (
+    advise_all,
+    huge_units,
+    map_memory,
+    populate,
+    residency,
+    stamp,
+    touch,
+    unmap_memory,
+    verify,
 )
 from replay.native.types import (
     MAX_THREADS,
     Bytes,
-    Findings,
     Memory,
     Operations,
     Outcome,
     Rule,
-    Times,
     Translation,
+    Watch,
     Words,
 )
 
-
-def map_memory(size_bytes: int, fd: int, shared: bool) -> Memory:
-    """Map memory at a 2 MiB boundary, without reserving any.
-
-    Raises:
-        NativeError: The kernel refused.
-    """
-    ffi, lib = load()
-    error = ffi.new("int *")
-    base = lib.aero_map_memory(size_bytes, fd, shared, error)
-    check(error[0], f"cannot map {size_bytes} bytes of guest memory")
-    return Memory(int(ffi.cast("uintptr_t", base)), size_bytes, fd, shared)
-
-
-def unmap_memory(memory: Memory) -> None:
-    """Give a mapping back."""
-    ffi, lib = load()
-    error = lib.aero_unmap_memory(ffi.cast("uint8_t *", memory.base), memory.size_bytes)
-    check(error, "cannot unmap guest memory")
-
-
-def advise_all(memory: Memory, advice: int) -> None:
-    """Give the whole mapping one madvise value."""
-    lib = load()[1]
-    check(
-        lib.aero_advise_all(memory_struct(memory), advice),
-        f"madvise {advice} on guest memory failed",
-    )
-
-
-def populate(memory: Memory, first_page: Words, pages: Words) -> None:
-    """Give every page of the runs memory of its own; runs in pages from the mapping's start."""
-    ffi, lib = load()
-    error = lib.aero_populate(
-        memory_struct(memory),
-        array(ffi, first_page, np.uint64),
-        array(ffi, pages, np.uint64),
-        len(first_page),
-    )
-    check(error, "cannot populate guest memory", "choose a smaller memory limit or trace")
-
-
-def stamp(memory: Memory, state: Bytes, seed: int) -> None:
-    """Write a word made of page number and seed at both ends of each page `state` calls STAMPED."""
-    ffi, lib = load()
-    _check_pages(memory, state)
-    lib.aero_stamp(memory_struct(memory), array(ffi, state, np.uint8), seed)
-
-
-def residency(memory: Memory) -> Bytes:
-    """Read which pages have memory behind them (mincore): uint8[pages], 0 or 1."""
-    ffi, lib = load()
-    resident = np.zeros(memory.size_bytes >> 12, np.uint8)
-    error = lib.aero_residency(memory_struct(memory), array(ffi, resident, np.uint8))
-    check(error, "cannot read which pages are resident")
-    return resident
-
-
-def verify(memory: Memory, state: Bytes, resident: Bytes, seed: int) -> Findings:
-    """Read every page that was ever populated and compare it with `state`.
-
-    Args:
-        memory: The mapping.
-        state: What each page must hold (`Page`).
-        resident: What `residency` says now.
-        seed: Of the stamps.
-    """
-    ffi, lib = load()
-    _check_pages(memory, state)
-    _check_pages(memory, resident)
-    found = ffi.new("struct aero_findings *")
-    columns = (array(ffi, column, np.uint8) for column in (state, resident))
-    lib.aero_verify(memory_struct(memory), *columns, seed, found)
-    return Findings(
-        found.stamped_checked,
-        found.gone_checked,
-        found.lazy_checked,
-        found.lazy_freed,
-        found.wrong,
-        found.first_wrong_page if found.first_wrong_page >= 0 else None,
-    )
+__all__ = [
+    "Siblings",
+    "Translation",
+    "advise_all",
+    "execute",
+    "expect",
+    "huge_units",
+    "lacking",
+    "map_memory",
+    "populate",
+    "residency",
+    "stamp",
+    "touch",
+    "translate",
+    "unmap_memory",
+    "verify",
+]
 
 
 def execute(
     memory: Memory,
     operations: Operations,
     rules: dict[int, Rule],
-    per_call_ns: Times | None = None,
+    watch: Watch | None = None,
     cpus: Sequence[int] = (),
 ) -> Outcome:
     """Carry out operations in order and time them as a whole.
@@ -130,8 +76,8 @@ def execute(
         memory: The mapping; an operation that is not wholly inside it is refused.
         operations: What to do.
         rules: Advice code -> how to carry it out. A code without a rule is refused.
-        per_call_ns: Where to store the time of each system call, with the first operation that
-            shares it; others are left alone. Costs two clock reads a call.
+        watch: Where to store the time of each system call and samples of memory. Costs two clock
+            reads a call, and the samples.
         cpus: CPU of each thread, that of the calling one first; empty leaves it to the scheduler.
 
     Raises:
@@ -141,14 +87,15 @@ def execute(
     ffi, lib = load()
     outcome = ffi.new("struct aero_outcome *")
     failed = np.zeros(len(operations), np.uint8)
-    if per_call_ns is not None and len(per_call_ns) != len(operations):
-        raise ValueError("per_call_ns must have one element an operation")
-    times = ffi.NULL if per_call_ns is None else array(ffi, per_call_ns, np.int64)
+    watching, held = _watching(ffi, watch, len(operations))
     threads = operations.threads
     placed = ffi.new("int[]", list(cpus[:threads])) if len(cpus) >= threads > 1 else ffi.NULL
     crew = ffi.new("struct aero_crew *", [threads, placed])
     with Arguments(memory, operations, rules) as arguments:
-        error = lib.aero_execute(*arguments, crew, times, array(ffi, failed, np.uint8), outcome)
+        error = lib.aero_execute(*arguments, crew, watching, array(ffi, failed, np.uint8), outcome)
+    if watch is not None:
+        watch.samples = watching.samples
+    del held  # C wrote through these
     if error and outcome.first_failed >= 0:
         raise refused(operations, outcome.first_failed)
     check(error, f"cannot run a plan of {threads} threads")
@@ -157,12 +104,26 @@ def execute(
         outcome.cpu_ns,
         outcome.calls,
         outcome.minor_faults,
+        outcome.preemptions,
         outcome.bytes,
         outcome.failures,
         outcome.first_failed if outcome.failures else None,
         outcome.first_errno,
         failed,
     )
+
+
+def _watching(ffi: Any, watch: Watch | None, operations: int) -> tuple[Any, list[Any]]:
+    """A watch as C sees it, and the views that must live as long."""
+    if watch is None:
+        return ffi.NULL, []
+    if len(watch.per_call_ns) != operations:
+        raise ValueError("a watch must have one time an operation")
+    columns = (watch.per_call_ns, watch.at_ns, watch.operations, watch.rss_bytes, watch.file_bytes)
+    held = [array(ffi, column, np.int64) for column in columns]
+    capacity = min(len(column) for column in columns[1:])
+    every = max(operations // max(capacity - 2, 1), 1)
+    return ffi.new("struct aero_watch *", [*held, capacity, every, 0]), held
 
 
 def expect(
@@ -174,7 +135,7 @@ def expect(
 ) -> None:
     """Change `state` (one Page a byte) to what the operations must leave; touches no memory."""
     ffi, lib = load()
-    _check_pages(memory, state)
+    check_pages(memory, state)
     columns = (array(ffi, column, np.uint8) for column in (failed, state))
     with Arguments(memory, operations, rules) as arguments:
         if lib.aero_expect(*arguments, *columns):
@@ -247,8 +208,3 @@ class Siblings(AbstractContextManager["Siblings"]):
         if self._running is not None:
             load()[1].aero_siblings_stop(self._running)
             self._running = None
-
-
-def _check_pages(memory: Memory, state: Bytes) -> None:
-    if len(state) != memory.size_bytes >> 12:
-        raise ValueError(f"need one state a page, got {len(state)} for {memory.size_bytes} bytes")

@@ -61,6 +61,12 @@ def array(ffi: Any, values: npt.NDArray[Any], dtype: type[np.generic]) -> Any:
     return ffi.from_buffer(f"{np.dtype(dtype)}_t[]", values)
 
 
+def check_pages(memory: Memory, state: Bytes) -> None:
+    """Raise ValueError unless there is one element a page."""
+    if len(state) != memory.size_bytes >> 12:
+        raise ValueError(f"need one state a page, got {len(state)} for {memory.size_bytes} bytes")
+
+
 def check_starts(wire: Bytes, start: Words, count: int) -> None:
     """Raise ValueError unless `start` cuts `wire` into `count` requests."""
     rises = len(start) == count + 1 and bool(np.all(start[1:] >= start[:-1]))

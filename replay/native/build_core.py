@@ -11,12 +11,16 @@ SOURCES = (
     "driver_side.c",
     "exchange.c",
     "execute.c",
+    "expect.c",
+    "huge.c",
     "lanes.c",
     "pages.c",
     "ring_device.c",
     "ring_driver.c",
     "siblings.c",
     "stages.c",
+    "touch.c",
+    "watch.c",
 )
 PUBLIC = ("core.h", "ring.h", "exchange.h")
 PRIVATE = ("execute.h", "lanes.h", "sides.h", "stages.h")

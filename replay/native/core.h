@@ -40,6 +40,7 @@ struct aero_outcome {
     int64_t cpu_ns;
     int64_t calls;
     int64_t minor_faults;
+    int64_t preemptions; /* of the thread that leads: it could run, and another was let run */
     uint64_t bytes;
     int64_t failures;
     int64_t first_failed; /* index of the operation, -1 when none failed */
@@ -50,6 +51,26 @@ struct aero_outcome {
 struct aero_crew {
     int threads;
     const int *cpus;
+};
+
+/* A look at an execution that is not timed as a whole: each call by itself, and the memory behind the
+ * process at the begin, at the end, and after every `every` operations. */
+struct aero_watch {
+    int64_t *per_call_ns; /* one an operation; left alone where it shares the call before it */
+    int64_t *at_ns;       /* since the first sample; the columns hold `capacity` of them */
+    int64_t *operations;  /* done by then */
+    int64_t *rss_bytes;   /* of this process (/proc/self/statm) */
+    int64_t *file_bytes;  /* of the shared file behind the memory, -1 where there is none */
+    int64_t capacity;
+    int64_t every;
+    int64_t samples;
+};
+
+struct aero_touch {
+    int64_t wall_ns;
+    int64_t cpu_ns;
+    int64_t minor_faults;
+    int64_t pages;
 };
 
 /* What a page is expected to hold. */
@@ -91,6 +112,9 @@ int aero_advise_all(const struct aero_memory *memory, int advice);
 int aero_populate(const struct aero_memory *memory, const uint64_t *first_page,
                   const uint64_t *pages, int64_t count);
 int aero_stamp(const struct aero_memory *memory, const uint8_t *state, uint64_t seed);
+int aero_touch(const struct aero_memory *memory, const uint64_t *first_page, const uint64_t *pages,
+               int64_t count, struct aero_touch *out);
+int aero_huge(const struct aero_memory *memory, uint8_t *huge);
 int aero_residency(const struct aero_memory *memory, uint8_t *resident);
 int aero_verify(const struct aero_memory *memory, const uint8_t *state, const uint8_t *resident,
                 uint64_t seed, struct aero_findings *findings);
@@ -98,8 +122,8 @@ int aero_verify(const struct aero_memory *memory, const uint8_t *state, const ui
 int64_t aero_check(const struct aero_memory *memory, const struct aero_ops *ops,
                    const struct aero_rules *rules, int threads);
 int aero_execute(const struct aero_memory *memory, const struct aero_ops *ops,
-                 const struct aero_rules *rules, const struct aero_crew *crew, int64_t *per_call_ns,
-                 uint8_t *failed, struct aero_outcome *outcome);
+                 const struct aero_rules *rules, const struct aero_crew *crew,
+                 struct aero_watch *watch, uint8_t *failed, struct aero_outcome *outcome);
 int aero_expect(const struct aero_memory *memory, const struct aero_ops *ops,
                 const struct aero_rules *rules, const uint8_t *failed, uint8_t *state);
 int aero_probe(int advice, int vector);

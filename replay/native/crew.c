@@ -100,16 +100,18 @@ static void lead(struct crew *crew, struct tally *tally)
 
 static void time_lead(struct crew *crew, struct aero_outcome *outcome, struct tally *tally)
 {
-    int64_t wall, cpu, faults;
+    int64_t wall, cpu, faults, preemptions;
 
     pthread_barrier_wait(&crew->barrier);
     faults = aero_minor_faults();
+    preemptions = aero_preemptions();
     cpu = aero_now_ns(CLOCK_THREAD_CPUTIME_ID);
     wall = aero_now_ns(CLOCK_MONOTONIC);
     lead(crew, tally);
     outcome->wall_ns = aero_now_ns(CLOCK_MONOTONIC) - wall;
     outcome->cpu_ns = aero_now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
     outcome->minor_faults = aero_minor_faults() - faults;
+    outcome->preemptions = aero_preemptions() - preemptions;
     crew->stop = true;
     pthread_barrier_wait(&crew->barrier);
 }

@@ -60,7 +60,7 @@ void *aero_device_side(void *argument)
 {
     struct exchange *exchange = argument;
     struct pollfd fds[AERO_LANES + 1] = {{0}};
-    int64_t cpu, faults;
+    int64_t cpu, faults, preemptions;
 
     for (int i = 0; i < AERO_LANES; i++)
         fds[i] = (struct pollfd){exchange->lanes.lane[i].kick, POLLIN, 0};
@@ -68,6 +68,7 @@ void *aero_device_side(void *argument)
     pthread_barrier_wait(&exchange->ready);
     cpu = aero_now_ns(CLOCK_THREAD_CPUTIME_ID);
     faults = aero_minor_faults();
+    preemptions = aero_preemptions();
     for (;;) {
         if (poll(fds, AERO_LANES + 1, -1) < 0)
             continue; /* EINTR: nothing else can happen to open descriptors */
@@ -81,5 +82,6 @@ void *aero_device_side(void *argument)
     }
     exchange->out->device_cpu_ns = aero_now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
     exchange->out->minor_faults = aero_minor_faults() - faults;
+    exchange->out->preemptions = aero_preemptions() - preemptions;
     return NULL;
 }

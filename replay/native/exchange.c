@@ -81,7 +81,7 @@ static int prepare_run(struct exchange *exchange)
     const struct aero_service *service = exchange->service;
 
     exchange->run = (struct run){service->memory, service->ops, service->rules,
-                                 service->per_call_ns, service->failed, -1};
+                                 service->per_call_ns, service->failed, -1, NULL};
     aero_count_calls(service->ops, service->rules, &exchange->out->outcome);
     if (service->ops->joined && (exchange->run.pidfd = aero_open_self()) < 0)
         return errno;

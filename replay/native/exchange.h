@@ -51,7 +51,8 @@ struct aero_exchanged {
     int64_t refused;
     int64_t translate_ns;
     int64_t discard_ns;
-    int64_t minor_faults; /* of the device's thread */
+    int64_t minor_faults; /* of the device's thread, as the next */
+    int64_t preemptions;
     struct aero_translation translation;
     struct aero_outcome outcome;
 };

@@ -135,6 +135,7 @@ class _Device:
                 0,
                 outcome.calls,
                 out.minor_faults,
+                out.preemptions,
                 outcome.bytes,
                 outcome.failures,
                 outcome.first_failed if outcome.failures else None,

@@ -11,14 +11,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#ifndef SYS_process_madvise
-#define SYS_process_madvise 440 /* Linux 5.10 */
-#endif
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434 /* Linux 5.3 */
 #endif
-
-enum { MAX_RANGES = 1024 /* UIO_MAXIOV */ };
 
 int64_t aero_now_ns(int clock)
 {
@@ -36,46 +31,17 @@ int64_t aero_minor_faults(void)
     return usage.ru_minflt;
 }
 
+int64_t aero_preemptions(void)
+{
+    struct rusage usage;
+
+    getrusage(RUSAGE_THREAD, &usage);
+    return usage.ru_nivcsw;
+}
+
 int aero_open_self(void)
 {
     return (int)syscall(SYS_pidfd_open, getpid(), 0);
-}
-
-static bool may_join(const struct aero_ops *ops, const struct aero_rules *rules, int64_t i,
-                     int64_t in_call)
-{
-    uint8_t call = rules->call[ops->advice[i]];
-
-    return i > 0 && in_call < MAX_RANGES && ops->advice[i] == ops->advice[i - 1] &&
-           (!ops->thread || ops->thread[i] == ops->thread[i - 1]) &&
-           (call == AERO_MADVISE || call == AERO_NOTHING);
-}
-
-/* Index of the first operation that must not be carried out, -1 when all may be. */
-int64_t aero_check(const struct aero_memory *memory, const struct aero_ops *ops,
-                   const struct aero_rules *rules, int threads)
-{
-    int64_t in_call = 0;
-
-    for (int64_t i = 0; i < ops->count; i++) {
-        uint64_t offset = ops->offset_bytes[i], length = ops->length_bytes[i];
-
-        if ((offset | length) % AERO_PAGE_BYTES || length == 0)
-            return i;
-        /* Written so that it cannot wrap. */
-        if (offset >= memory->size_bytes || length > memory->size_bytes - offset)
-            return i;
-        if (rules->call[ops->advice[i]] == AERO_REFUSED)
-            return i;
-        if (rules->call[ops->advice[i]] == AERO_FALLOCATE && memory->fd < 0)
-            return i;
-        if (ops->thread && ops->thread[i] >= threads)
-            return i;
-        if (ops->joined && ops->joined[i] && !may_join(ops, rules, i, in_call))
-            return i;
-        in_call = ops->joined && ops->joined[i] ? in_call + 1 : 1;
-    }
-    return -1;
 }
 
 static inline int call_one(const struct aero_memory *memory, const struct aero_rules *rules,
@@ -164,8 +130,11 @@ run_calls(const struct run *run, int64_t first, int64_t end, int thread, struct 
         else if (call_one(run->memory, run->rules, ops->advice[i], ops->offset_bytes[i],
                           ops->length_bytes[i]))
             note(run, tally, i);
-        if (timed)
+        if (timed) {
             run->per_call_ns[i] = aero_now_ns(CLOCK_MONOTONIC) - begin;
+            if (thread == 0 && run->watcher && next >= run->watcher->due)
+                aero_watcher_sample(run->watcher, next);
+        }
     }
 }
 
@@ -204,7 +173,7 @@ void aero_close_outcome(struct aero_outcome *outcome, const struct tally *tally)
 
 static void run_alone(const struct run *run, struct aero_outcome *outcome, struct tally *tally)
 {
-    int64_t faults = aero_minor_faults();
+    int64_t faults = aero_minor_faults(), preemptions = aero_preemptions();
     int64_t cpu = aero_now_ns(CLOCK_THREAD_CPUTIME_ID);
     int64_t wall = aero_now_ns(CLOCK_MONOTONIC);
 
@@ -212,15 +181,17 @@ static void run_alone(const struct run *run, struct aero_outcome *outcome, struc
     outcome->wall_ns = aero_now_ns(CLOCK_MONOTONIC) - wall;
     outcome->cpu_ns = aero_now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
     outcome->minor_faults = aero_minor_faults() - faults;
+    outcome->preemptions = aero_preemptions() - preemptions;
 }
 
-/* 0; EINVAL when an operation is refused; or why there is no handle on this process or no thread.
- * Then none was carried out. */
+/* 0; EINVAL when an operation is refused; or why there is no handle on this process, no thread or
+ * nothing to sample. Then none was carried out. `watch` may be NULL. */
 int aero_execute(const struct aero_memory *memory, const struct aero_ops *ops,
                  const struct aero_rules *rules, const struct aero_crew *crew,
-                 int64_t *per_call_ns, uint8_t *failed, struct aero_outcome *outcome)
+                 struct aero_watch *watch, uint8_t *failed, struct aero_outcome *outcome)
 {
-    struct run run = {memory, ops, rules, per_call_ns, failed, -1};
+    struct watcher watcher;
+    struct run run = {memory, ops, rules, NULL, failed, -1, NULL};
     struct tally tally = {0};
     int error = 0;
 
@@ -228,70 +199,22 @@ int aero_execute(const struct aero_memory *memory, const struct aero_ops *ops,
     if (outcome->first_failed >= 0)
         return EINVAL;
     aero_count_calls(ops, rules, outcome);
+    if (watch) {
+        if ((error = aero_watcher_open(&watcher, watch, memory)))
+            return error;
+        run.per_call_ns = watch->per_call_ns;
+        run.watcher = &watcher;
+    }
     if (ops->joined && (run.pidfd = aero_open_self()) < 0)
-        return errno;
-    if (ops->thread && crew->threads > 1)
+        error = errno;
+    else if (ops->thread && crew->threads > 1)
         error = aero_run_crew(&run, crew, outcome, &tally);
     else
         run_alone(&run, outcome, &tally);
+    if (watch)
+        aero_watcher_close(&watcher, ops->count);
     if (run.pidfd >= 0)
         close(run.pidfd);
     aero_close_outcome(outcome, &tally);
-    return error;
-}
-
-static uint8_t after(uint8_t page, uint8_t effect)
-{
-    switch (effect) {
-    case AERO_FREES:
-        return page == AERO_NEVER ? AERO_NEVER : AERO_GONE;
-    case AERO_FREES_LATER:
-        return page == AERO_STAMPED ? AERO_LAZY : page;
-    case AERO_FILLS:
-        return page == AERO_NEVER || page == AERO_GONE ? AERO_FILLED : page;
-    default:
-        return page;
-    }
-}
-
-/* Work out, without touching memory, what each page (one byte of `state`) must be after the plan. A
- * discard that failed may have taken a part of its pages. */
-int aero_expect(const struct aero_memory *memory, const struct aero_ops *ops,
-                const struct aero_rules *rules, const uint8_t *failed, uint8_t *state)
-{
-    if (aero_check(memory, ops, rules, AERO_MAX_THREADS) >= 0)
-        return EINVAL;
-    for (int64_t i = 0; i < ops->count; i++) {
-        uint64_t first = ops->offset_bytes[i] >> AERO_PAGE_SHIFT;
-        uint64_t end = first + (ops->length_bytes[i] >> AERO_PAGE_SHIFT);
-        uint8_t effect = rules->effect[ops->advice[i]];
-
-        if (failed[i] && effect == AERO_FREES)
-            effect = AERO_FREES_LATER;
-        for (uint64_t page = first; page < end && effect != AERO_KEEPS; page++)
-            state[page] = after(state[page], effect);
-    }
-    return 0;
-}
-
-/* Try an advice on one page of this process: 0, or the errno that says that the kernel lacks it. */
-int aero_probe(int advice, int vector)
-{
-    int flags = MAP_ANONYMOUS | (advice == MADV_REMOVE ? MAP_SHARED : MAP_PRIVATE);
-    void *page = mmap(NULL, AERO_PAGE_BYTES, PROT_READ | PROT_WRITE, flags, -1, 0);
-    struct iovec range = {page, AERO_PAGE_BYTES};
-    int error = 0, pidfd;
-
-    if (page == MAP_FAILED)
-        return errno;
-    if (!vector) {
-        error = madvise(page, AERO_PAGE_BYTES, advice) ? errno : 0;
-    } else if ((pidfd = aero_open_self()) < 0) {
-        error = errno;
-    } else {
-        error = syscall(SYS_process_madvise, pidfd, &range, 1, advice, 0) < 0 ? errno : 0;
-        close(pidfd);
-    }
-    munmap(page, AERO_PAGE_BYTES);
     return error;
 }

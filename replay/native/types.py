@@ -104,18 +104,56 @@ class Outcome:
     """What executing operations took.
 
     `calls` are system calls, `failures` are operations, `first_failed` is the index of one, and
-    `failed` is uint8[operations], 1 for each.
+    `failed` is uint8[operations], 1 for each. `preemptions` are those of the calling thread.
     """
 
     wall_ns: int
     cpu_ns: int
     calls: int
     minor_faults: int
+    preemptions: int
     bytes: int
     failures: int
     first_failed: int | None
     first_errno: int
     failed: Bytes
+
+
+@dataclass(eq=False)
+class Watch:
+    """Where a watched execution writes; `new_watch` makes one.
+
+    Args:
+        per_call_ns: int64[operations], -1 where an operation shares the call before it.
+        at_ns: int64[capacity], since the first sample, like those below.
+        operations: Done by then.
+        rss_bytes: Of this process.
+        file_bytes: Of the shared file behind the memory; -1 where there is none.
+        samples: How many there are.
+    """
+
+    per_call_ns: Times
+    at_ns: Times
+    operations: Times
+    rss_bytes: Times
+    file_bytes: Times
+    samples: int = 0
+
+
+def new_watch(operations: int, capacity: int) -> Watch:
+    """Room for the times of so many operations, and for that many samples of memory."""
+    at_ns, done, rss_bytes, file_bytes = (np.zeros(capacity, np.int64) for _ in range(4))
+    return Watch(np.full(operations, -1, np.int64), at_ns, done, rss_bytes, file_bytes)
+
+
+@dataclass(frozen=True)
+class Touch:
+    """What writing to pages took. The faults are of this thread."""
+
+    wall_ns: int
+    cpu_ns: int
+    minor_faults: int
+    pages: int
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from replay import native
 from replay.backings import BACKINGS, Advice
 from replay.memory import GuestMemory
-from replay.native.types import CallKind, Effect, NativeError, Operations, Page, Rule
+from replay.native.types import CallKind, Effect, NativeError, Operations, Page, Rule, new_watch
 from replay.ranges import Runs, empty
 from replay.residency import Residency
 
@@ -205,12 +205,13 @@ def test_floor_touches_nothing_and_makes_no_call() -> None:
 
 
 def test_every_operation_can_be_timed() -> None:
-    times = np.zeros(3, np.int64)
+    watch = new_watch(3, 0)
     with GuestMemory(SIZE_BYTES, "anon", seed=1) as memory:
         memory.restore(small((0, 100)))
-        outcome = memory.execute(operations(Advice.DONTNEED, (0, 1), (5, 1), (9, 50)), times)
-    assert (times > 0).all()
-    assert times.sum() <= outcome.wall_ns
+        outcome = memory.execute(operations(Advice.DONTNEED, (0, 1), (5, 1), (9, 50)), watch)
+    assert (watch.per_call_ns > 0).all()
+    assert watch.per_call_ns.sum() <= outcome.wall_ns
+    assert watch.samples == 0
 
 
 def test_populate_outside_is_refused() -> None:

@@ -12,7 +12,7 @@ from replay import native
 from replay.backings import BACKINGS, Advice
 from replay.check import check_plan
 from replay.memory import GuestMemory, operations_of
-from replay.native.types import NativeError, Operations, Page
+from replay.native.types import NativeError, Operations, Page, new_watch
 from replay.plan import Context
 from replay.ranges import Runs, empty
 from replay.requests import Requests, from_pfns
@@ -196,14 +196,14 @@ def test_threads_share_a_request_and_wait_for_each_other():
         None,
         (np.arange(len(page)) // 16 % threads).astype(np.uint8),
     )
-    times = np.full(len(page), -1, np.int64)
+    watch = new_watch(len(page), 0)
     with GuestMemory(pages << 12, "anon", seed=1) as memory:
         memory.restore(Residency(Runs(np.array([0]), np.array([pages])), empty(), ""))
-        outcome = memory.execute(operations, times, cpus=[0] * threads)
+        outcome = memory.execute(operations, watch, cpus=[0] * threads)
         check = memory.verify()
     assert (outcome.calls, outcome.failures) == (len(page), 0)
     assert (check.gone_pages, check.resident_pages, check.findings.wrong) == (pages, 0, 0)
-    assert (times > 0).all()
+    assert (watch.per_call_ns > 0).all()
     assert outcome.cpu_ns > 0
 
 

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from replay.environment import Environment
+from replay.pauses import encode
 from replay.rejections import Rejection
 from replay.results import (
     Fidelity,
-    OperationTimes,
     Results,
     RingCounts,
     Run,
@@ -14,6 +16,8 @@ from replay.results import (
     StrategyResult,
     TraceFacts,
 )
+from replay.summary import summarise
+from replay.watched import HugePages, MemorySamples, Pauses, WatchedRun
 
 REJECTED = (Rejection("pages that are no guest memory", 3),)
 MACHINE = Environment(
@@ -23,7 +27,7 @@ MACHINE = Environment(
     cpus=4,
     cpus_allowed=4,
     governor="performance",
-    turbo="1",
+    turbo="0",
     smt="off",
     mitigations="",
     thp="madvise",
@@ -63,11 +67,38 @@ def make_run(discard_ns: int, order: int = 0) -> Run:
         gone_pages=10,
         still_resident_pages=0,
         lazy_pages=0,
-        per_operation=OperationTimes(1, 2, 3, 4),
+        preemptions=0,
+        touch_ns=discard_ns,
+        touch_faults=5,
+    )
+
+
+def make_watched(pauses_ns: list[int], order: int = 9) -> WatchedRun:
+    """A watched run whose guest had 20 pages at first and 10 at the end."""
+    top = max(pauses_ns)
+    rss_bytes = tuple(pages << 12 for pages in (1020, 1015, 1010))
+    return WatchedRun(
+        order=order,
+        discard_ns=sum(pauses_ns),
+        pauses=Pauses(
+            calls=len(pauses_ns),
+            p50_ns=int(np.median(pauses_ns)),
+            p90_ns=top,
+            p99_ns=top,
+            p999_ns=top,
+            max_ns=top,
+            worst_operation=pauses_ns.index(top),
+            worst_pages=3,
+            harness_ns=24,
+            histogram=encode(np.array(pauses_ns, np.int64)),
+        ),
+        memory=MemorySamples((0, 500, 1000), (0, 5, 10), rss_bytes, None),
+        huge=HugePages(1024, 512, 0, 512, 1, 1, 1),
     )
 
 
 def make_strategy(name: str, discard_ns: list[int], operations: int = 10) -> StrategyResult:
+    runs = tuple(make_run(time, order) for order, time in enumerate(discard_ns))
     return StrategyResult(
         name=name,
         protocol="pfns",
@@ -81,8 +112,10 @@ def make_strategy(name: str, discard_ns: list[int], operations: int = 10) -> Str
         translated_entries=operations,
         rejected_entries=0,
         projected_send_ns=None,
-        runs=tuple(make_run(time, order) for order, time in enumerate(discard_ns)),
+        runs=runs,
         warmups=(make_run(discard_ns[0]),),
+        watched=tuple(make_watched([10, 20, 400], order) for order in range(9, 13)),
+        summary=summarise({name: runs}, name),
     )
 
 
@@ -94,16 +127,17 @@ def make_results(*strategies: StrategyResult, **environment: object) -> Results:
         settings=Settings(
             runs=len(strategies[0].runs) if strategies else 1,
             warmup=1,
+            watched_runs=4,
             seed=1,
             backing="anon",
             thp="madvise",
             siblings=0,
-            cpu=None,
-            per_operation=False,
+            cpu=3,
             memory_limit_bytes=None,
             residency="as recorded in the trace",
             requests_replayed=1,
             resident_bytes=20 << 12,
+            touched_pages=5,
             cut_reason="",
         ),
         environment=replace(MACHINE, **environment),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from replay.results_file import save_results
 from tests.unit.capture_bundle import write_guest
 from tests.unit.command import AEROSTAT, refused, run
 from tests.unit.replay_results import MACHINE, make_results, make_strategy
@@ -36,7 +37,7 @@ def test_what_is_no_trace(kind: str, verb: str, tmp_path: Path) -> None:
 
 def results_file(path: Path, **environment) -> Path:
     found = make_results(make_strategy("qemu", [100, 101, 102, 103]), **environment)
-    found.save(path)
+    save_results(found, path)
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aerostat.cli import main
+from replay.results_file import save_results
 from tests.unit.capture_bundle import HOST_ROWS, write_guest, write_host
 from tests.unit.replay_results import make_results, make_strategy
 from tests.unit.test_missing import calls_alone
@@ -71,7 +72,7 @@ def test_results_of_a_lossy_trace_are_compared_with_a_warning(tmp_path: Path, ca
     whole = make_results(make_strategy("qemu", [1000] * 5))
     torn = replace(whole, trace=replace(whole.trace, lost_events=1234, complete=False))
     for name, results in (("whole.json", whole), ("torn.json", torn)):
-        results.save(tmp_path / name)
+        save_results(results, tmp_path / name)
     paths = tmp_path / "whole.json", tmp_path / "torn.json"
     code, out, err = run(capsys, "compare", *paths, "--json")
     assert code in (ExitCode.OK, ExitCode.INCONCLUSIVE)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from replay.environment import CHECKED, differences, fingerprint, stability_warnings
+from replay.environment import CHECKED, differences, fingerprint
 
 from .replay_results import MACHINE, make_results, make_strategy
 
@@ -63,21 +63,3 @@ def test_every_checked_key_counts(key: str) -> None:
     other = make_results(make_strategy("qemu", [1]), **{key: changed}).environment
     assert len(differences(MACHINE, other)) == 1
     assert key in differences(MACHINE, other)[0]
-
-
-@pytest.mark.parametrize(
-    ("change", "siblings", "said"),
-    [
-        ({"load_1min": 3.0}, 0, "load is 3.00"),
-        ({"governor": "powersave"}, 0, "cpupower"),
-        ({"virtualisation": "Some Cloud"}, 0, "virtual"),
-        ({"turbo": "0", "cpu_model": "Intel"}, 0, "no_turbo"),
-        ({"swap_bytes": 1}, 0, "swapoff"),
-        ({}, 4, "--siblings 3"),
-    ],
-)
-def test_warnings_say_what_to_do(change: dict[str, object], siblings: int, said: str) -> None:
-    machine = make_results(make_strategy("qemu", [1]), **change).environment
-    assert stability_warnings(MACHINE, 0) == ()
-    (warning,) = stability_warnings(machine, siblings)
-    assert said in warning

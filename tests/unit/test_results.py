@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay import results as results_module
+from replay import summary as summary_module
+from replay import watched as watched_module
 from replay.environment import CHECKED, Environment
-from replay.results import RESULTS_FORMAT, RESULTS_VERSION, Results, ResultsError, load_results
+from replay.results import RESULTS_FORMAT, RESULTS_VERSION, Results
+from replay.results_file import MAX_RESULTS_BYTES, ResultsError, load_results, save_results
 
 from .replay_results import make_results, make_strategy
 
@@ -20,17 +23,10 @@ DESCRIBED = {
     "Document": Results,
     "Environment": Environment,
     **{
-        name: getattr(results_module, name)
-        for name in (
-            "TraceFacts",
-            "Settings",
-            "Fidelity",
-            "StrategyResult",
-            "Run",
-            "RingCounts",
-            "OperationTimes",
-            "Refused",
-        )
+        name: kind
+        for module in (results_module, watched_module, summary_module)
+        for name, kind in vars(module).items()
+        if dataclasses.is_dataclass(kind) and name not in ("Results", "Environment")
     },
 }
 
@@ -42,7 +38,7 @@ def results() -> Results:
 
 def test_what_is_saved_is_loaded(results: Results, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    results.save(path)
+    save_results(results, path)
     assert load_results(path) == results
     assert [each.name for each in tmp_path.iterdir()] == ["r.json"]
 
@@ -51,15 +47,15 @@ def test_a_file_is_replaced_only_by_force(results: Results, tmp_path: Path) -> N
     path = tmp_path / "r.json"
     path.write_text("mine")
     with pytest.raises(ResultsError, match="exists already"):
-        results.save(path)
+        save_results(results, path)
     assert path.read_text() == "mine"
-    results.save(path, force=True)
+    save_results(results, path, force=True)
     assert load_results(path) == results
 
 
 def test_saving_where_it_cannot_be(results: Results, tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="cannot write"):
-        results.save(tmp_path / "missing/r.json")
+        save_results(results, tmp_path / "missing/r.json")
 
 
 def test_unknown_keys_of_a_newer_minor_version_are_ignored(
@@ -75,7 +71,7 @@ def test_unknown_keys_of_a_newer_minor_version_are_ignored(
     ("keys", "value", "message"),
     [
         (["format"], "aerostat-trace", "format is not"),
-        (["version"], "1.0", "version is '1.0'"),
+        (["version"], "2.0", "version is '2.0'"),
         (["version"], None, "version is None"),
         (["trace"], [], "results.trace is not an object"),
         (["trace", "requests"], "1", r"results\.trace\.requests is not of type int"),
@@ -88,7 +84,9 @@ def test_unknown_keys_of_a_newer_minor_version_are_ignored(
         (["fidelity", "ratio"], float("inf"), "not a finite number"),
         (["strategies"], {}, "results.strategies is not a list"),
         (["strategies", 1, "runs", 0, "send_ns"], 1.5, r"strategies\[1\]\.runs\[0\]\.send_ns"),
-        (["strategies", 0, "runs", 0, "per_operation"], 3, "per_operation is not an object"),
+        (["strategies", 0, "watched", 0, "pauses"], 3, "pauses is not an object"),
+        (["strategies", 0, "watched", 0, "memory", "at_ns", 1], -1, r"at_ns\[1\] is negative"),
+        (["strategies", 0, "summary", "total_ns", "low"], "x", "low is not of type float"),
     ],
 )
 def test_hostile_values_are_named(results, tmp_path, keys, value, message) -> None:
@@ -125,7 +123,7 @@ def test_what_is_no_results_file(content: bytes, tmp_path: Path) -> None:
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     with path.open("wb") as file:
-        file.truncate(results_module.MAX_RESULTS_BYTES + 1)
+        file.truncate(MAX_RESULTS_BYTES + 1)
     with pytest.raises(ResultsError, match="too large"):
         load_results(path)
 

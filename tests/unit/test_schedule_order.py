@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replay.schedule import run_order
+from replay.rounds import run_order
 
 
 @given(st.integers(1, 8), st.integers(1, 12), st.integers(0, 1 << 32))
