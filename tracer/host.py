@@ -14,7 +14,13 @@ from tracer.host_account import Settings
 from tracer.host_engine import HostEngine
 from tracer.host_events import SUSPENDED
 from tracer.host_session import Ended, HostSession
-from tracer.privilege import LOAD, VM_PROCESS, host_needs, require
+from tracer.privilege import (
+    LOAD,
+    VM_PROCESS,
+    host_needs,
+    require,
+    require_first_pid_namespace,
+)
 from tracer.ring_size import ring_bytes
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
@@ -103,10 +109,12 @@ def record_host(
 
     Raises:
         ProcessError: The VM has ended, or may not be read.
-        MissingPrivilegeError: Not root, no BCC, or a required probe does not attach.
+        MissingPrivilegeError: Not root, no BCC, in a PID namespace, or a required probe does not
+            attach.
         TraceError: The bundle exists or cannot be written.
     """
     settings = options.settings()
+    require_first_pid_namespace()
     require(f"process {options.vmm.pid}", host_needs(options.vmm.pid))
     ends: list[Ended] = []
     progress("compile and attach")
@@ -140,9 +148,10 @@ def record_all(
         stop: Set it to end the capture.
 
     Raises:
-        MissingPrivilegeError: Not root, or no BCC.
+        MissingPrivilegeError: Not root, in a PID namespace, or no BCC.
     """
     settings, suspended = options.settings(), []
+    require_first_pid_namespace()
     require("the VMs of this host", LOAD | VM_PROCESS)
 
     def ended(end: Ended) -> None:

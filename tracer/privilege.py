@@ -92,6 +92,11 @@ def _read(path: Path) -> str:
         return ""
 
 
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO, include/linux/proc_ns.h, since 3.8."""
+PID_NAMESPACE_REMEDY = "run outside the container, or with --pid=host (hostPID: true)"
+
+
 def lacking(needs: Iterable[Capability], held: Needs | None = None) -> Needs:
     """Say what is missing of some needs.
 
@@ -173,4 +178,30 @@ def require(what: str, needs: Iterable[Capability]) -> None:
             f"cannot record {what} with these privileges",
             reason=f"this process (user id {os.geteuid()}) lacks {names(missing)}",
             remedy=remedy_for(missing),
+        )
+
+
+def in_first_pid_namespace() -> bool:
+    """Say whether this process numbers processes as the kernel's programs do.
+
+    In a namespace of its own it would look for a VM by a number that no program ever sees, and
+    record nothing without a word.
+    """
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino == _FIRST_PID_NAMESPACE
+    except OSError:
+        return False
+
+
+def require_first_pid_namespace() -> None:
+    """Refuse to record VMs from within a PID namespace.
+
+    Raises:
+        MissingPrivilegeError: This process is in one of its own.
+    """
+    if not in_first_pid_namespace():
+        raise MissingPrivilegeError(
+            "cannot record VMs from within a PID namespace",
+            reason="the kernel's programs see other process ids than this process does",
+            remedy=PID_NAMESPACE_REMEDY,
         )

@@ -16,9 +16,11 @@ from tracer.predict import RING_BUFFER_SINCE, memlock_obstacle
 from tracer.privilege import (
     KERNEL_ADDRESSES,
     LOAD,
+    PID_NAMESPACE_REMEDY,
     TRACEFS,
     UPROBE,
     VM_PROCESS,
+    in_first_pid_namespace,
     lacking,
     names,
     remedy_for,
@@ -43,6 +45,14 @@ def check_requirements(machine: Machine) -> Iterator[Check]:
             proven=False,
             reason="capabilities of a user namespace do not count for BPF",
             remedy="run outside the container, or with --privileged --userns=host --pid=host",
+        )
+    if not in_first_pid_namespace():
+        yield Check(
+            ENVIRONMENT,
+            "PID namespace",
+            proven=False,
+            reason="the kernel's programs see other process ids: no VM can be recorded from here",
+            remedy=PID_NAMESPACE_REMEDY,
         )
     yield _lockdown(machine)
     yield _tried("kernel BTF", Btf, predicted=machine.has_btf)

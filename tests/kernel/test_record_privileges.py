@@ -13,6 +13,7 @@ import pytest
 
 from tests.standins.build import StandIn, qemu_like
 from tracer.privilege import Capability
+from tracer.trace.errors import ExitCode
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Side
 
@@ -121,3 +122,24 @@ def test_with_tracing_capabilities_alone_the_kernel_asks_for_more(vm, place):
         pytest.skip("this kernel is of the years in which CAP_PERFMON was enough for uprobes")
     assert done.returncode == 6
     assert "lacks CAP_SYS_ADMIN" in done.stderr
+
+
+def in_a_pid_namespace(*arguments: str) -> subprocess.CompletedProcess[str]:
+    prefix = ("unshare", "--pid", "--fork", "--mount", "--mount-proc")
+    return subprocess.run(
+        [*prefix, sys.executable, "-m", "aerostat", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("which", [("record", "--all", "-o", "DIRECTORY"), ("top", "--count", "1")])
+def test_from_within_a_pid_namespace_nothing_is_recorded_and_that_is_said(which, tmp_path):
+    """The kernel's programs would look for the VM by another number, and record nothing."""
+    done = in_a_pid_namespace(*(str(tmp_path / "d") if a == "DIRECTORY" else a for a in which))
+    assert done.returncode == ExitCode.MISSING_PRIVILEGE
+    assert "PID namespace" in done.stderr
+    assert "--pid=host" in done.stderr
