@@ -58,6 +58,11 @@ def proc_file(name: str) -> Callable[[int], None]:
     return read
 
 
+def descriptors(pid: int) -> None:
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        entry.readlink()
+
+
 def addresses(_: int) -> None:
     assert kernel_symbol("_text"), "the address is hidden"
 
@@ -69,6 +74,7 @@ ACTS: dict[str, tuple[Callable[[int], None], set[Capability], str]] = {
     "time BPF programs": (time_programs, {ADMIN}, "CAP_SYS_ADMIN"),
     "/proc/PID/exe": (proc_file("exe"), {PTRACE}, "Permission denied"),
     "/proc/PID/maps": (proc_file("maps"), {PTRACE}, "Permission denied"),
+    "/proc/PID/fd": (descriptors, {PTRACE, SEARCH}, "Permission denied"),
     "/proc/PID/smaps_rollup": (proc_file("smaps_rollup"), {PTRACE}, "Permission denied"),
     "/proc/PID/pagemap": (proc_file("pagemap"), {PTRACE, SEARCH}, "Permission denied"),
     "/proc/PID/mem": (proc_file("mem"), {PTRACE, SEARCH}, "Permission denied"),
