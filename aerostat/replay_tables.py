@@ -8,10 +8,14 @@ from aerostat import render
 from aerostat.effect_tables import draw_effects, in_words
 from aerostat.send_tables import draw_sending, siblings_in_words
 from replay.results import Fidelity, Results, StrategyResult
-from replay.summary import Beside, Spread, Summary
+from replay.summary import Beside, Spread, Summary, spread_of
 
 REFERENCE = "qemu"
 """Strategies are set beside this one where it was replayed: it is what most VMMs do today."""
+
+
+TIMES = 10
+"""Columns of the table of times."""
 
 
 def draw_results(results: Results) -> None:
@@ -70,11 +74,11 @@ def overlapping(results: Results) -> list[str]:
 
 
 def _draw_times(results: Results) -> None:
-    columns = ["<strategy", "b send", "c translate", "d discard", "b+c+d"]
+    columns = ["<strategy", "b send", "merge", "c translate", "d discard", "b+c+d"]
     columns += [f"x {REFERENCE}", "x oracle", "over nop", "harness in d"]
     rows = [_times(strategy) for strategy in results.strategies]
     rows += [_refused_row(refused.name, len(columns)) for refused in results.refused]
-    spare = ("harness in d", "over nop", "x oracle", "c translate", "b send")
+    spare = ("harness in d", "over nop", "x oracle", "merge", "c translate", "b send")
     settings = results.settings
     title = f"times: medians of {settings.runs} runs with their 95 % intervals in percent"
     title += f", {siblings_in_words(settings.siblings)}"
@@ -87,8 +91,9 @@ def _draw_times(results: Results) -> None:
 def _times(strategy: StrategyResult) -> list[str]:
     summary = strategy.summary
     if summary is None:
-        return [in_words(strategy.name), *([render.NOT_OBSERVED] * 8)]
-    stages = (summary.send_ns, summary.translate_ns, summary.discard_ns, summary.total_ns)
+        return [in_words(strategy.name), *([render.NOT_OBSERVED] * (TIMES - 1))]
+    merge_ns = spread_of([run.merge_ns for run in strategy.runs])
+    stages = (summary.send_ns, merge_ns, summary.translate_ns, summary.discard_ns, summary.total_ns)
     over_nop = _beside(summary, "nop")
     return [
         in_words(strategy.name),

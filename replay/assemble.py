@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from replay.caveats import run_warnings, thread_warnings
 from replay.environment import Environment
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from replay.schedule import ReplayOptions
     from replay.watched import WatchedRun
     from tracer.trace.reader import Trace
+
+
+Made: TypeAlias = "tuple[Planned, Sequence[Done], Sequence[WatchedRun]]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,19 +96,31 @@ def _warnings(
 
 
 def _strategies(replay: Replay) -> tuple[StrategyResult, ...]:
-    send_ns = send_time_ns(replay.trace)
-    warmup = replay.options.warmup
+    made = zip(replay.planned, replay.done, replay.watched, strict=True)
+    return strategy_results(list(made), replay.options.warmup, send_time_ns(replay.trace))
+
+
+def strategy_results(
+    made: Sequence[Made], warmup: int, send_ns: float | None = None
+) -> tuple[StrategyResult, ...]:
+    """Put together each strategy's counts and runs.
+
+    Args:
+        made: The strategies, all runs of each, warm-up runs first, and the watched ones.
+        warmup: How many those before are.
+        send_ns: Stage b of a request in the trace; None where it was not observed.
+    """
     runs = {
-        planned.plan.name: tuple(each.run for each in done[warmup:])
-        for planned, done in zip(replay.planned, replay.done, strict=True)
+        planned.plan.name: tuple(each.run for each in done[warmup:]) for planned, done, _ in made
     }
-    return tuple(_strategy_result(replay, index, runs, send_ns) for index in range(len(runs)))
+    return tuple(_strategy_result(each, warmup, runs, send_ns) for each in made)
 
 
 def _strategy_result(
-    replay: Replay, index: int, runs: Mapping[str, tuple[Run, ...]], send_ns: float | None
+    made: Made, warmup: int, runs: Mapping[str, tuple[Run, ...]], send_ns: float | None
 ) -> StrategyResult:
-    plan, done = replay.planned[index].plan, replay.done[index]
+    planned, done, watched = made
+    plan = planned.plan
     length_bytes = int(plan.length_bytes.sum())
     return StrategyResult(
         name=plan.name,
@@ -121,8 +136,8 @@ def _strategy_result(
         rejected_entries=done[0].rejected_entries,
         projected_send_ns=None if send_ns is None else round(send_ns * plan.wire_requests),
         runs=runs[plan.name],
-        warmups=tuple(each.run for each in done[: replay.options.warmup]),
-        watched=tuple(replay.watched[index]),
+        warmups=tuple(each.run for each in done[:warmup]),
+        watched=tuple(watched),
         summary=summarise(runs, plan.name),
     )
 

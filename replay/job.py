@@ -9,6 +9,7 @@ import numpy as np
 from replay import native
 from replay.huge_pages import huge_pages_of, machine_splits
 from replay.memory import GuestMemory
+from replay.merging import Merging
 from replay.native.exchange import exchange
 from replay.native.types import Exchange, Operations, Page, Watch, new_watch
 from replay.pauses import pauses_of
@@ -33,12 +34,13 @@ class Job:
 
     Args:
         title: Trace, strategy and run, for messages.
-        regions: (gpa, length_bytes, offset_bytes) of each region, for stage c.
+        regions: (gpa, length_bytes, offset_bytes) of each region, for stage c and for merging.
         cpu: CPU to execute stages c and d on; None leaves it to the scheduler.
         touched: Pages that are touched again after stage d.
         crew_cpus: CPU of each of the plan's threads; none leaves them to the scheduler.
         sibling_cpus: One spinning thread on each while stage d runs.
         watched: Time each call of stage d and sample memory, and do nothing else.
+        merging: What is sorted and merged beside the stages; None for a plan that merges nothing.
     """
 
     title: str
@@ -56,6 +58,7 @@ class Job:
     sibling_cpus: tuple[int, ...]
     touched: Runs
     watched: bool
+    merging: Merging | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def run_job(job: Job) -> Done:
     exchanged = _send(job)
     if job.cpu is not None:
         os.sched_setaffinity(0, {job.cpu})
+    merged = job.merging.run(job.regions) if job.merging is not None else None
     translation = native.translate(
         exchanged.received, exchanged.received_start, job.sending.form, job.regions
     )
@@ -99,6 +103,8 @@ def run_job(job: Job) -> Done:
         ring=RingCounts(
             exchanged.kicks, exchanged.interrupts, exchanged.descriptors, exchanged.ring_bytes
         ),
+        merge_ns=0 if merged is None else merged.wall_ns,
+        merge_cpu_ns=0 if merged is None else merged.cpu_ns,
         translate_ns=translation.wall_ns,
         translate_cpu_ns=translation.cpu_ns,
         discard_ns=outcome.wall_ns,

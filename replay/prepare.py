@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from replay.backings import BACKINGS, Advice
 from replay.budget import MARGIN_BYTES, Demand, Fitted, available_bytes, fit, huge_pool_bytes
 from replay.check import check_plan
+from replay.merging import Merging, merging
 from replay.plan import Context, Plan
 from replay.planning import Refused, make_plan
 from replay.requests import Requests
@@ -26,11 +27,12 @@ ALL = "all"
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A strategy, its plan, and what the driver would send."""
+    """A strategy, its plan, what the driver would send, and what is merged for it, if anything."""
 
     strategy: Strategy
     plan: Plan
     sending: Sending
+    merging: Merging | None
 
 
 def plan_all(
@@ -53,7 +55,8 @@ def plan_all(
     wanted = [*STRATEGIES] if ALL in names else []
     wanted += [name for name in names if name != ALL]
     wanted = list(dict.fromkeys((FLOOR_STRATEGY, *wanted)))
-    planned, refused = [], []
+    planned: list[Planned] = []
+    refused: list[Refused] = []
     for done, name in enumerate(wanted):
         progress("plan", done, len(wanted))
         strategy = load_strategy(name)
@@ -64,7 +67,10 @@ def plan_all(
             refused.append(plan)
             continue
         check_plan(requests, plan, context)
-        planned.append(Planned(strategy, plan, sending(requests, plan)))
+        sent = sending(requests, plan)
+        recorded = planned[0].sending if planned else sent  # nop sends what was recorded
+        merged = merging(strategy, plan, requests, recorded, context.layout.memory_pages)
+        planned.append(Planned(strategy, plan, sent, merged))
     requests.memo.clear()  # no plan needs it any more, and it may be large
     progress("plan", len(wanted), len(wanted))
     if refused and len(planned) == 1:

@@ -108,6 +108,8 @@ class Run:
         order: Place of this run among all runs, warm-up runs included.
         send_ns: Stage b: every wire request sent over a virtqueue to a device, and answered.
         send_cpu_ns: CPU time of both threads.
+        merge_ns: Sorting and merging what is named, by the driver under the range protocol, else by
+            the device; 0 for a strategy that merges nothing.
         translate_ns: Stage c: the same requests decoded, every address looked up.
         discard_ns: Stage d: the plan's operations executed.
         floor_ns: The loop of stage d over the same operations without the system calls.
@@ -126,6 +128,8 @@ class Run:
     send_ns: int
     send_cpu_ns: int
     ring: RingCounts
+    merge_ns: int
+    merge_cpu_ns: int
     translate_ns: int
     translate_cpu_ns: int
     discard_ns: int
@@ -153,8 +157,8 @@ class Run:
 
     @property
     def total_ns(self) -> int:
-        """Stages b, c and d."""
-        return self.send_ns + self.translate_ns + self.discard_ns
+        """Stages b, c and d, and merging."""
+        return self.send_ns + self.merge_ns + self.translate_ns + self.discard_ns
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def _job(options: ReplayOptions, planned: Planned, work: Work) -> Job:
         residency=work.residency,
         operations=operations_of(planned.plan),
         sending=planned.sending,
+        merging=planned.merging,
         regions=regions,
         cpu=cpu,
         crew_cpus=_crew_cpus(cpu, planned.plan.threads),

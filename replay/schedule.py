@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tracer.trace.reader import Trace
 
 DEFAULT_STRATEGIES = ("qemu", "adjacent", "request", "range", "oracle")
+DEFAULT_RUNS = 5
 MAX_RUNS = 10_000
 
 
@@ -60,7 +61,7 @@ class ReplayOptions:
 
     trace: Path
     strategies: tuple[str, ...] = DEFAULT_STRATEGIES
-    runs: int = 5
+    runs: int = DEFAULT_RUNS
     warmup: int = 1
     watched_runs: int = 1
     seed: int = 1
@@ -90,10 +91,10 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
         AerostatError: The trace, a strategy or the machine does not allow it; a worker died; or
             memory was not as it must be afterwards.
     """
-    _check_options(options)
+    check_options(options)
     trace = open_trace(options.trace)
     require_requests(trace)
-    _refuse_loss(trace, options)
+    refuse_loss(trace, options)
     context = context_of(memory_map(trace), options.backing)
     require_account(context.layout, options.memory_limit_bytes)
     requests = load_requests(trace)
@@ -128,7 +129,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     return results
 
 
-def _check_options(options: ReplayOptions) -> None:
+def check_options(options: ReplayOptions) -> None:
     """Refuse before any work what could only fail after it."""
     others = (options.warmup, options.watched_runs)
     if not 1 <= options.runs <= MAX_RUNS or not all(0 <= count <= MAX_RUNS for count in others):
@@ -155,7 +156,8 @@ def _check_options(options: ReplayOptions) -> None:
         refuse_overwrite(options.output, options.force)
 
 
-def _refuse_loss(trace: Trace, options: ReplayOptions) -> None:
+def refuse_loss(trace: Trace, options: ReplayOptions) -> None:
+    """Raise CaptureIncompleteError for a trace that misses events, unless that is allowed."""
     if options.allow_loss:
         return
     missing = missing_events(trace)

@@ -1,7 +1,7 @@
 """`aerostat replay`: carry out a trace's work under several strategies, and measure each."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -16,12 +16,21 @@ from aerostat.options import (
     strategy,
     talk_options,
 )
-from aerostat.output import emit_json, refuse_existing, warn
+from aerostat.output import emit_json, plain, refuse_existing, warn
 from aerostat.progress import progress_on_stderr
+
+if TYPE_CHECKING:
+    from replay.results import Results
 
 
 @click.command("replay")
-@click.argument("trace", type=TRACE)
+@click.argument("trace", type=TRACE, required=False)
+@click.option(
+    "--seed-headline",
+    is_flag=True,
+    help="Instead, the seed patch's experiment: 7 GiB of 8 GiB inflated in the order of TRACE"
+    " (left out: of a reference trace), as PFNs and as ranges.",
+)
 @click.option(
     "-s",
     "--strategy",
@@ -31,8 +40,11 @@ from aerostat.progress import progress_on_stderr
     help="A strategy to replay, NAME or NAME:parameter=value; give it again for more, or `all`."
     " nop, the harness alone, is always added.",
 )
+@click.option("--against", type=strategy, help="Also set every strategy beside this one.")
 @click.option(
-    "--runs", type=click.IntRange(1, 10_000), default=5, show_default=True, help="Runs of each."
+    "--runs",
+    type=click.IntRange(1, 10_000),
+    help="Runs of each: 5, and 7 with --seed-headline, when left out.",
 )
 @click.option(
     "--warmup",
@@ -88,10 +100,14 @@ from aerostat.progress import progress_on_stderr
 @json_option
 @force_option
 @talk_options
+@click.pass_context
 def command(
-    trace: Path,
+    context: click.Context,
+    trace: Path | None,
+    seed_headline: bool,
     strategies: tuple[str, ...],
-    runs: int,
+    against: str | None,
+    runs: int | None,
     warmup: int,
     watched_runs: int,
     seed: int,
@@ -122,15 +138,25 @@ def command(
       aerostat replay host.balloon -s all --backing memfd
       aerostat replay host.balloon -s request -s deferred:hold_bytes=16M,hold_ns=50ms
       aerostat replay host.balloon --memory-limit 4G --json
+      aerostat replay host.balloon -s all --against range
+      aerostat replay --seed-headline
     """
+    if seed_headline:
+        from aerostat import headline
+
+        headline.run(context)
+        return
+    if trace is None:
+        raise click.MissingParameter(ctx=context, param=context.command.params[0])
     if output is not None:
         refuse_existing(output, force=force)
-    from replay.schedule import DEFAULT_STRATEGIES, ReplayOptions, replay_trace
+    from replay.schedule import DEFAULT_RUNS, DEFAULT_STRATEGIES, ReplayOptions, replay_trace
 
+    chosen = strategies or DEFAULT_STRATEGIES
     options = ReplayOptions(
         trace=trace,
-        strategies=strategies or DEFAULT_STRATEGIES,
-        runs=runs,
+        strategies=chosen if against is None else (*chosen, against),
+        runs=runs or DEFAULT_RUNS,
         warmup=warmup,
         watched_runs=watched_runs,
         seed=seed,
@@ -148,9 +174,25 @@ def command(
         results = replay_trace(options, progress)
     if results.trace.missing is not None:
         warn(f"{trace} {results.trace.missing}; what was replayed is not all that happened")
-    if as_json:
-        emit_json(results.to_json())
-    else:
-        from aerostat.replay_tables import draw_results
+    show(results, against, as_json=as_json)
 
-        draw_results(results)
+
+def show(results: "Results", reference: str | None, *, as_json: bool) -> None:
+    """Write results to stdout, and every strategy beside one of them where that is asked for."""
+    beside = None
+    if reference is not None:
+        from replay.against import against
+        from replay.strategies import load_strategy
+
+        label = load_strategy(reference).label
+        beside = against(results.strategies, label)
+    if as_json:
+        emit_json(results.to_json() | ({} if beside is None else {"against": plain(beside)}))
+        return
+    from aerostat.replay_tables import draw_results
+
+    draw_results(results)
+    if beside is not None:
+        from aerostat.against_tables import draw_against
+
+        draw_against(results.strategies, beside, label)

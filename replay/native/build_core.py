@@ -12,6 +12,7 @@ SOURCES = (
     "exchange.c",
     "execute.c",
     "expect.c",
+    "gather.c",
     "huge.c",
     "lanes.c",
     "pages.c",

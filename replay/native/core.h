@@ -104,6 +104,29 @@ struct aero_translation {
     uint64_t checksum; /* sum over pieces of offset_bytes + length_bytes */
 };
 
+/* Requests: request i is wire[start[i], start[i + 1]), of form[i]. */
+struct aero_content {
+    const uint8_t *wire;
+    const uint64_t *start;
+    const uint8_t *form;
+    int64_t count;
+};
+
+/* Room for runs of pages, ascending within each group. */
+struct aero_runs {
+    uint64_t *first_page;
+    uint64_t *pages;
+    int64_t *group;
+    int64_t capacity;
+};
+
+struct aero_gathering {
+    int64_t wall_ns;
+    int64_t cpu_ns;
+    int64_t runs;
+    int64_t rejected;
+};
+
 struct aero_siblings;
 
 uint8_t *aero_map_memory(uint64_t size_bytes, int fd, int shared, int *error);
@@ -133,6 +156,9 @@ void aero_siblings_stop(struct aero_siblings *siblings);
 
 int aero_translate(const uint8_t *wire, const uint64_t *start, const uint8_t *form, int64_t count,
                    const struct aero_map *map, struct aero_translation *out);
+int aero_gather(const struct aero_content *content, const int64_t *order, const int64_t *group,
+                int64_t count, const struct aero_map *map, uint64_t memory_pages,
+                const struct aero_runs *runs, struct aero_gathering *out);
 /* cdef end */
 
 enum { AERO_PAGE_SHIFT = 12, AERO_PAGE_BYTES = 1 << AERO_PAGE_SHIFT };

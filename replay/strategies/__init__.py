@@ -16,6 +16,7 @@ from types import ModuleType
 from replay.strategies.adjacent import Adjacent
 from replay.strategies.base import Strategy
 from replay.strategies.batch import Batch
+from replay.strategies.bulk import Bulk
 from replay.strategies.deferred import Deferred
 from replay.strategies.free import Free
 from replay.strategies.huge import Huge
@@ -44,6 +45,7 @@ STRATEGIES: dict[str, Strategy] = {
         Request(),
         Batch(),
         Range(),
+        Bulk(),
         Deferred(),
         Huge(),
         Vectored(),

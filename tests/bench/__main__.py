@@ -12,7 +12,7 @@ import sys
 
 from tests.bench.measure import draw, parser
 
-BENCHES = ("hits", "syscalls", "drain", "recorder", "disk", "memory", "lab")
+BENCHES = ("hits", "syscalls", "drain", "recorder", "disk", "memory", "goals", "lab")
 
 
 def main() -> int:
@@ -20,7 +20,8 @@ def main() -> int:
     options = parser(__doc__.split("\n")[0])
     options.add_argument("bench", nargs="*", choices=[*BENCHES, []], metavar="BENCH")
     given = options.parse_args()
-    passed = [f"--{name}={getattr(given, name)}" for name in ("pairs", "seed", "seconds", "events")]
+    names = ("pairs", "seed", "seconds", "events", "pages")
+    passed = [f"--{name}={getattr(given, name)}" for name in names]
     passed.append(f"--output={given.output}")
     failed, documents = [], []
     for name in given.bench or BENCHES:

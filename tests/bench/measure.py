@@ -34,12 +34,14 @@ class Settings:
         seed: Of the order within a round.
         seconds: Length of the flood that memory is watched over.
         events: Events of the sustained run.
+        pages: Pages of 4 KiB that the goals discard: the seed's 7 GiB.
     """
 
     pairs: int = 7
     seed: int = 1
     seconds: float = 60.0
     events: int = 10_000_000
+    pages: int = 7 << 18
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=defaults.seed, help="of the order in a round")
     made.add_argument("--seconds", type=float, default=defaults.seconds, help="of memory's flood")
     made.add_argument("--events", type=int, default=defaults.events, help="of drain's long run")
+    made.add_argument("--pages", type=int, default=defaults.pages, help="that goals discard")
     made.add_argument("--output", type=Path, default=OUTPUT, help="directory of the documents")
     return made
 
@@ -189,7 +192,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 def run(name: str, measure: Callable[[Settings, Report], None]) -> None:
     """Measure, write OUTPUT/NAME.json and draw the table: the main of every bench."""
     given = parser(f"bench {name}").parse_args()
-    settings = Settings(given.pairs, given.seed, given.seconds, given.events)
+    settings = Settings(given.pairs, given.seed, given.seconds, given.events, given.pages)
     report, begin = Report(name), time.monotonic()
     document = {
         "bench": name,

@@ -22,6 +22,9 @@ LOW_PAGES, HIGH_PFN, HIGH_PAGES = 24, 40, 24
 VARIANTS = (
     "batch:pfns=9",
     "range:words=3,window_pages=5",
+    "bulk:words=3,window_pages=5,ranges=2,call_bytes=8192",
+    "bulk:threads=2,border_bytes=4096,ranges=3",
+    "bulk:threads=3,border_bytes=8192",
     "deferred:hold_bytes=8192",
     "deferred:hold_bytes=none,hold_ns=1500",
     "huge:unit_bytes=8192",

@@ -19,6 +19,7 @@ from replay.strategies.range import Range
 from replay.strategies.select import Pieces
 from replay.strategies.vectored import MAX_CALL_BYTES, joint_calls
 from replay.whatif import what_if
+from tracer.trace.errors import AerostatError
 from tracer.trace.manifest import Region
 from tracer.trace.runs import encode_runs
 from tracer.trace.schema import PAGE_BYTES, Queue
@@ -135,7 +136,7 @@ def test_every_strategy_says_what_it_is(name):
     strategy = STRATEGIES[name]
     assert strategy.name == name
     assert strategy.source
-    assert strategy.protocol == ("range_words" if name == "range" else "pfns")
+    assert strategy.protocol == ("range_words" if name in ("range", "bulk") else "pfns")
     assert strategy.causal == (name != "oracle")
 
 
@@ -277,7 +278,17 @@ def test_the_oracle_waits_through_pauses_and_reports_but_not_for_blocks():
 def test_only_some_strategies_join_blocks_that_touch():
     requests = from_pfns([(REPORT, [range(8, 10), range(10, 12)])])
     counts = {name: len(planned(name, requests)) for name in STRATEGIES}
-    joining = {"request", "deferred", "huge", "free", "remap", "populate", "parallel", "oracle"}
+    joining = {
+        "request",
+        "bulk",
+        "deferred",
+        "huge",
+        "free",
+        "remap",
+        "populate",
+        "parallel",
+        "oracle",
+    }
     assert counts == {name: 1 if name in joining else 2 for name in STRATEGIES} | {"nop": 0}
 
 
@@ -288,6 +299,34 @@ def test_batch_fills_its_buffer_and_a_request_that_does_not_fit_waits():
         ("DONTNEED", 6, 2, 2),
         ("DONTNEED", 8, 1, 4),
     ]
+
+
+def test_bulk_sends_what_range_sends_and_joins_the_calls_of_an_episode():
+    requests = linux_inflate(np.arange(0, 4096, 2))
+    plans = [load_strategy(name).plan(requests, context((0, 4096))) for name in ("range", "bulk")]
+    assert plans[0].wire_requests == plans[1].wire_requests
+    assert plans[0].sent_bytes.tolist() == plans[1].sent_bytes.tolist()
+    assert plans[0].offset_bytes.tolist() == plans[1].offset_bytes.tolist()
+    assert [plan.calls for plan in plans] == [2048, 2]
+
+
+def test_bulk_shares_long_ranges_among_threads_and_no_short_ones():
+    stream = [(IN, list(range(4096))), (OUT, [0]), (IN, list(range(4097, 8192, 2)))]
+    plan = load_strategy("bulk:threads=2").plan(from_pfns(stream), context((0, 8192)))
+    check_plan(from_pfns(stream), plan, context((0, 8192)))
+    assert plan.thread is not None
+    assert plan.thread[plan.request == 0].tolist() == [0, 1]
+    assert (plan.length_bytes[plan.request == 0] >> 12).tolist() == [2048, 2048]
+    assert not plan.thread[plan.request == 2].any()
+    assert plan.calls == 2 + 1 + 2
+
+
+@pytest.mark.parametrize(
+    "parameter", ["ranges=1025", "threads=65", "threads=0", "border_bytes=5000"]
+)
+def test_bulk_refuses_what_cannot_be(parameter):
+    with pytest.raises(AerostatError, match="bulk"):
+        load_strategy(f"bulk:{parameter}")
 
 
 def test_deferred_merges_across_requests_until_its_bytes_are_reached():
@@ -387,6 +426,7 @@ def test_the_seeds_inflate_in_numbers():
         "request": (7168, 7168),
         "batch": (896, 896),
         "range": (1, 1),
+        "bulk": (1, 1),
         "deferred": (112, 112),
         "huge": (3584, 3584),
         "vectored": (pages, 1792),

@@ -1,0 +1,129 @@
+"""`aerostat replay --seed-headline`: the seed patch's experiment, and its figures beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from aerostat.output import emit_json, plain
+from aerostat.progress import progress_on_stderr
+from tracer.stages import SEED_NS, SEED_PAGES, SEED_TOTAL_NS
+from tracer.trace.errors import AerostatError
+from tracer.trace.schema import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from replay.headline import Headline, HeadlineOptions
+
+FORMAT = {"format": "aerostat-headline", "version": "1.0"}
+SEED_RANGES_NS = 590_000_000
+LATER_NS = 440_000_000
+"""The best that a later version of the series published of the same experiment (Wei Wang's
+VIRTIO_BALLOON_F_CHUNK_TRANSFER and F_SG patches, 2017)."""
+SEED_FIGURES: dict[str, Any] = {
+    "inflated_bytes": SEED_PAGES * PAGE_BYTES,
+    "pfns_ns": SEED_TOTAL_NS,
+    "pfns_stages_ns": SEED_NS,
+    "ranges_ns": SEED_RANGES_NS,
+    "ranges_stages_ns": {"a": None, "b": None, "c": None, "d": None},
+    "ranges_times": SEED_TOTAL_NS / SEED_RANGES_NS,
+    "later_ns": LATER_NS,
+    "later_times": SEED_TOTAL_NS / LATER_NS,
+}
+
+
+def default_trace() -> Path:
+    """The reference trace whose order is stretched where the user names none.
+
+    Raises:
+        AerostatError: This installation has no reference traces.
+    """
+    path = Path(__file__).parents[1] / "traces" / "plain.balloon"
+    if not path.is_dir():
+        raise AerostatError(
+            "the seed's experiment needs a trace whose order it can stretch",
+            reason="this installation holds no reference traces",
+            remedy="name one: aerostat replay TRACE --seed-headline",
+        )
+    return path
+
+
+def without_allocation(total_ns: int) -> int:
+    """What a total of the series leaves for b, c and d if stage a stayed as it was."""
+    return total_ns - SEED_NS["a"]
+
+
+def document(found: Headline) -> dict[str, Any]:
+    """One JSON document; stage a is null, since nothing allocates here."""
+    return {**FORMAT, "published": SEED_FIGURES, "allocate_ns": None, **plain(found)}
+
+
+TAKES = frozenset(
+    {
+        *(
+            "trace",
+            "seed_headline",
+            "strategies",
+            "runs",
+            "warmup",
+            "seed",
+            "residency",
+            "siblings",
+        ),
+        *("cpu", "memory_limit", "allow_loss", "as_json", "quiet", "verbose"),
+    }
+)
+"""Parameters of `replay` that mean something here; any other is refused rather than ignored."""
+
+
+def run(context: click.Context) -> None:
+    """Carry out `replay --seed-headline` with the options that it was given.
+
+    Args:
+        context: Of the verb `replay`.
+
+    Raises:
+        click.UsageError: An option was given that does not go with it.
+        AerostatError: The trace or the machine does not allow it.
+    """
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    if other := sorted(given.keys() - TAKES):
+        option = next(each for each in context.command.params if each.name == other[0])
+        raise click.UsageError(f"{max(option.opts, key=len)} does not go with --seed-headline")
+    from replay.headline import measure_headline
+
+    options = _options(given)
+    talk = {name: context.params[name] for name in ("verbose", "quiet")}
+    with progress_on_stderr(**talk) as progress:
+        found = measure_headline(options, progress)
+    if context.params["as_json"]:
+        emit_json(document(found))
+    else:
+        from aerostat.headline_tables import draw_headline
+
+        draw_headline(found)
+
+
+def _options(given: dict[str, Any]) -> HeadlineOptions:
+    from replay.headline import HeadlineOptions
+
+    chosen = {
+        name: given[name]
+        for name in ("strategies", "runs", "warmup", "seed", "siblings", "cpu", "allow_loss")
+        if given.get(name) is not None
+    }
+    if "residency" in given:
+        if given["residency"] == "trace":
+            raise click.UsageError("--residency is none or all with --seed-headline")
+        chosen["residency"] = (given["residency"],)
+    return HeadlineOptions(
+        trace=given.get("trace") or default_trace(),
+        memory_limit_bytes=given.get("memory_limit"),
+        **chosen,
+    )

@@ -1,0 +1,93 @@
+"""Typed face of gather.c: sort and merge what requests name, timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from replay.native.binding import array, check, check_starts, load, map_struct
+from replay.native.types import Bytes, Times, Words
+from tracer.trace.schema import Wire
+
+SMALLEST_BYTES = {Wire.PFNS: 4, Wire.SCATTERLIST: 16}
+"""What names one run of pages at least."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What was merged, and what that took.
+
+    Args:
+        first_page: uint64, ascending within each group.
+        pages: uint64.
+        group: int64, the group of each run.
+        rejected: PFNs and entries that are no guest memory, and torn ends.
+    """
+
+    first_page: Words
+    pages: Words
+    group: Times
+    rejected: int
+    wall_ns: int
+    cpu_ns: int
+
+
+def gather(
+    content: tuple[Bytes, Words, Bytes],
+    order: Times,
+    group: Times,
+    regions: Sequence[tuple[int, int, int]],
+    memory_pages: int,
+) -> Gathered:
+    """Decode requests, mark their pages in a bitmap, and list each group's runs.
+
+    Args:
+        content: As `replay.native.translate` takes it: wire, start, form. No range words.
+        order: int64: requests, by their place in `start`.
+        group: int64, one a request of `order`; equal neighbours are merged together.
+        regions: (gpa, length_bytes, offset_bytes) of each region of guest memory.
+        memory_pages: Of the memory that offsets count in.
+
+    Raises:
+        NativeError: A form that cannot be gathered, or regions beyond the memory.
+    """
+    ffi, lib = load()
+    wire, start, form = content
+    check_starts(wire, start, len(form))
+    if len(order) != len(group) or (len(order) and not 0 <= order.min() <= order.max() < len(form)):
+        raise ValueError("order must name requests, and group have one element for each")
+    if not np.isin(form[order], list(SMALLEST_BYTES)).all():
+        raise ValueError("only PFN arrays and scatterlists can be gathered")
+    _held, table = map_struct(regions)
+    capacity = _most_runs(start, form, order)
+    first_page, pages = (np.empty(capacity, np.uint64) for _ in range(2))
+    run_group = np.empty(capacity, np.int64)
+    room = [array(ffi, first_page, np.uint64), array(ffi, pages, np.uint64)]
+    out = ffi.new("struct aero_gathering *")
+    sent = [array(ffi, wire, np.uint8), array(ffi, start, np.uint64), array(ffi, form, np.uint8)]
+    error = lib.aero_gather(
+        ffi.new("struct aero_content *", [*sent, len(form)]),
+        array(ffi, order, np.int64),
+        array(ffi, group, np.int64),
+        len(order),
+        table,
+        memory_pages,
+        ffi.new("struct aero_runs *", [*room, array(ffi, run_group, np.int64), capacity]),
+        out,
+    )
+    check(error, "cannot gather the pages of requests")
+    runs = slice(0, out.runs)
+    return Gathered(
+        first_page[runs], pages[runs], run_group[runs], out.rejected, out.wall_ns, out.cpu_ns
+    )
+
+
+def _most_runs(start: Words, form: Bytes, order: Times) -> int:
+    """So many runs there can be at most."""
+    size = np.diff(start)[order]
+    least = np.full(max(Wire) + 1, min(SMALLEST_BYTES.values()))
+    for code, size_bytes in SMALLEST_BYTES.items():
+        least[code] = size_bytes
+    return int((size // least[form[order]].astype(np.uint64)).sum())

@@ -1,0 +1,87 @@
+"""What is charged for merging: the groups of the plan, and nothing where nothing is merged."""
+
+import numpy as np
+import pytest
+
+from replay.merging import Merging, merging
+from replay.plan import Context
+from replay.requests import from_pfns
+from replay.sending import sending
+from replay.strategies import load_strategy
+from tracer.trace.manifest import Region
+from tracer.trace.schema import Queue
+
+CONTEXT = Context((Region("ram", 0, None, 64 << 12, "anon", 4096),))
+IN, OUT, REPORT = Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING
+REQUESTS = from_pfns(
+    [
+        (IN, [9, 8, 3, 7]),
+        (IN, [2, 4]),
+        (REPORT, [range(12, 16), range(16, 20)]),
+        (OUT, [4, 3]),
+        (IN, [4]),
+    ],
+    [0, 10, 20, 30, 40],
+)
+
+
+def merged(name: str) -> Merging | None:
+    strategy = load_strategy(name)
+    recorded = sending(REQUESTS, load_strategy("nop").plan(REQUESTS, CONTEXT))
+    return merging(strategy, strategy.plan(REQUESTS, CONTEXT), REQUESTS, recorded, 64)
+
+
+def runs(name: str) -> list[tuple[int, int, int]]:
+    found = merged(name)
+    assert found is not None
+    done = found.run([(0, 64 << 12, 0)])
+    assert done.rejected == 0
+    columns = (done.first_page, done.pages, done.group)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@pytest.mark.parametrize("name", ["nop", "qemu", "adjacent", "vectored", "punch"])
+def test_nothing_is_charged_where_nothing_is_sorted(name: str) -> None:
+    assert merged(name) is None
+
+
+def test_each_request_by_itself() -> None:
+    assert runs("request") == [
+        (3, 1, 0),
+        (7, 3, 0),
+        (2, 1, 1),
+        (4, 1, 1),
+        (4, 1, 4),
+        (12, 8, 2),
+    ]
+
+
+def test_the_driver_merges_both_ways_and_no_reports() -> None:
+    assert runs("range") == [(2, 3, 1), (7, 3, 1), (3, 2, 3), (4, 1, 4)]
+
+
+def test_the_device_merges_what_it_holds() -> None:
+    assert runs("deferred:hold_bytes=none,hold_ns=none") == [(2, 3, 4), (7, 3, 4), (12, 8, 2)]
+
+
+def test_the_driver_and_the_device_of_bulk() -> None:
+    assert runs("bulk") == [*runs("range"), (12, 8, 2)]
+
+
+def test_the_runs_are_those_of_the_plan_where_nothing_comes_back() -> None:
+    requests = REQUESTS.before(2)
+    strategy = load_strategy("range")
+    plan = strategy.plan(requests, CONTEXT)
+    recorded = sending(requests, load_strategy("nop").plan(requests, CONTEXT))
+    found = merging(strategy, plan, requests, recorded, 64)
+    assert found is not None
+    done = found.run([(0, 64 << 12, 0)])
+    assert (done.first_page << np.uint64(12)).tolist() == plan.offset_bytes.tolist()
+    assert (done.pages << np.uint64(12)).tolist() == plan.length_bytes.tolist()
+
+
+def test_a_trace_without_requests_merges_nothing() -> None:
+    requests = from_pfns([])
+    strategy = load_strategy("range")
+    plan = strategy.plan(requests, CONTEXT)
+    assert merging(strategy, plan, requests, sending(requests, plan), 64) is None
