@@ -105,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # No verb exits; click and rich do so where stdout is a pipe that nobody reads any more.
         _let_go_of_stdout()
         code = BROKEN_PIPE
+    except MemoryError as error:
+        _say(_too_little_memory(error))
+        code = ExitCode.FAILURE
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_gone():
             code = BROKEN_PIPE
@@ -116,6 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(error: AerostatError) -> None:
     print(f"aerostat: error: {printable(str(error))}", file=sys.stderr)
+
+
+def _too_little_memory(error: MemoryError) -> AerostatError:
+    return AerostatError(
+        "there is not enough memory for this",
+        reason=str(error) or "the operating system gave no more",
+        remedy="free memory, raise this process's limit, or work on a machine that has more",
+    )
 
 
 def _as_aerostat_error(error: OSError) -> AerostatError:

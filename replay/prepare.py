@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replay.backings import BACKINGS, Advice
-from replay.budget import MARGIN_BYTES, Demand, Fitted, available_bytes, fit, huge_pool_bytes
+from replay.budget import (
+    MARGIN_BYTES,
+    Demand,
+    Fitted,
+    available_bytes,
+    fit,
+    huge_pool_bytes,
+    require_planning,
+)
 from replay.check import check_plan
 from replay.merging import Merging, merging
 from replay.plan import Context, Plan
@@ -50,8 +58,9 @@ def plan_all(
         Those that can work on this memory and this kernel, and those that cannot.
 
     Raises:
-        AerostatError: None but nop can work here.
+        AerostatError: None but nop can work here, or there is too little memory for so many pages.
     """
+    require_planning(requests)
     wanted = [*STRATEGIES] if ALL in names else []
     wanted += [name for name in names if name != ALL]
     wanted = list(dict.fromkeys((FLOOR_STRATEGY, *wanted)))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from replay.backings import Advice
+from replay.budget import require_planning
 from replay.plan import Context, Plan
 from replay.planning import Refused, make_plan
 from replay.ranges import Int64s, Runs, align_in, pfns_from_runs, rising
@@ -124,9 +125,11 @@ def what_if(
             merges as deferred does.
 
     Raises:
+        AerostatError: There is too little memory for so many pages.
         StrategyError: A strategy of the user's own failed.
         PlanError: One made a plan that must not run.
     """
+    require_planning(requests)
     named = strategies is not None
     chosen = list(STRATEGIES.values() if strategies is None else strategies)
     counted = {each.label: each for s in chosen for each in (s, *_curve(s, windows, named))}

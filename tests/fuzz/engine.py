@@ -3,12 +3,8 @@
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import atheris
-
-SHARED_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-"""Files are made by the hundred thousand: not on a disk, where that is possible."""
 
 
 def instrumented(*packages: str) -> AbstractContextManager[None]:

@@ -5,19 +5,15 @@ The model's reader and the C device of stage b must agree on what a chain says.
 Run alone: python -m tests.fuzz.ring [CORPUS_OR_INPUT...] [libFuzzer options].
 """
 
-import struct
-
-import numpy as np
-
 from tests.fuzz.engine import explore, instrumented
 
 with instrumented("replay"):
     from replay.chain import GuestRam, read_chain
     from replay.device import BalloonDevice
-    from replay.native.binding import load
     from replay.plan import Context
     from replay.ranges import subtract
-    from replay.wire import DESCRIPTOR, MAX_REQUEST_BYTES, Reject
+    from replay.wire import DESCRIPTOR, MAX_REQUEST_BYTES
+    from tests.hostile.both_readers import assert_agreed
     from tracer.trace.manifest import Region
 
 ENTRIES = 8
@@ -50,30 +46,7 @@ def one(data: bytes) -> None:
         assert subtract(handled.runs, model.context.layout.runs).total_pages == 0
         assert set(chain.rejected) <= set(handled.rejected)
     if at < ENTRIES:
-        agree(table.ljust(TABLE_BYTES, b"\0"), at, low)
-
-
-def agree(table: bytes, head: int, low: bytes) -> None:
-    """Lay table, rings and memory out at gpa 0 for the C device, and have both read the chain."""
-    avail = struct.pack(f"<HHH{ENTRIES}H", 0, 1, head, *[0] * ENTRIES)
-    used = bytes(4 + 8 * ENTRIES + 2)
-    shared = np.frombuffer(bytearray(table + avail + used + low), np.uint8)
-    ffi, lib = load()
-    ring = ffi.new("struct aero_ring *")
-    ring.shared, ring.shared_bytes = ffi.from_buffer("uint8_t[]", shared), len(shared)
-    ring.avail_offset, ring.used_offset = TABLE_BYTES, TABLE_BYTES + len(avail)
-    ring.size, ring.indirect = ENTRIES, 1
-    device = ffi.new("struct aero_device *")
-    content = ffi.new("uint8_t[]", MAX_REQUEST_BYTES)
-    buffer = ffi.new("struct aero_buffer *", [content, MAX_REQUEST_BYTES])
-    assert lib.aero_device_pop(device, ring, 0, buffer) == lib.AERO_TAKEN
-    chain = read_chain(table, head, GuestRam([(0, shared.tobytes())]))
-    if buffer.refused == lib.AERO_SOUND:
-        assert set(chain.rejected) <= {Reject.UNKNOWN_FLAG}
-        assert chain.readable == bytes(ffi.buffer(content, buffer.length_bytes))
-        assert not chain.writable
-    elif buffer.refused != lib.AERO_TABLE:  # C takes no indirect table behind other descriptors
-        assert chain.rejected or chain.writable
+        assert_agreed(table.ljust(TABLE_BYTES, b"\0"), at, low)
 
 
 if __name__ == "__main__":

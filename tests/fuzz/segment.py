@@ -6,7 +6,7 @@ Run alone: python -m tests.fuzz.segment [CORPUS_OR_INPUT...] [libFuzzer options]
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.engine import SHARED_MEMORY, explore, instrumented
+from tests.fuzz.engine import explore, instrumented
 
 with instrumented("tracer.trace"):
     from tracer.trace.errors import TraceError
@@ -20,7 +20,7 @@ with instrumented("tracer.trace"):
     )
 
 NAMES = (*TABLES,)
-_place = Path(tempfile.mkdtemp(prefix="aerostat-fuzz-", dir=SHARED_MEMORY)) / "segment.arrow"
+_place = Path(tempfile.mkdtemp(prefix="aerostat-fuzz-")) / "segment.arrow"
 
 
 def one(data: bytes) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,20 +21,24 @@ SECONDS = int(os.environ.get("AEROSTAT_FUZZ_SECONDS", "20"))
 TARGETS = {"wire": 8192, "ring": 4096, "segment": 16384, "manifest": 16384, "trace": 16384}
 """Most bytes of an input."""
 MEMORY_MB = 2048
+SHARED_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 INPUT_SECONDS = 10
 STATISTIC = re.compile(r"stat::(\w+):\s+(\d+)")
 
 
 def python(*arguments: object, timeout: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=timeout,
-    )
+    """Run Python on files that are not on a disk where that is possible, and gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as place:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": place},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=timeout,
+        )
 
 
 def keep_count(target: str, **counts: int) -> None:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.engine import SHARED_MEMORY, explore, instrumented
+from tests.fuzz.engine import explore, instrumented
 
 with instrumented("tracer.trace", "replay.requests", "replay.layout", "replay.residency"):
     from replay.plan import context_of
@@ -36,7 +36,7 @@ class Bundle:
     """A whole small trace, of which a copy is spoilt for every input."""
 
     def __init__(self) -> None:
-        self.place = Path(tempfile.mkdtemp(prefix="aerostat-fuzz-", dir=SHARED_MEMORY))
+        self.place = Path(tempfile.mkdtemp(prefix="aerostat-fuzz-"))
         self.whole = write_trace(self.place / "whole.balloon", batches=1, rows=3)
         self.copy = self.place / "copy.balloon"
 

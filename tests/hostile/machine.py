@@ -23,6 +23,7 @@ from replay.native.types import Operations, Outcome
 from replay.plan import Context, Protocol
 from replay.ranges import Runs, empty, subtract
 from replay.residency import Residency
+from tests.hostile.both_readers import assert_agreed
 from tracer.trace.manifest import Region
 from tracer.trace.schema import PAGE_BYTES, Queue
 
@@ -125,7 +126,12 @@ class Machine:
         return self.send_table(queue, chained(entries))
 
     def send_table(self, queue: int, table: bytes, head: int = 0) -> Handled:
-        """Have the device take a chain of a raw table, within bounds, and do its work."""
+        """Have the device take a chain of a raw table, within bounds, and do its work.
+
+        The C device of stage b reads the same table, and must agree.
+        """
+        if table:
+            assert_agreed(table, head, bytes(self.low))
         tracemalloc.start()
         begin = time.process_time()
         try:

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from replay import budget
 from replay.device import BalloonDevice
 from replay.plan import Context
+from replay.requests import from_pfns
 from replay.wire import MAX_REQUEST_BYTES, Reject
 from tests.hostile.machine import MAX_BYTES, WRITE, descriptor, le32, word, words
-from tests.unit.command import AEROSTAT, run
+from tests.unit.command import AEROSTAT, refused, run
+from tracer.trace.errors import AerostatError, ExitCode
 from tracer.trace.manifest import Manifest, Region, SideInfo
 from tracer.trace.schema import REQUESTS, RUNS, Queue, Side, Wire
 from tracer.trace.writer import TraceWriter
@@ -90,6 +94,40 @@ def wide_trace(path: Path) -> Path:
         writer.append("requests", pa.RecordBatch.from_arrays(rows, schema=REQUESTS))
         writer.close(Manifest(sides={"host": info}, regions=REGIONS))
     return path
+
+
+def long_trace(path: Path, pages: int) -> Path:
+    """One request of one run: a file of 4 KiB, whatever it names."""
+    row = {"side": Side.HOST, "seq": 0, "queue": Queue.INFLATE, "wire": Wire.PFNS, "pages": pages}
+    row["runs"] = [{"pfn": 0, "pages": pages}]
+    region = Region("ram", 0, None, 8 << 30, "anon", 4096)
+    with TraceWriter(path, Side.HOST) as writer:
+        writer.append("requests", pa.RecordBatch.from_pylist([row], REQUESTS))
+        info = SideInfo(page_size_bytes=4096, begin_ns=0)
+        writer.close(Manifest(sides={"host": info}, regions=(region,)))
+    return path
+
+
+@pytest.mark.parametrize("verb", ["whatif", "replay"])
+def test_a_request_of_more_pages_than_this_process_can_plan(verb: str, tmp_path: Path) -> None:
+    path = long_trace(tmp_path / "long.balloon", 1 << 26)
+    err = refused(ExitCode.FAILURE, verb, path, "-s", "qemu", command=LIMITED)
+    assert "not enough memory" in err
+
+
+def test_a_request_of_more_pages_than_any_replay_can_plan(tmp_path: Path) -> None:
+    path = long_trace(tmp_path / "long.balloon", (1 << 27) + 1)
+    for verb in ("whatif", "replay"):
+        assert "134217729 balloon pages" in refused(ExitCode.FAILURE, verb, path, command=LIMITED)
+
+
+def test_pages_are_held_against_the_memory_that_there_is(monkeypatch) -> None:
+    requests = from_pfns([(Queue.INFLATE, [*range(1000)]), (Queue.REPORTING, [range(1000, 5000)])])
+    monkeypatch.setattr(budget, "available_bytes", lambda: 1000 * budget.PLANNING_BYTES)
+    budget.require_planning(requests)
+    monkeypatch.setattr(budget, "available_bytes", lambda: 1000 * budget.PLANNING_BYTES - 1)
+    with pytest.raises(AerostatError, match="not enough memory to plan 1,000 balloon pages"):
+        budget.require_planning(requests)
 
 
 def test_a_trace_of_reports_over_all_of_many_regions(tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ def test_pages_beyond_memory_are_rejected_and_counted(tmp_path: Path) -> None:
     document = replayed(write(tmp_path / "wild.balloon", inside + outside))
     # The ranges are made of what the plan covers, so there nothing is left to reject.
     rejected = {"nop": len(outside), "qemu": len(outside), "range": 0}
+    assert document["trace"]["rejected"] == [
+        {"reason": "pages that are no guest memory", "count": len(outside)}
+    ]
     found = {item["name"]: item["rejected_entries"] for item in document["strategies"]}
     assert found == rejected
     for strategy in document["strategies"][1:]:
@@ -53,6 +56,9 @@ def test_whatif_counts_pages_beyond_memory(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["trace"]["outside_pages"] == 2
+    for verb in ("whatif", "show"):
+        said = "Rejected by the device model: 2 x pages that are no guest memory."
+        assert said in run([verb, path]).stdout
 
 
 def test_too_little_memory_cuts_the_trace_and_says_so(make_trace: MakeTrace) -> None:
