@@ -10,7 +10,8 @@ from tests.standins.build import StandIn
 from tracer.host import VmOptions, record_host
 from tracer.vmm import inspect
 
-WAIT_S = 60
+WAIT_S = 180
+"""Compiling and attaching takes a minute on a busy machine."""
 
 
 @contextmanager
@@ -30,8 +31,9 @@ def recording(vm: StandIn, output: Path, **options: Any) -> Iterator[None]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    ready.wait(WAIT_S)
+    is_ready = ready.wait(WAIT_S)
     try:
+        assert is_ready, "the recorder was not ready in time"
         if not failure:
             yield
     finally:
