@@ -89,29 +89,29 @@ def wholly_given(
 
 def changes(given: tuple[Int64s, Int64s], taken: tuple[Int64s, Int64s]) -> Changes:
     """Keep of all that is given and taken what changes a page's owner; args as above."""
-    span = 1 + max((int(r.max()) for _, r in (given, taken) if len(r)), default=0)
+    bits = max((int(r.max()).bit_length() for _, r in (given, taken) if len(r)), default=0)
     # (page, request, whether the host gets it) in one sortable number: below 2**56 in `Requests`.
     events = np.sort(
-        np.concatenate(((given[0] * span + given[1]) * 2 + 1, (taken[0] * span + taken[1]) * 2))
+        np.concatenate(
+            [(page << bits | by) << 1 | host for (page, by), host in ((given, 1), (taken, 0))]
+        )
     )
     to_host = (events & 1).astype(np.bool_)
-    place = events >> 1
-    page = place // span
+    page = events >> (bits + 1)
     before = np.zeros(len(events), np.bool_)
     before[1:] = to_host[:-1] & (page[1:] == page[:-1])
     changed = to_host != before
-    page = page[changed]
-    return Changes(page, place[changed] - page * span, to_host[changed])
+    request = (events[changed] >> 1) & ((1 << bits) - 1)
+    return Changes(page[changed], request, to_host[changed])
 
 
 def whole_units(found: Changes, unit_pages: int) -> tuple[Int64s, Int64s]:
     """Find the requests that make units whole, as `wholly_given` does, among changes."""
     if len(found.page) == 0:
         return found.page, found.request
-    span = 1 + int(found.request.max())
-    events = np.sort(((found.page // unit_pages) * span + found.request) * 2 + found.given)
-    place = events >> 1
-    unit = place // span
+    bits = int(found.request.max()).bit_length()
+    events = np.sort(((found.page // unit_pages) << bits | found.request) << 1 | found.given)
+    unit = events >> (bits + 1)
     step = (events & 1) * 2 - 1
     begins = np.ones(len(events), np.bool_)
     begins[1:] = unit[1:] != unit[:-1]
@@ -119,4 +119,4 @@ def whole_units(found: Changes, unit_pages: int) -> tuple[Int64s, Int64s]:
     first = np.flatnonzero(begins)
     held = running - np.repeat(running[first] - step[first], np.diff(np.append(first, len(step))))
     whole = (held == unit_pages) & (step > 0)
-    return unit[whole] * unit_pages, (place - unit * span)[whole]
+    return unit[whole] * unit_pages, (events[whole] >> 1) & ((1 << bits) - 1)

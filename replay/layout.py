@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from replay.native.selecting import RegionColumns
 from replay.ranges import Int64s, Runs
 from tracer.trace.errors import AerostatError
 from tracer.trace.schema import PAGE_BYTES
@@ -91,6 +92,11 @@ class Layout:
     def runs(self) -> Runs:
         """Guest memory as pages of the replayed memory, one run a region."""
         return Runs(self.base_page, self.end_pfn - self.start_pfn)
+
+    @property
+    def columns(self) -> RegionColumns:
+        """What the C core reads of it."""
+        return RegionColumns(self.start_pfn, self.end_pfn, self.base_page)
 
     def pages_of(self, pfns: Int64s) -> Int64s:
         """Translate single PFNs.

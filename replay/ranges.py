@@ -11,17 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracer.trace.runs import decode_runs, encode_runs
+from replay.native.ascending import merge_runs, sweep
+from replay.native.selecting import expand_runs
+from tracer.trace.runs import encode_runs
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-DENSE_SPAN = 16
-"""A span of at most this many pages per PFN is marked in a table, which is cheaper than a sort."""
-
-
-LOOK = 1024
-"""So many PFNs are looked at first."""
 
 
 class Runs(NamedTuple):
@@ -58,28 +53,7 @@ def compact(pfns: npt.ArrayLike) -> Runs:
     Returns:
         The canonical runs that hold exactly these PFNs.
     """
-    flat = np.asarray(pfns).astype(np.int64, copy=False)
-    if len(flat) == 0:
-        return empty()
-    low = int(flat.min())
-    span = int(flat.max()) - low + 1
-    if span <= DENSE_SPAN * len(flat):
-        seen = np.zeros(span + 2, np.int8)
-        seen[flat - (low - 1)] = 1
-        edge = np.flatnonzero(seen[1:] != seen[:-1])
-        start, end = edge[0::2] + low, edge[1::2] + low
-        return Runs(start, end - start)
-    # A falling or rising stream needs no sort; a look at its beginning tells most others apart.
-    if not _rises(flat):
-        flat = flat[::-1] if _rises(flat[::-1]) else np.sort(flat)
-    first = np.flatnonzero(np.diff(flat) > 1) + 1
-    start = flat[np.concatenate(([0], first))]
-    last = flat[np.concatenate((first - 1, [len(flat) - 1]))]
-    return Runs(start, last - start + 1)
-
-
-def _rises(flat: Int64s) -> bool:
-    return all(bool((part[1:] >= part[:-1]).all()) for part in (flat[:LOOK], flat))
+    return Runs(*merge_runs(np.asarray(pfns).astype(np.int64, copy=False))[:2])
 
 
 def expand(runs: Runs) -> Int64s:
@@ -88,7 +62,7 @@ def expand(runs: Runs) -> Int64s:
     Returns:
         int64[sum of pages].
     """
-    return decode_runs(runs.start, runs.pages)
+    return expand_runs(runs.start, runs.pages)
 
 
 def runs_from_wire(pfns: npt.ArrayLike) -> tuple[Int64s, Int64s]:
@@ -108,7 +82,7 @@ def runs_from_wire(pfns: npt.ArrayLike) -> tuple[Int64s, Int64s]:
 def pfns_from_runs(run_pfn: npt.ArrayLike, run_pages: npt.ArrayLike) -> Int64s:
     """Rebuild the PFNs in wire order: the inverse of `runs_from_wire`."""
     first = np.asarray(run_pfn).astype(np.int64, copy=False)
-    return decode_runs(first, np.asarray(run_pages).astype(np.int64, copy=False))
+    return expand_runs(first, np.asarray(run_pages).astype(np.int64, copy=False))
 
 
 def rising(pfn: Int64s, pages: Int64s) -> tuple[Int64s, Int64s]:
@@ -122,62 +96,22 @@ def merge(start: Int64s, pages: Int64s) -> Runs:
     Returns:
         Canonical runs that hold the same pages; runs of no pages are dropped.
     """
-    kept = pages > 0
-    if not kept.all():
-        start, pages = start[kept], pages[kept]
-    if len(start) == 0:
-        return empty()
-    if (start[1:] < start[:-1]).any():
-        total = int(pages.sum())
-        if total == len(start):
-            return compact(start)
-        if total <= 2 * len(start) and int(start.max() - start.min()) < DENSE_SPAN * total:
-            return compact(decode_runs(start, pages))
-        start, pages = _by_start(start, pages)
-    reach = np.maximum.accumulate(start + pages)
-    first = np.flatnonzero(start[1:] > reach[:-1]) + 1
-    begin = start[np.concatenate(([0], first))]
-    end = reach[np.concatenate((first - 1, [len(start) - 1]))]
-    return Runs(begin, end - begin)
-
-
-def _by_start(start: Int64s, pages: Int64s) -> tuple[Int64s, Int64s]:
-    """Sort runs; both in one number where they fit, because values sort faster than pairs."""
-    bits = int(pages.max()).bit_length()
-    if int(start.max()).bit_length() + bits < 63 and int(start.min()) >= 0:
-        both = np.sort(start << bits | pages)
-        return both >> bits, both & ((1 << bits) - 1)
-    order = np.argsort(start, kind="stable")
-    return start[order], pages[order]
+    return Runs(*merge_runs(start, pages)[:2])
 
 
 def merge_sorted(first: Runs, second: Runs) -> Runs:
-    """Unite two sets of runs."""
-    return merge(
-        np.concatenate((first.start, second.start)), np.concatenate((first.pages, second.pages))
-    )
+    """Unite the pages of two canonical lists of runs."""
+    return Runs(*sweep(first, second, keep=(1, 2, 3)))
 
 
 def subtract(first: Runs, second: Runs) -> Runs:
     """Keep the pages of the first canonical runs that the second do not hold."""
-    return _sweep(first, second, wanted=1)
+    return Runs(*sweep(first, second, keep=(1,)))
 
 
 def intersect(first: Runs, second: Runs) -> Runs:
     """Keep the pages that both canonical runs hold."""
-    return _sweep(first, second, wanted=3)
-
-
-def _sweep(first: Runs, second: Runs, wanted: int) -> Runs:
-    """Walk all ends in order; keep the stretches where `first` (1) + `second` (2) is `wanted`."""
-    columns = (first.start, first.end, second.start, second.end)
-    at = np.concatenate(columns)
-    weight = np.repeat(np.array([1, -1, 2, -2], np.int8), [len(column) for column in columns])
-    # Four sorted columns laid end to end: a stable (merging) sort is linear in practice.
-    order = np.argsort(at, kind="stable")
-    at, state = at[order], np.cumsum(weight[order], dtype=np.int8)
-    keep = np.flatnonzero((state[:-1] == wanted) & (at[1:] > at[:-1])) if len(at) else order
-    return merge(at[keep], at[keep + 1] - at[keep])
+    return Runs(*sweep(first, second, keep=(3,)))
 
 
 def places_in(start: Int64s, pages: Int64s, within: Runs) -> tuple[Int64s, Int64s, Int64s]:

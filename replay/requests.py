@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from replay.layout import Layout
+from replay.native.selecting import RequestColumns, check_runs, request_pages
 from replay.ranges import Int64s, pfns_from_runs, runs_from_wire
+from tracer.trace.columns import flat_runs
 from tracer.trace.errors import TraceError
 from tracer.trace.schema import PFN_SHIFT, Queue, Side
 
@@ -70,9 +71,12 @@ class Requests:
     @cached_property
     def pages(self) -> Int64s:
         """int64[n]: pages that each request names."""
-        reach = np.zeros(len(self.run_pages) + 1, np.int64)
-        np.cumsum(np.abs(self.run_pages.astype(np.int64)), out=reach[1:])
-        return reach[self.run_offsets[1:]] - reach[self.run_offsets[:-1]]
+        return request_pages(self.columns)
+
+    @property
+    def columns(self) -> RequestColumns:
+        """What the C core reads of them."""
+        return RequestColumns(self.queue, self.run_offsets, self.run_pfn, self.run_pages)
 
     def runs_of(self, *queues: Queue) -> tuple[Int64s, Int64s, Int64s]:
         """Runs of some queues in arrival order: first PFN, signed pages, request."""
@@ -162,37 +166,22 @@ def load_requests(trace: Trace) -> Requests:
     host = pc.equal(table["side"], int(Side.HOST))
     clocks: tuple[str, ...] = ("send_ns", "kick_ns", "begin_ns")
     if pc.any(host).as_py():
-        table, clocks = table.filter(host), ("pop_ns", "push_ns")
+        clocks = ("pop_ns", "push_ns")
+        if not pc.all(host).as_py():
+            table = table.filter(host)
     seq = table["seq"].to_numpy()
     if (seq[1:] < seq[:-1]).any():
         table = table.take(np.argsort(seq, kind="stable"))
     times = pc.fill_null(pc.coalesce(*(table[name] for name in clocks)), NOT_OBSERVED_NS)
-    offsets, pfn, pages = _runs(table["runs"])
+    runs = flat_runs(table["runs"])
     requests = Requests(
         table["queue"].to_numpy().astype(np.uint8, copy=False),
         times.to_numpy(),
-        offsets,
-        pfn,
-        pages,
+        *runs,
         pc.sum(table["truncated_pages"]).as_py() or 0,
     )
     _refuse_impossible(trace, requests)
     return requests
-
-
-def _runs(
-    column: pa.ChunkedArray,
-) -> tuple[Int64s, npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
-    """Offsets, PFNs and pages of a list<struct<pfn, pages>> column; a null list is empty."""
-    lists = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):  # a column of no chunks combines to another such
-        lists = pa.array([], column.type)
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    flat = lists.flatten()  # unlike .values, this leaves out what lies under null lists
-    pfn, pages = flat.field("pfn"), flat.field("pages")
-    return offsets, pfn.to_numpy(zero_copy_only=False), pages.to_numpy(zero_copy_only=False)
 
 
 def _refuse_impossible(trace: Trace, requests: Requests) -> None:
@@ -201,13 +190,12 @@ def _refuse_impossible(trace: Trace, requests: Requests) -> None:
         raise _impossible(trace, f"{len(requests.run_pfn)} runs; {MAX_RUNS} can be planned")
     if len(requests) and int(requests.queue.max()) > max(Queue):
         raise _impossible(trace, f"queue {int(requests.queue.max())} does not exist")
-    if (requests.run_pages == 0).any():
+    impossible = check_runs(requests.run_pfn, requests.run_pages)
+    if impossible.empty:
         raise _impossible(trace, "a run of no pages")
-    if (requests.run_pfn >= MAX_PFN).any():
+    if impossible.beyond:
         raise _impossible(trace, "a PFN of 2**52 or more, beyond every 64-bit address")
-    first = requests.run_pfn.view(np.int64)
-    pages = requests.run_pages.astype(np.int64)
-    if (first + np.minimum(pages, 0) + (pages < 0) < 0).any():
+    if impossible.below:
         raise _impossible(trace, "a falling run that passes below PFN 0")
     balloon = np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE))
     total = int(requests.pages[balloon].sum())

@@ -15,15 +15,18 @@ SOURCES = (
     "gather.c",
     "huge.c",
     "lanes.c",
+    "merge.c",
     "pages.c",
     "ring_device.c",
     "ring_driver.c",
+    "select.c",
+    "sets.c",
     "siblings.c",
     "stages.c",
     "touch.c",
     "watch.c",
 )
-PUBLIC = ("core.h", "ring.h", "exchange.h")
+PUBLIC = ("core.h", "ring.h", "exchange.h", "plans.h")
 PRIVATE = ("execute.h", "lanes.h", "sides.h", "stages.h")
 
 

@@ -120,19 +120,20 @@ def still_held(
     return from_holds(merge_sorted(subtract(ever, doubtful), compact(stays)), context)
 
 
-def _stride(context: Context) -> int:
-    return context.layout.memory_pages + 1  # one page more, so that holds never touch
+def _bits(context: Context) -> int:
+    # Room for a page more than there are, so that holds never touch.
+    return context.layout.memory_pages.bit_length()
 
 
 def from_holds(found: Runs, context: Context) -> Pieces:
     """Take pieces back from their stretches: the inverse of `by_hold`."""
-    hold = found.start // _stride(context)
-    return Pieces(found.start - hold * _stride(context), found.pages, hold)
+    bits = _bits(context)
+    return Pieces(found.start & ((1 << bits) - 1), found.pages, found.start >> bits)
 
 
 def by_hold(found: Pieces, context: Context) -> Runs:
     """Lay the pieces of each hold on a stretch of memory of their own."""
-    return Runs(found.page + found.request * _stride(context), found.pages)
+    return Runs(found.page + (found.request << _bits(context)), found.pages)
 
 
 def meanwhile_deflated(requests: Requests, context: Context, until: Int64s) -> Runs:
@@ -161,7 +162,7 @@ def moves_within(
     """
     found = pieces(requests, context, queue)
     # Outside of any hold, -1: on a stretch of its own, where nothing is chosen.
-    start = found.page + until[found.request] * _stride(context)
+    start = found.page + (until[found.request] << _bits(context))
     place, pages, source = places_in(start, found.pages, chosen)
     return Pieces(place, pages, found.request[source])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.hostpage import changes, whole_units
+from replay.native.ascending import weave
 from replay.plan import Context
 from replay.ranges import Bools, Int64s, Runs, compact, expand, merge, merge_sorted, subtract
 from replay.requests import Requests
@@ -55,10 +56,9 @@ class Huge(Holding):
         """One discard per merged range of whole units, per range of the rest, and per block."""
         discard = (self.advice(context),)
         whole, rest = self._whole_and_rest(requests, context)
+        order = weave(whole.request, rest.request)
         both = (np.concatenate(columns) for columns in zip(whole, rest, strict=True))
-        found = Pieces(*both)
-        order = np.argsort(found.request, kind="stable")
-        found = Pieces(*(column[order] for column in found))
+        found = Pieces(*(column[order] for column in both))
         return [
             Operations(discard, whole_host_pages(found, requests, context)),
             Operations(discard, merged_requests(requests, context, Queue.REPORTING)),
@@ -90,6 +90,7 @@ class Huge(Holding):
 
 def _whole_parts(found: Pieces, unit: int) -> Pieces:
     """The whole units in each piece."""
+    found = Pieces(*(column[found.pages >= unit] for column in found))
     start = -(-found.page // unit) * unit
     pages = (found.page + found.pages) // unit * unit - start
     kept = pages > 0

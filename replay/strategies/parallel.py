@@ -90,19 +90,33 @@ def shared_out(found: Pieces, threads: int, border: int) -> tuple[Pieces, Int64s
     total = np.add.reduceat(found.pages, first)
     cuts = _cuts(found, place, (place[first], total), threads, border)
     inner = np.unique(cuts[place[np.searchsorted(place, cuts, side="right") - 1] != cuts])
-    behind = np.searchsorted(place, inner)
-    at = np.insert(place, behind, inner)
-    source = np.insert(np.arange(len(place)), behind, behind - 1)
-    end = place[-1] + found.pages[-1]
-    pieces = Pieces(
-        found.page[source] + at - place[source],
-        np.diff(np.append(at, end)),
-        found.request[source],
-    )
-    passed = np.cumsum(np.bincount(np.searchsorted(at, cuts), minlength=len(at)))
-    at_first = np.searchsorted(at, place[first])
-    earlier = np.searchsorted(cuts, place[first])
-    return pieces, passed - np.repeat(earlier, np.diff(np.append(at_first, len(at))))
+    at, pieces = place, found
+    if len(inner):
+        behind = np.searchsorted(place, inner)
+        at = np.insert(place, behind, inner)
+        source = np.insert(np.arange(len(place)), behind, behind - 1)
+        end = place[-1] + found.pages[-1]
+        pieces = Pieces(
+            found.page[source] + at - place[source],
+            np.diff(np.append(at, end)),
+            found.request[source],
+        )
+    return pieces, _threads(np.searchsorted(at, place[first]), np.searchsorted(at, cuts), len(at))
+
+
+def _threads(first: Int64s, cuts: Int64s, pieces: int) -> Int64s:
+    """The thread of each piece: how many cuts there were since the first piece of its request.
+
+    Args:
+        first: Indices of first pieces.
+        cuts: Indices of pieces with which another thread takes over.
+        pieces: How many pieces there are.
+    """
+    borders = np.sort(np.concatenate((first, cuts)))
+    group = first[np.searchsorted(first, borders, side="right") - 1]
+    earlier = np.searchsorted(cuts, group)
+    thread = np.searchsorted(cuts, borders, side="right") - earlier
+    return np.repeat(thread, np.diff(np.append(borders, pieces)))
 
 
 def _cuts(

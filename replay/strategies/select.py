@@ -13,8 +13,10 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 from replay.hostpage import wholly_given
+from replay.native.ascending import merge_runs
+from replay.native.selecting import select_pages, select_runs
 from replay.plan import Context
-from replay.ranges import Int64s, Runs, expand, merge, pfns_from_runs, rising
+from replay.ranges import Int64s, Runs, expand, rising
 from replay.requests import Requests
 from tracer.trace.schema import Queue
 
@@ -54,19 +56,13 @@ def once(select: Selection[P, Columns]) -> Selection[P, Columns]:
 @once
 def pieces(requests: Requests, context: Context, *queues: Queue) -> Pieces:
     """Pages of some queues as pieces in arrival order; what is no guest memory is left out."""
-    pfn, pages, request = requests.runs_of(*queues)
-    clipped = context.layout.clip(*rising(pfn, pages))
-    return Pieces(clipped.page, clipped.pages, request[clipped.source])
+    return Pieces(*select_runs(requests.columns, queues, context.layout.columns))
 
 
 @once
 def wire_pages(requests: Requests, context: Context, queue: Queue) -> tuple[Int64s, Int64s]:
     """Every page of a queue in wire order: page of the replayed memory, request."""
-    pfn, pages, request = requests.runs_of(queue)
-    page = context.layout.pages_of(pfns_from_runs(pfn, pages))
-    request = np.repeat(request, np.abs(pages))
-    inside = page >= 0
-    return (page, request) if inside.all() else (page[inside], request[inside])
+    return select_pages(requests.columns, (queue,), context.layout.columns)
 
 
 @once
@@ -88,13 +84,14 @@ def merged_within(found: Pieces, group: Int64s, context: Context) -> Pieces:
 
     Args:
         found: Any pieces.
-        group: int64, one per piece, at least 0; the result's `request` holds groups, ascending.
+        group: int64, one per piece; the result's `request` holds groups, ascending.
         context: The memory.
     """
-    stride = context.layout.memory_pages + 1  # one page more, so that groups never touch
-    runs = merge(found.page + group * stride, found.pages)
-    request = runs.start // stride
-    return Pieces(runs.start - request * stride, runs.pages, request)
+    del context  # pieces lie within regions, so nothing joins across
+    if (group[1:] < group[:-1]).any():
+        order = np.argsort(group, kind="stable")
+        found, group = Pieces(*(column[order] for column in found)), group[order]
+    return Pieces(*merge_runs(found.page, found.pages, group))
 
 
 @once

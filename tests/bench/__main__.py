@@ -12,7 +12,7 @@ import sys
 
 from tests.bench.measure import draw, parser
 
-BENCHES = ("hits", "syscalls", "drain", "recorder", "disk", "memory", "goals", "lab")
+BENCHES = ("hits", "syscalls", "drain", "recorder", "disk", "memory", "tool", "goals", "lab")
 
 
 def main() -> int:

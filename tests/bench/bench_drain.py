@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from tests.bench.flood import flooded
 from tests.bench.measure import Report, Settings, at_least, at_most, interleaved, run
-from tracer import decode, host_engine
+from tracer import decode, vm_probes
 from tracer.host_engine import HostEngine
 from tracer.host_probes import QemuSites
 from tracer.machine_code import SYSTEM_CALLS, MachineCode
@@ -52,17 +52,17 @@ class Producer:
 
     def _added(self, target: Target) -> tuple[int, Any]:
         """Add the VM, and see which descriptor its ring of calls has: BCC wants that."""
-        made, create = [], host_engine.create_ring
+        made, create = [], vm_probes.create_ring
 
         def remembering(name: str, size_bytes: int) -> int:
             made.append(create(name, size_bytes))
             return made[-1]
 
-        host_engine.create_ring = remembering
+        vm_probes.create_ring = remembering
         try:
             probes = self.engine.add(target)
         finally:
-            host_engine.create_ring = create
+            vm_probes.create_ring = create
         return made[-1], probes
 
     def fill(self) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from replay.ranges import pfns_from_runs
 from tests.kernel.recording import recording
 from tests.standins.build import qemu_like
 from tracer.ledger import ledger
 from tracer.trace.reader import Trace, open_trace
-from tracer.trace.runs import decode_runs
 from tracer.trace.schema import Queue, Side
 
 PAGE = 4096
@@ -24,7 +24,7 @@ def rows(trace: Trace, table: str, queue: Queue | None = None) -> list[dict]:
 def pages(requests: list[dict]) -> list[int]:
     runs = [run for row in requests for run in row["runs"]]
     pfn, length = (np.array([run[key] for run in runs], np.int64) for key in ("pfn", "pages"))
-    return decode_runs(pfn, length).tolist()
+    return pfns_from_runs(pfn, length).tolist()
 
 
 def discarded(calls: list[dict], advice: int) -> list[int]:

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replay.native.ascending import merge_runs
 from replay.ranges import (
     Runs,
     align_in,
@@ -87,3 +88,38 @@ def test_align_in_keeps_whole_units_only(pfns, unit):
     runs = align_in(compact(np.array(pfns, np.int64)), unit)
     whole = {p for p in pfns if all(p // unit * unit + i in pfns for i in range(unit))}
     assert pages(runs) == whole
+
+
+groups = st.lists(
+    st.lists(st.tuples(st.one_of(near, far), st.integers(-2, 700)), min_size=1, max_size=20),
+    max_size=6,
+)
+
+
+@unhurried
+@given(groups)
+def test_runs_merge_within_their_group_alone(found):
+    flat = [(low, count, number) for number, part in enumerate(found) for low, count in part]
+    start, length, group = np.array(flat, np.int64).reshape(-1, 3).T
+    merged = np.transpose(merge_runs(start, length, group)).tolist()
+    expected = [
+        [low, count, number]
+        for number, part in enumerate(found)
+        for low, count in zip(*merge_by_sorting(part), strict=True)
+    ]
+    assert merged == expected
+
+
+def merge_by_sorting(found: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """The same runs without any marking: sorted by their start, and joined where they meet."""
+    begins: list[int] = []
+    ends: list[int] = []
+    for low, count in sorted(found):
+        if count <= 0:
+            continue
+        if ends and low <= ends[-1]:
+            ends[-1] = max(ends[-1], low + count)
+        else:
+            begins.append(low)
+            ends.append(low + count)
+    return begins, [end - low for low, end in zip(begins, ends, strict=True)]

@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer.trace.runs import decode_runs, encode_runs
+from replay.ranges import pfns_from_runs
+from tracer.trace.runs import encode_runs
 
 NEAR = st.integers(0, 7)
 PFN = st.one_of(NEAR, st.integers(0, 2**32 - 1))
@@ -24,7 +25,7 @@ def test_each_request_comes_back(requests):
     assert len(run_offsets) == len(requests) + 1
     for index, request in enumerate(requests):
         part = slice(run_offsets[index], run_offsets[index + 1])
-        assert decode_runs(run_pfn[part], run_pages[part]).tolist() == request
+        assert pfns_from_runs(run_pfn[part], run_pages[part]).tolist() == request
 
 
 @given(st.integers(0, 2**32 - 300), st.integers(2, 256), st.booleans())

@@ -1,8 +1,8 @@
-"""The runs that a trace stores for a request's pages: PFN arrays <-> (pfn, signed pages), in order.
+"""The runs that a trace stores for a request's pages: PFN arrays -> (pfn, signed pages), in order.
 
 A run whose PFNs rise by one has positive pages, one whose PFNs fall by one has negative pages and
 begins at its highest PFN. Nothing is sorted or merged beyond that, so the PFN array comes back
-exactly.
+exactly (`replay.ranges.pfns_from_runs`).
 """
 
 from __future__ import annotations
@@ -43,23 +43,3 @@ def encode_runs(pfns: npt.NDArray[np.integer], offsets: Int64s) -> tuple[Int64s,
     falling[longer] = step[starts[longer]] < 0
     run_offsets = np.searchsorted(starts, offsets).astype(np.int64)
     return run_offsets, flat[starts], np.where(falling, -lengths, lengths)
-
-
-def decode_runs(run_pfn: Int64s, run_pages: Int64s) -> Int64s:
-    """Rebuild the PFN array from its runs.
-
-    Returns:
-        int64[sum |pages|]: the PFNs in wire order.
-    """
-    if not (run_pages != 0).all():
-        run_pfn, run_pages = run_pfn[run_pages != 0], run_pages[run_pages != 0]
-    if len(run_pfn) == 0:
-        return np.zeros(0, np.int64)
-    step = np.sign(run_pages)
-    lengths = run_pages * step
-    # Steps from one PFN to the next, summed up: half the work of placing each PFN by itself.
-    pfns: Int64s = np.repeat(step, lengths)
-    pfns[0] = run_pfn[0]
-    last = run_pfn[:-1] + run_pages[:-1] - step[:-1]
-    pfns[np.cumsum(lengths[:-1])] = run_pfn[1:] - last
-    return np.cumsum(pfns, out=pfns)

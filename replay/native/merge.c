@@ -1,0 +1,245 @@
+/* Sorting and merging runs of pages, group by group. Pages are marked in a bitmap rather than
+ * compared: that takes a few ns a page in whatever order they come. */
+#include "plans.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+
+enum {
+    WORD_SHIFT = 6, /* 64 pages a word, 64 words a word of the level above */
+    LEVELS = 4,
+    FEW = 32,          /* so few runs are sorted */
+    DENSE_PAGES = 512, /* a run this long takes ten words to mark: a sort would take as long */
+};
+
+static const uint64_t SPAN = UINT64_C(1) << 29; /* 2 TiB of guest memory */
+
+struct runs {
+    const int64_t *start;
+    const int64_t *pages; /* NULL: one each */
+};
+
+struct sink {
+    int64_t *start, *pages, *group;
+    int64_t count;
+    int64_t of; /* the group that is merged now */
+    int64_t begin, end; /* the run that may still grow; empty at first */
+};
+
+/* Of SPAN pages; the system gives memory only to what is marked. */
+struct bitmap {
+    uint64_t *level[LEVELS]; /* of the pages themselves, and of the words below that are not 0 */
+};
+
+static inline int64_t pages_of(const struct runs *runs, int64_t i)
+{
+    return runs->pages ? runs->pages[i] : 1;
+}
+
+static inline void put(struct sink *sink)
+{
+    if (sink->end == sink->begin)
+        return;
+    sink->start[sink->count] = sink->begin;
+    sink->pages[sink->count] = sink->end - sink->begin;
+    if (sink->group)
+        sink->group[sink->count] = sink->of;
+    sink->count++;
+}
+
+/* Runs come in order of their start. */
+static inline void add(struct sink *sink, int64_t start, int64_t pages)
+{
+    if (pages <= 0)
+        return;
+    if (sink->end > sink->begin && start <= sink->end) {
+        if (start + pages > sink->end)
+            sink->end = start + pages;
+        return;
+    }
+    put(sink);
+    sink->begin = start;
+    sink->end = start + pages;
+}
+
+static bool make_room(struct bitmap *map)
+{
+    for (int i = 0; i < LEVELS; i++) {
+        if (!map->level[i])
+            map->level[i] = calloc(SPAN >> (i + 1) * WORD_SHIFT, sizeof(uint64_t));
+        if (!map->level[i])
+            return false;
+    }
+    return true;
+}
+
+static inline void mark_word(struct bitmap *map, uint64_t word, uint64_t bits)
+{
+    for (int i = 0; i < LEVELS; i++) {
+        uint64_t before = map->level[i][word];
+
+        map->level[i][word] = before | bits;
+        if (before)
+            return; /* the levels above know */
+        bits = UINT64_C(1) << (word & 63);
+        word >>= WORD_SHIFT;
+    }
+}
+
+static inline void mark(struct bitmap *map, uint64_t first, uint64_t pages)
+{
+    uint64_t last = first + pages - 1, word = first >> WORD_SHIFT;
+    uint64_t bits = ~UINT64_C(0) << (first & 63);
+
+    for (; word < last >> WORD_SHIFT; word++, bits = ~UINT64_C(0))
+        mark_word(map, word, bits);
+    mark_word(map, word, bits & ~UINT64_C(0) >> (63 - (last & 63)));
+}
+
+static inline void take_word(struct sink *sink, uint64_t bits, int64_t base)
+{
+    while (bits) {
+        int skipped = __builtin_ctzll(bits);
+        uint64_t gone = bits >> skipped;
+        int pages = ~gone ? __builtin_ctzll(~gone) : 64;
+
+        add(sink, base + skipped, pages);
+        if (skipped + pages >= 64)
+            return;
+        bits &= ~UINT64_C(0) << (skipped + pages);
+    }
+}
+
+/* Hands out the pages that are marked below a word, and leaves nothing marked. */
+static void take(struct bitmap *map, int level, uint64_t word, struct sink *sink)
+{
+    uint64_t bits = map->level[level][word];
+
+    map->level[level][word] = 0;
+    for (; bits; bits &= bits - 1) {
+        uint64_t below = word << WORD_SHIFT | __builtin_ctzll(bits);
+
+        if (level > 1) {
+            take(map, level - 1, below, sink);
+            continue;
+        }
+        if (sink)
+            take_word(sink, map->level[0][below], (int64_t)(below << WORD_SHIFT));
+        map->level[0][below] = 0;
+    }
+}
+
+static void take_all(struct bitmap *map, struct sink *sink)
+{
+    for (uint64_t word = 0; word < SPAN >> LEVELS * WORD_SHIFT; word++)
+        take(map, LEVELS - 1, word, sink);
+}
+
+/* Mark a group; false, and nothing is marked, where that is not for these runs. */
+static bool mark_group(const struct runs *runs, int64_t first, int64_t end, struct bitmap *map)
+{
+    uint64_t dense = (uint64_t)(end - first) * DENSE_PAGES, total = 0, word = 0, bits = 0;
+
+    for (int64_t i = first; i < end; i++) {
+        uint64_t start = runs->start[i], pages = 1;
+
+        if (runs->pages) {
+            if (runs->pages[i] <= 0)
+                continue;
+            pages = runs->pages[i];
+        }
+        total += pages;
+        if (pages > SPAN || start > SPAN - pages || total > dense) {
+            take_all(map, NULL);
+            return false;
+        }
+        if (pages > 1) {
+            mark(map, start, pages);
+            continue;
+        }
+        /* Neighbours are put together first: the processor waits for what it has just stored. */
+        if (start >> WORD_SHIFT != word) {
+            if (bits)
+                mark_word(map, word, bits);
+            word = start >> WORD_SHIFT;
+            bits = 0;
+        }
+        bits |= UINT64_C(1) << (start & 63);
+    }
+    if (bits)
+        mark_word(map, word, bits);
+    return true;
+}
+
+struct pair {
+    int64_t start, pages;
+};
+
+static int by_start(const void *a, const void *b)
+{
+    const struct pair *first = a, *second = b;
+
+    return (first->start > second->start) - (first->start < second->start);
+}
+
+static int sort_group(const struct runs *runs, int64_t first, int64_t end, struct sink *sink)
+{
+    struct pair few[FEW], *pairs = few;
+    bool rises = true;
+
+    for (int64_t i = first + 1; i < end; i++)
+        rises &= runs->start[i] >= runs->start[i - 1];
+    if (rises) {
+        for (int64_t i = first; i < end; i++)
+            add(sink, runs->start[i], pages_of(runs, i));
+        return 0;
+    }
+    if (end - first > FEW && !(pairs = malloc((end - first) * sizeof(*pairs))))
+        return ENOMEM;
+    for (int64_t i = first; i < end; i++)
+        pairs[i - first] = (struct pair){runs->start[i], pages_of(runs, i)};
+    qsort(pairs, end - first, sizeof(*pairs), by_start);
+    for (int64_t i = 0; i < end - first; i++)
+        add(sink, pairs[i].start, pairs[i].pages);
+    if (pairs != few)
+        free(pairs);
+    return 0;
+}
+
+static int merge_group(const struct runs *runs, int64_t first, int64_t end, struct bitmap *map,
+                       struct sink *sink)
+{
+    if (end - first <= FEW)
+        return sort_group(runs, first, end, sink);
+    if (!make_room(map))
+        return ENOMEM;
+    if (!mark_group(runs, first, end, map))
+        return sort_group(runs, first, end, sink);
+    take_all(map, sink);
+    return 0;
+}
+
+/* Sort and merge the runs of each group; groups are what lies next to each other with one number.
+ * Returns how many runs there are, or less than 0: minus an errno. */
+int64_t aero_merge(const int64_t *start, const int64_t *pages, const int64_t *group, int64_t count,
+                   int64_t *out_start, int64_t *out_pages, int64_t *out_group)
+{
+    struct runs runs = {start, pages};
+    struct sink sink = {out_start, out_pages, out_group, 0, 0, 0, 0};
+    struct bitmap map = {0};
+    int error = 0;
+
+    for (int64_t first = 0, end; first < count && !error; first = end) {
+        end = group ? first + 1 : count;
+        while (end < count && group[end] == group[first])
+            end++;
+        sink.of = group ? group[first] : 0;
+        error = merge_group(&runs, first, end, &map, &sink);
+        put(&sink);
+        sink.begin = sink.end = 0;
+    }
+    for (int i = 0; i < LEVELS; i++)
+        free(map.level[i]);
+    return error ? -error : sink.count;
+}

@@ -1,0 +1,127 @@
+/* What every strategy begins with: the runs of recorded requests, checked, and on guest memory. */
+#include "plans.h"
+
+static inline int64_t length_of(int32_t pages)
+{
+    return pages < 0 ? -(int64_t)pages : pages;
+}
+
+/* Runs that no request can hold: of no pages, at 2**52 or above, or falling below PFN 0. */
+void aero_check_runs(const uint64_t *pfn, const int32_t *pages, int64_t count,
+                     struct aero_impossible *found)
+{
+    *found = (struct aero_impossible){0};
+    for (int64_t i = 0; i < count; i++) {
+        found->empty += pages[i] == 0;
+        found->beyond += pfn[i] >> (64 - AERO_PAGE_SHIFT) != 0;
+        found->below += pages[i] < 0 && pfn[i] < (uint64_t)-(int64_t)pages[i] - 1;
+    }
+}
+
+/* Pages that each request names: out[count]. */
+void aero_request_pages(const struct aero_requests *requests, int64_t *out)
+{
+    for (int64_t i = 0; i < requests->count; i++) {
+        int64_t total = 0;
+
+        for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++)
+            total += length_of(requests->pages[j]);
+        out[i] = total;
+    }
+}
+
+/* Every PFN of signed runs, in order: out[sum |pages|]. */
+void aero_expand(const int64_t *pfn, const int64_t *pages, int64_t count, int64_t *out)
+{
+    for (int64_t i = 0; i < count; i++) {
+        int64_t first = pfn[i], step = pages[i] < 0 ? -1 : 1, length = pages[i] * step;
+
+        for (int64_t j = 0; j < length; j++)
+            *out++ = first + j * step;
+    }
+}
+
+/* The region that holds pfn, or the next one above it; `hint` is where the last one was found. */
+static int64_t region_at(const struct aero_layout *layout, int64_t pfn, int64_t hint)
+{
+    int64_t low = 0, high = layout->count;
+
+    if (hint < layout->count && pfn < layout->end_pfn[hint] &&
+        (hint == 0 || pfn >= layout->end_pfn[hint - 1]))
+        return hint;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+
+        if (pfn < layout->end_pfn[middle])
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+static inline int is_wanted(const struct aero_requests *requests, int64_t i, uint32_t queues)
+{
+    return requests->queue[i] < 32 && queues >> requests->queue[i] & 1;
+}
+
+/* Cut the runs of the queues in `queues` (a bit each) to guest memory, each piece in one region.
+ * Returns how many pieces there are; those beyond `room` are only counted. */
+int64_t aero_select_runs(const struct aero_requests *requests, uint32_t queues,
+                         const struct aero_layout *layout, int64_t room, int64_t *page,
+                         int64_t *pages, int64_t *request)
+{
+    int64_t found = 0, region = 0;
+
+    for (int64_t i = 0; i < requests->count; i++) {
+        if (!is_wanted(requests, i, queues))
+            continue;
+        for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
+            int64_t length = length_of(requests->pages[j]);
+            int64_t low = (int64_t)requests->pfn[j] - (requests->pages[j] < 0 ? length - 1 : 0);
+            int64_t end = low + length;
+
+            region = region_at(layout, low, region);
+            for (int64_t k = region; k < layout->count && layout->start_pfn[k] < end; k++) {
+                int64_t from = low > layout->start_pfn[k] ? low : layout->start_pfn[k];
+                int64_t to = end < layout->end_pfn[k] ? end : layout->end_pfn[k];
+
+                if (to <= from)
+                    continue;
+                if (found < room) {
+                    page[found] = from - layout->start_pfn[k] + layout->base_page[k];
+                    pages[found] = to - from;
+                    request[found] = i;
+                }
+                found++;
+            }
+        }
+    }
+    return found;
+}
+
+/* Every page of the queues in `queues`, in wire order; what is no guest memory is left out. There
+ * must be room for all that the requests name. */
+int64_t aero_select_pages(const struct aero_requests *requests, uint32_t queues,
+                          const struct aero_layout *layout, int64_t *page, int64_t *request)
+{
+    int64_t found = 0, region = 0;
+
+    for (int64_t i = 0; i < requests->count; i++) {
+        if (!is_wanted(requests, i, queues))
+            continue;
+        for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
+            int64_t length = length_of(requests->pages[j]), step = requests->pages[j] < 0 ? -1 : 1;
+            int64_t pfn = (int64_t)requests->pfn[j];
+
+            for (int64_t k = 0; k < length; k++, pfn += step) {
+                region = region_at(layout, pfn, region);
+                if (region == layout->count || pfn < layout->start_pfn[region])
+                    continue;
+                page[found] = pfn - layout->start_pfn[region] + layout->base_page[region];
+                request[found++] = i;
+            }
+        }
+    }
+    return found;
+}

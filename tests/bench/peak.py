@@ -1,0 +1,84 @@
+"""Peak memory of a process that works on a trace, over what it had after its imports.
+
+    python -m tests.bench.peak TRACE load|plan|replay [STRATEGY]
+
+`load` reads the trace and lists its PFNs; `plan` reads it and plans; `replay` does what `aerostat
+replay` does, with the run's process inside this one, so that both are counted. No page of the
+replayed memory is resident and none becomes so: what is measured is what lies beside it.
+Prints bytes.
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import sys
+from pathlib import Path
+
+from replay import schedule, worker
+from replay.plan import context_of
+from replay.ranges import pfns_from_runs
+from replay.requests import load_requests, memory_map
+from replay.schedule import ReplayOptions, replay_trace
+from replay.strategies import STRATEGIES
+from tracer.trace.reader import open_trace
+
+FORGET_PEAK = "5"
+"""For /proc/PID/clear_refs (proc_pid_clear_refs(5), Linux 4.0)."""
+
+
+def status_bytes(name: str) -> int:
+    """A size in this process's /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) << 10
+    raise KeyError(name)
+
+
+def load(path: Path) -> None:
+    """Read a trace, and every PFN of it."""
+    requests = load_requests(open_trace(path))
+    pfns_from_runs(requests.run_pfn, requests.run_pages)
+
+
+def plan(path: Path, name: str) -> object:
+    """Read a trace and plan it."""
+    trace = open_trace(path)
+    requests = load_requests(trace)
+    return STRATEGIES[name].plan(requests, context_of(memory_map(trace), backing(name)))
+
+
+def replay(path: Path, name: str) -> None:
+    """Replay a trace once; the job is pickled, as on its way to another process."""
+
+    def run_here(context: object, job: worker.Job, timeout_ns: int) -> worker.Done:
+        del context, timeout_ns
+        return worker.run_job(pickle.loads(pickle.dumps(job)))
+
+    schedule.run_in_fresh_process = run_here
+    options = ReplayOptions(
+        path, (name,), runs=1, warmup=0, residency="none", backing=backing(name)
+    )
+    replay_trace(options)
+
+
+def backing(name: str) -> str:
+    """Memory that a strategy can work on."""
+    return "memfd" if name == "punch" else "anon"
+
+
+WORK = {"load": load, "plan": plan, "replay": replay}
+
+
+def main() -> None:
+    """Do one of these and print the peak."""
+    path, what, *names = sys.argv[1:]
+    gc.collect()
+    before = status_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text(FORGET_PEAK)
+    WORK[what](Path(path), *names)
+    print(status_bytes("VmHWM") - before)
+
+
+if __name__ == "__main__":
+    main()
