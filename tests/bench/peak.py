@@ -13,9 +13,11 @@ from __future__ import annotations
 import gc
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from replay import schedule, worker
+from replay import rounds
+from replay.job import Done, Job, run_job
 from replay.plan import context_of
 from replay.ranges import pfns_from_runs
 from replay.requests import load_requests, memory_map
@@ -51,15 +53,13 @@ def plan(path: Path, name: str) -> object:
 def replay(path: Path, name: str) -> None:
     """Replay a trace once; the job is pickled, as on its way to another process."""
 
-    def run_here(context: object, job: worker.Job, timeout_ns: int) -> worker.Done:
+    def run_here(context: object, job: Job, timeout_ns: int) -> Done:
         del context, timeout_ns
-        return worker.run_job(pickle.loads(pickle.dumps(job)))
+        return run_job(pickle.loads(pickle.dumps(job)))
 
-    schedule.run_in_fresh_process = run_here
-    options = ReplayOptions(
-        path, (name,), runs=1, warmup=0, residency="none", backing=backing(name)
-    )
-    replay_trace(options)
+    rounds.run_in_fresh_process = run_here
+    once = ReplayOptions(path, (name,), runs=1, warmup=0, watched_runs=0, residency="none")
+    replay_trace(replace(once, backing=backing(name)))
 
 
 def backing(name: str) -> str:
