@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replay.native.binding import array, load
 from replay.native.ascending import cut
+from replay.native.binding import array, load
 from replay.native.types import Bytes, Times, Words
 
 Int64s = Times
