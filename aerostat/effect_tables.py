@@ -29,8 +29,9 @@ def draw_effects(results: Results) -> None:
     columns += ["huge freed", "huge split", "touch again", "faults then"]
     spare = ("p50 pause", "its pages", "faults in d", "huge freed", "faults then")
     settings = results.settings
-    title = f"pauses of {settings.watched_runs} watched runs; memory: medians of {settings.runs}"
-    title += f" runs; {siblings_in_words(settings.siblings)}"
+    watched = f"{settings.watched_runs} watched run{'s' if settings.watched_runs != 1 else ''}"
+    title = f"pauses of {watched}; memory: medians of {settings.runs} runs"
+    title += f"; {siblings_in_words(settings.siblings)}"
     render.draw(title, columns, map(_row, moved), spare=spare)
     if notes := _notes(results, moved):
         render.say(" ".join(notes))

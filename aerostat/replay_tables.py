@@ -8,7 +8,7 @@ from aerostat import render
 from aerostat.effect_tables import draw_effects, in_words
 from aerostat.send_tables import draw_sending, siblings_in_words
 from replay.results import Fidelity, Results, StrategyResult
-from replay.summary import Beside, Spread, Summary, spread_of
+from replay.summary import Beside, Spread, Summary
 
 REFERENCE = "qemu"
 """Strategies are set beside this one where it was replayed: it is what most VMMs do today."""
@@ -92,8 +92,13 @@ def _times(strategy: StrategyResult) -> list[str]:
     summary = strategy.summary
     if summary is None:
         return [in_words(strategy.name), *([render.NOT_OBSERVED] * (TIMES - 1))]
-    merge_ns = spread_of([run.merge_ns for run in strategy.runs])
-    stages = (summary.send_ns, merge_ns, summary.translate_ns, summary.discard_ns, summary.total_ns)
+    stages = (
+        summary.send_ns,
+        summary.merge_ns,
+        summary.translate_ns,
+        summary.discard_ns,
+        summary.total_ns,
+    )
     over_nop = _beside(summary, "nop")
     return [
         in_words(strategy.name),

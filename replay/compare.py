@@ -14,6 +14,7 @@ from tracer.trace.errors import AerostatError, ExitCode
 
 TIMES: dict[str, Callable[[Run], int]] = {
     "send_ns": lambda run: run.send_ns,
+    "merge_ns": lambda run: run.merge_ns,
     "translate_ns": lambda run: run.translate_ns,
     "discard_ns": lambda run: run.discard_ns,
     "total_ns": lambda run: run.total_ns,

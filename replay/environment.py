@@ -68,7 +68,7 @@ def fingerprint(root: Path = Path("/")) -> Environment:
         cpu_model=cpuinfo.get("model name", ""),
         cpus=os.cpu_count() or 1,
         cpus_allowed=len(os.sched_getaffinity(0)),
-        governor=_text(cpu / "cpu0/cpufreq/scaling_governor"),
+        governor=_governors(cpu),
         turbo=_text(cpu / "intel_pstate/no_turbo") or _text(cpu / "cpufreq/boost"),
         smt=_text(cpu / "smt/control"),
         mitigations="; ".join(_mitigations(cpu / "vulnerabilities")),
@@ -121,6 +121,12 @@ def _kib(table: dict[str, str], key: str) -> int:
 def _chosen(text: str) -> str:
     """The word in brackets of `always [madvise] never`."""
     return text.partition("[")[2].partition("]")[0]
+
+
+def _governors(cpu: Path) -> str:
+    """The governor of all CPUs; several names where they differ."""
+    found = {_text(path) for path in cpu.glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    return ", ".join(sorted(found - {""}))
 
 
 def _mitigations(directory: Path) -> list[str]:

@@ -186,7 +186,7 @@ def _judge(found: Difference, gates: Gates) -> tuple[Verdict, str]:
     if low >= 1 / (1 + gates.effect) and high <= 1 + gates.effect:
         return Verdict.SAME, f"the interval lies within {gates.effect:.1%} of equality"
     if size < gates.effect:
-        reason = f"the interval reaches beyond {gates.effect:.1%}, the median does not"
+        reason = f"the interval reaches beyond {gates.effect:.1%}, the median not: use more runs"
     elif not significant:
         span = f"p = {p_value:.2g}, interval {low - 1:+.1%} to {high - 1:+.1%}"
         reason = f"{ratio - 1:+.1%} may be chance ({span}): use more runs"

@@ -51,9 +51,10 @@ class Beside:
 
 @dataclass(frozen=True)
 class Summary:
-    """Stages apart, then b, c and d together; `touch_ns` is null where nothing was touched."""
+    """Stages and merging apart, then together; `touch_ns` is null where nothing was touched."""
 
     send_ns: Spread
+    merge_ns: Spread
     translate_ns: Spread
     discard_ns: Spread
     total_ns: Spread
@@ -74,6 +75,7 @@ def summarise(runs: Mapping[str, Sequence[Run]], name: str) -> Summary | None:
     touches = [run.touch_ns for run in own if run.touch_ns is not None]
     return Summary(
         send_ns=_spread(own, lambda run: run.send_ns),
+        merge_ns=_spread(own, lambda run: run.merge_ns),
         translate_ns=_spread(own, lambda run: run.translate_ns),
         discard_ns=_spread(own, lambda run: run.discard_ns),
         total_ns=_spread(own, lambda run: run.total_ns),

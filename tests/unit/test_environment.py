@@ -44,6 +44,13 @@ def test_fingerprint(root: Path) -> None:
     assert found.virtualisation == "Some Cloud"
 
 
+def test_governors_that_differ_are_all_named(root: Path) -> None:
+    other = root / "sys/devices/system/cpu/cpu11/cpufreq/scaling_governor"
+    other.parent.mkdir(parents=True)
+    other.write_text("performance\n")
+    assert fingerprint(root).governor == "performance, powersave"
+
+
 def test_a_machine_that_says_nothing(tmp_path: Path) -> None:
     found = fingerprint(tmp_path)
     assert found.memory_bytes == 0
