@@ -9,8 +9,8 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_RECORD_BATCH = 3
-"""Value of the union MessageHeader in format/Message.fbs."""
+_SCHEMA, _RECORD_BATCH = 1, 3
+"""Values of the union MessageHeader in format/Message.fbs."""
 _TAIL = b"ARROW1"
 _BUFFER_BYTES = 16
 _BLOCK_BYTES = 24
@@ -79,6 +79,20 @@ def _unpack(form: str, raw: bytes, at: int) -> int:
         raise ValueError("an offset leads beyond its message") from problem
 
 
+def require_schema(metadata: bytes) -> None:
+    """Refuse a message that holds no schema: Arrow follows its header unseen, null or not.
+
+    Args:
+        metadata: The message's flatbuffer, without its length prefix.
+
+    Raises:
+        ValueError: It is another message, or has no header.
+    """
+    message = _Table(metadata, _unpack("<I", metadata, 0))
+    if message.scalar(1, "<B") != _SCHEMA or message.table(2) is None:
+        raise ValueError("the file does not begin with a schema")
+
+
 def claim(metadata: bytes, body: memoryview) -> Claim:
     """Read what a record batch claims to hold.
 
@@ -136,6 +150,8 @@ def footer_blocks(raw: memoryview) -> list[Block]:
         raise ValueError("the footer's length is wrong")
     text = bytes(raw[len(raw) - 10 - length : len(raw) - 10])
     footer = _Table(text, _unpack("<I", text, 0))
+    if footer.table(1) is None:  # Arrow would follow it all the same
+        raise ValueError("the footer has no schema")
     if footer.structs(2, "<qi4xq", _BLOCK_BYTES):
         raise ValueError("the file has dictionaries")
     return [Block(*block) for block in footer.structs(3, "<qi4xq", _BLOCK_BYTES)]

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from tracer.trace.errors import TornTraceError, TraceError, salvage_remedy
-from tracer.trace.ipc_bounds import Block, claim, footer_blocks
+from tracer.trace.ipc_bounds import Block, claim, footer_blocks, require_schema
 from tracer.trace.layout import MAX_SEGMENT_BYTES, read_regular
 from tracer.trace.schema import TABLES
 
@@ -129,6 +129,7 @@ class _Stream:
             message = reader.read_next_message()
         except StopIteration as end:
             raise ValueError("the file ends before its schema") from end
+        require_schema(message.metadata.to_pybytes())
         self._stored = pa.ipc.read_schema(message)
         check_columns(self._stored, self._table, self._path, newer_minor=self._newer_minor)
         return reader
