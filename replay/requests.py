@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from replay.layout import Layout
@@ -180,6 +181,8 @@ def load_requests(trace: Trace) -> Requests:
         *runs,
         pc.sum(table["truncated_pages"]).as_py() or 0,
     )
+    del table
+    pa.default_memory_pool().release_unused()  # what decoding took, as much again as the columns
     _refuse_impossible(trace, requests)
     return requests
 

@@ -32,7 +32,7 @@ struct aero_impossible {
 void aero_check_runs(const uint64_t *pfn, const int32_t *pages, int64_t count,
                      struct aero_impossible *found);
 void aero_request_pages(const struct aero_requests *requests, int64_t *out);
-void aero_expand(const int64_t *pfn, const int64_t *pages, int64_t count, int64_t *out);
+int64_t aero_expand(const int64_t *pfn, const int64_t *pages, int64_t count, int64_t *out);
 int64_t aero_select_runs(const struct aero_requests *requests, uint32_t queues,
                          const struct aero_layout *layout, int64_t room, int64_t *page,
                          int64_t *pages, int64_t *request);

@@ -30,15 +30,20 @@ void aero_request_pages(const struct aero_requests *requests, int64_t *out)
     }
 }
 
-/* Every PFN of signed runs, in order: out[sum |pages|]. */
-void aero_expand(const int64_t *pfn, const int64_t *pages, int64_t count, int64_t *out)
+/* Every PFN of signed runs, in order, to `out` unless it is NULL. Returns how many there are. */
+int64_t aero_expand(const int64_t *pfn, const int64_t *pages, int64_t count, int64_t *out)
 {
-    for (int64_t i = 0; i < count; i++) {
+    int64_t total = 0;
+
+    for (int64_t i = 0; i < count; i++)
+        total += pages[i] < 0 ? -pages[i] : pages[i];
+    for (int64_t i = 0; i < count && out; i++) {
         int64_t first = pfn[i], step = pages[i] < 0 ? -1 : 1, length = pages[i] * step;
 
         for (int64_t j = 0; j < length; j++)
             *out++ = first + j * step;
     }
+    return total;
 }
 
 /* The region that holds pfn, or the next one above it; `hint` is where the last one was found. */

@@ -63,8 +63,8 @@ def expand_runs(pfn: Int64s, pages: Int64s) -> Int64s:
     ffi, lib = load()
     if len(pfn) != len(pages):
         raise ValueError("the columns of runs differ in length")
-    found = np.empty(int(np.abs(pages).sum()), np.int64)
     given = [array(ffi, np.ascontiguousarray(column), np.int64) for column in (pfn, pages)]
+    found = np.empty(lib.aero_expand(*given, len(pfn), ffi.NULL), np.int64)
     lib.aero_expand(*given, len(pfn), array(ffi, found, np.int64))
     return found
 

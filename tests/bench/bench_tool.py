@@ -115,7 +115,7 @@ def measure_whatif(paths: Mapping[str, Path], settings: Settings, report: Report
 
 
 def measure_memory(path: Path, pages: int, settings: Settings, report: Report) -> None:
-    """Peak of a fresh process over what it had after its imports, of the worst strategy."""
+    """Peak of a fresh process over what it had after a small trace, of qemu and the worst."""
     del settings  # it hardly varies: once is enough
 
     def peak(*arguments: str) -> float:

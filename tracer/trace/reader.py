@@ -107,7 +107,8 @@ class Trace:
         """
         if (name, side) not in self._tables:
             rows = pa.Table.from_batches(self.batches(name, side), schema=TABLES[name])
-            self._tables[name, side] = rows
+            # One chunk a column: whoever wants flat arrays of it then needs no copy of their own.
+            self._tables[name, side] = rows.combine_chunks()
         return self._tables[name, side]
 
     def batches(self, name: str, side: Side | None = None) -> Iterator[pa.RecordBatch]:
