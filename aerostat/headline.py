@@ -119,8 +119,8 @@ def _options(given: dict[str, Any]) -> HeadlineOptions:
         if given.get(name) is not None
     }
     if "residency" in given:
-        if given["residency"] == "trace":
-            raise click.UsageError("--residency is none or all with --seed-headline")
+        if given["residency"] not in ("untouched", "touched"):
+            raise click.UsageError("--residency is untouched or touched with --seed-headline")
         chosen["residency"] = (given["residency"],)
     return HeadlineOptions(
         trace=given.get("trace") or default_trace(),

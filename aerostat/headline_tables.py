@@ -33,8 +33,8 @@ COLUMNS = (
     "95 % interval",
 )
 MEMORY = {
-    "none": "no page touched before, as in the seed's idle guest",
-    "all": "every inflated page touched before",
+    "untouched": "no page touched before, as in the seed's idle guest",
+    "touched": "every inflated page touched before",
 }
 
 

@@ -1,5 +1,6 @@
 """Options that several verbs share, so that they are spelled and explained once."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +55,15 @@ def _plain_parameter(item: str) -> str:
     if key.endswith("_bytes"):
         return f"{key}={size(value)}"
     return f"{key}={duration(value)}" if key.endswith("_ns") else item
+
+
+def residency_choice(text: str) -> str:
+    """Click type of a residency; its name is the metavar users see."""
+    if re.fullmatch(r"trace|touched|untouched|huge|1/[1-9][0-9]{0,8}", text) is None:
+        raise click.BadParameter(
+            f"{text!r} is none: choose trace, touched, untouched, huge, or 1/N such as 1/8"
+        )
+    return text
 
 
 def window(text: str) -> tuple[int | None, int | None]:

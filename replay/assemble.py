@@ -9,7 +9,7 @@ from importlib import metadata
 from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
-from replay.caveats import run_warnings, thread_warnings
+from replay.caveats import run_warnings, sibling_warnings, thread_warnings
 from replay.environment import Environment
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
 from replay.rejections import rejections
@@ -91,6 +91,7 @@ def _warnings(
         *machine_warnings(replay.environment, settings.siblings),
         *run_stability(settings, strategies, replay.stolen_share),
         *thread_warnings(plans, settings.siblings, replay.environment.cpus_allowed),
+        *sibling_warnings(strategies, settings.siblings),
         *run_warnings(plans, strategies, replay.fitted.residency),
     )
 

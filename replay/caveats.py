@@ -19,6 +19,8 @@ from tracer.trace.schema import PFN_SHIFT
 MOSTLY_EMPTY = 0.5
 """Below this share of discarded pages with memory behind them, times are those of empty memory."""
 FLOOR_SHARE = 0.05
+FORMED = 0.99
+"""Below this share of the huge pages that were asked for, times are not those of huge pages."""
 
 
 def run_warnings(
@@ -49,6 +51,12 @@ def run_warnings(
                 f"{strategy.name}: {still} discarded pages still have memory behind them, so it "
                 "frees less than it says: do not compare its time with those that free them"
             )
+        huge = residency.huge.total_pages
+        if (came := min(run.huge_pages for run in runs)) < FORMED * huge:
+            found.append(
+                f"{strategy.name}: of {huge} pages to be in huge pages {came} were, so its time is "
+                "not that of huge pages: free memory, or let it be compacted, and replay again"
+            )
         resident, discarded = discarded_pages(plan, residency)
         if resident < MOSTLY_EMPTY * discarded:
             empty.setdefault((resident, discarded), []).append(strategy.name)
@@ -65,6 +73,17 @@ def run_warnings(
             )
     found += [_of_empty(names, *pages, residency) for pages, names in empty.items()]
     return tuple(found)
+
+
+def sibling_warnings(strategies: Sequence[StrategyResult], siblings: int) -> tuple[str, ...]:
+    """Warn where siblings ran without reading the memory, because nothing of it was left alone."""
+    idle = [each.name for each in strategies if not max(run.sibling_pages for run in each.runs)]
+    if not siblings or not idle:
+        return ()
+    return (
+        f"{', '.join(idle)}: operations touch all resident memory, so siblings read none of it;"
+        " they took the flush interrupts all the same: choose another --residency if that matters",
+    )
 
 
 def thread_warnings(plans: Sequence[Plan], siblings: int, cpus: int) -> tuple[str, ...]:
@@ -95,5 +114,5 @@ def _of_empty(names: Sequence[str], resident: int, discarded: int, residency: Re
     return (
         f"{', '.join(names)}: of {discarded:,} pages to discard {resident:,} had memory behind them"
         f" at the start (residency: {residency.source}), so stage d is mostly that of empty pages;"
-        " --residency all gives the other extreme"
+        " --residency touched gives the other extreme"
     )

@@ -49,8 +49,8 @@ SMALLEST_SCALE = 1 / 256
 PLAN_BYTES = 256
 """For each inflated page: a plan of one operation a page, here, on its way, and in the worker."""
 
-Touched = Literal["none", "all"]
-ASSUMPTIONS: tuple[Touched, ...] = ("none", "all")
+Touched = Literal["untouched", "touched"]
+ASSUMPTIONS: tuple[Touched, ...] = ("untouched", "touched")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Case:
     """One replay of the stretched order.
 
     Args:
-        residency: none or all: which pages had memory behind them.
+        residency: untouched or touched: which pages had memory behind them.
         against_pfns: Every strategy beside the PFN protocol, page by page.
         against_ranges: Every strategy beside the seed's ranges.
     """
@@ -183,7 +183,7 @@ def context_of_pages(memory_pages: int) -> Context:
 
 def assumed(residency: Touched, requests: Requests, context: Context) -> Residency:
     """No page has memory, or all that will be inflated have, as pages of 4 KiB."""
-    if residency == "none":
+    if residency == "untouched":
         return Residency(empty(), empty(), "assumed: no page was touched")
     named = named_pages(requests, context.layout)
     return Residency(named, empty(), "assumed: every inflated page was touched")
@@ -238,7 +238,7 @@ def _largest(options: HeadlineOptions, allowed: int) -> float:
 def _needed_bytes(options: HeadlineOptions, scale: float) -> int:
     """Memory of one run: resident pages and their page tables, plans, the state of each page."""
     page_bytes = PLAN_BYTES + PAGE_BYTES // PAGE_TABLE_SHARE
-    page_bytes += PAGE_BYTES if "all" in options.residency else 0
+    page_bytes += PAGE_BYTES if "touched" in options.residency else 0
     return int(PAGES * scale) * page_bytes + 2 * int(MEMORY_PAGES * scale)
 
 

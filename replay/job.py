@@ -8,10 +8,10 @@ import numpy as np
 
 from replay import native
 from replay.huge_pages import huge_pages_of, machine_splits
-from replay.memory import GuestMemory
+from replay.memory import SIBLING_PAGES, GuestMemory
 from replay.merging import Merging
 from replay.native.exchange import exchange
-from replay.native.types import Exchange, Operations, Page, Watch, new_watch
+from replay.native.types import Exchange, Operations, Page, Watch, Words, new_watch
 from replay.pauses import pauses_of
 from replay.ranges import Runs
 from replay.residency import Residency, Thp
@@ -38,7 +38,7 @@ class Job:
         cpu: CPU to execute stages c and d on; None leaves it to the scheduler.
         touched: Pages that are touched again after stage d.
         crew_cpus: CPU of each of the plan's threads; none leaves them to the scheduler.
-        sibling_cpus: One spinning thread on each while stage d runs.
+        sibling_cpus: One thread that reads the memory on each while stage d runs.
         watched: Time each call of stage d and sample memory, and do nothing else.
         merging: What is sorted and merged beside the stages; None for a plan that merges nothing.
     """
@@ -91,7 +91,8 @@ def run_job(job: Job) -> Done:
         populate_ns = time.monotonic_ns() - begin_ns
         before_pages = memory.resident_pages()
         floor = memory.floor(job.operations)
-        with native.Siblings(job.sibling_cpus):
+        read = _sibling_pages(job, memory)
+        with native.Siblings(job.sibling_cpus, memory.mapping, read):
             outcome = memory.execute(job.operations, None, job.crew_cpus)
         account = memory.account()
         touch = memory.touch(job.touched) if len(job.touched.start) else None
@@ -121,11 +122,17 @@ def run_job(job: Job) -> Done:
         gone_pages=account.gone_pages,
         still_resident_pages=account.still_resident_pages,
         lazy_pages=int((memory.state == Page.LAZY).sum()),
+        sibling_pages=len(read),
         preemptions=outcome.preemptions,
         touch_ns=None if touch is None else touch.wall_ns,
         touch_faults=None if touch is None else touch.minor_faults,
     )
     return Done(run, translation.entries, translation.rejected)
+
+
+def _sibling_pages(job: Job, memory: GuestMemory) -> Words:
+    """What siblings may read without changing anything; nothing where there are none."""
+    return memory.kept_pages(job.operations, SIBLING_PAGES if job.sibling_cpus else 0)
 
 
 def _send(job: Job) -> Exchange:
@@ -155,7 +162,8 @@ def watch_job(job: Job) -> WatchedRun:
         memory.restore(job.residency)
         memory.floor(job.operations, idle)
         huge, splits = native.huge_units(memory.mapping), machine_splits()
-        with native.Siblings(job.sibling_cpus):
+        read = _sibling_pages(job, memory)
+        with native.Siblings(job.sibling_cpus, memory.mapping, read):
             outcome = memory.execute(job.operations, watch, job.crew_cpus)
         found = None
         if huge is not None and (after := native.huge_units(memory.mapping)) is not None:

@@ -24,6 +24,7 @@ from replay.native.types import (
     Rule,
     Touch,
     Watch,
+    Words,
 )
 from replay.plan import Plan
 from replay.ranges import Runs, align_out, expand
@@ -35,6 +36,10 @@ FALLOC_PUNCH = 0x03
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (include/uapi/linux/falloc.h)."""
 MFD_HUGE_2MB = os.MFD_HUGETLB | 21 << 26
 """include/uapi/linux/memfd.h: the logarithm of the size stands in the upper bits."""
+
+
+SIBLING_PAGES = 512
+"""Pages that sibling threads read: 2 MiB, more than a first-level TLB holds."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,27 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         outcome = native.execute(self.mapping, operations, rules, watch, cpus)
         native.expect(self.mapping, operations, rules, outcome.failed, self.state)
         return outcome
+
+    def kept_pages(self, operations: Operations, most: int) -> Words:
+        """Resident pages that no operation touches, spread over memory: what siblings may read.
+
+        A host page counts only as a whole, so a page beside a discarded one is not among them.
+
+        Args:
+            operations: What will be carried out.
+            most: So many at most.
+
+        Returns:
+            uint64, pages of the mapping; none where operations touch all that is resident.
+        """
+        pages = len(self.state)
+        begin = (operations.offset_bytes >> np.uint64(PFN_SHIFT)).astype(np.int64)
+        length = (operations.length_bytes >> np.uint64(PFN_SHIFT)).astype(np.int64)
+        edges = np.bincount(begin, minlength=pages + 1).astype(np.int64)
+        edges -= np.bincount(begin + length, minlength=pages + 1)
+        kept = np.flatnonzero((self.state == Page.STAMPED) & (np.cumsum(edges[:pages]) == 0))
+        spread = np.linspace(0, len(kept) - 1, min(most, len(kept))).astype(np.int64)
+        return kept[spread].astype(np.uint64)
 
     def floor(self, operations: Operations, watch: Watch | None = None) -> Outcome:
         """Run the same loop over the same operations without carrying them out.

@@ -21,7 +21,7 @@ from tracer.trace.schema import Queue
 
 NEVER = frozenset({"nop", "qemu", "adjacent"})
 """Strategies that take pages as they come; `adjacent` compares each with the one before alone."""
-BLOCKS_ONE_BY_ONE = frozenset({"batch", "range"})
+BLOCKS_ONE_BY_ONE = frozenset({"batch", "range", "scatter"})
 """Strategies that merge what is inflated, and leave reported blocks as they are."""
 
 

@@ -119,6 +119,7 @@ class Run:
         gone_pages: Pages that read as zero because they were discarded.
         still_resident_pages: Of those, pages that still had memory behind them.
         lazy_pages: Pages that the kernel may take when it needs memory (MADV_FREE).
+        sibling_pages: Pages of the memory that sibling threads read during stage d.
         preemptions: Times another thread was let run on the executing thread's CPU in stage d.
         touch_ns: Time to touch the pages again that the guest got back; None where there are none.
         touch_faults: Minor faults meanwhile.
@@ -146,6 +147,7 @@ class Run:
     gone_pages: int
     still_resident_pages: int
     lazy_pages: int
+    sibling_pages: int
     preemptions: int
     touch_ns: int | None
     touch_faults: int | None

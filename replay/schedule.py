@@ -14,7 +14,7 @@ from replay.environment import fingerprint
 from replay.plan import context_of
 from replay.prepare import fit_to_machine, plan_all
 from replay.requests import load_requests, memory_map
-from replay.residency import Assumption, Thp, load_residency
+from replay.residency import Thp, check_residency, load_residency
 from replay.results import Results
 from replay.results_file import refuse_overwrite, save_results
 from replay.reuse import handed_back
@@ -48,10 +48,11 @@ class ReplayOptions:
         seed: Of the order of runs and of the stamps in memory.
         backing: What guest memory is mapped from, a name in `BACKINGS`; None: as in the trace.
         thp: Where anonymous memory is in transparent huge pages.
-        siblings: Threads that spin on other CPUs while stage d runs, as vCPUs do.
+        siblings: Threads that read the memory on other CPUs while stage d runs, as vCPUs do.
         cpu: CPU of the executing thread: a number, `auto` for the last that this process may use,
             which takes fewer interrupts than the first; None leaves it to the scheduler.
-        residency: Which pages have memory: as in the trace, all or none.
+        residency: Which pages have memory at first: `trace`, `touched`, `untouched`, `1/N` or
+            `huge` (`replay.residency.RESIDENCY`).
         memory_limit_bytes: Most memory a run may take; never more than the machine has left.
         timeout_ns: Longest time one run may take.
         allow_loss: Replay a trace that is known to miss events.
@@ -69,7 +70,7 @@ class ReplayOptions:
     thp: Thp = "madvise"
     siblings: int = 0
     cpu: int | Literal["auto"] | None = "auto"
-    residency: Assumption = "trace"
+    residency: str = "trace"
     memory_limit_bytes: int | None = None
     timeout_ns: int = 600_000_000_000
     allow_loss: bool = False
@@ -97,6 +98,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     refuse_loss(trace, options)
     context = context_of(memory_map(trace), options.backing)
     require_account(context.layout, options.memory_limit_bytes)
+    check_residency(options.residency, context.backing, options.thp)
     requests = load_requests(trace)
     residency = load_residency(trace, context.layout, options.residency, options.thp)
     planned, refused = plan_all(options.strategies, requests, context, progress)

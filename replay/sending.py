@@ -93,7 +93,9 @@ def operation_ends(plan: Plan, sent: Sending, context: Context) -> Times:
     ranges = plan.sent_ranges
     if ranges is not None and len(ranges.wire):
         first = np.minimum(np.searchsorted(sent.request, plan.request, "left"), last)
-        last = np.clip(_by_range(plan, ranges, context), first, last)
+        named = np.clip(_by_range(plan, ranges, context), first, last)
+        # Reports are no ranges of the protocol.
+        last = np.where(sent.queue[last] == Queue.REPORTING, last, named)
     carried = np.bincount(np.maximum.accumulate(last), minlength=len(sent))
     return np.cumsum(carried).astype(np.int64)
 

@@ -12,6 +12,7 @@ from aerostat.options import (
     cpu,
     force_option,
     json_option,
+    residency_choice,
     size,
     strategy,
     talk_options,
@@ -75,17 +76,19 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--residency",
-    type=click.Choice(("trace", "all", "none")),
+    type=residency_choice,
+    metavar="RESIDENCY",
     default="trace",
     show_default=True,
-    help="Which pages have memory: as recorded, all or none.",
+    help="Which pages have memory at first: as in the `trace`, or chosen: all `touched`, all"
+    " `untouched`, one page in N (`1/N`), or all in `huge` pages.",
 )
 @click.option(
     "--siblings",
     type=click.IntRange(0, 1024),
     default=0,
     show_default=True,
-    help="Threads that run meanwhile, as a live VM's vCPUs do.",
+    help="Threads that read the memory meanwhile, as a live VM's vCPUs do.",
 )
 @click.option(
     "--cpu",
@@ -137,6 +140,7 @@ def command(
       aerostat replay host.balloon -s qemu -s range --runs 15 --siblings 1 -o results.json
       aerostat replay host.balloon -s all --backing memfd
       aerostat replay host.balloon -s request -s deferred:hold_bytes=16M,hold_ns=50ms
+      aerostat replay host.balloon --residency 1/8 --siblings 1
       aerostat replay host.balloon --memory-limit 4G --json
       aerostat replay host.balloon -s all --against range
       aerostat replay --seed-headline
@@ -164,7 +168,7 @@ def command(
         thp=thp,  # type: ignore[arg-type]  # click.Choice has checked it
         siblings=siblings,
         cpu=cpu,
-        residency=residency,  # type: ignore[arg-type]  # click.Choice has checked it
+        residency=residency,
         memory_limit_bytes=memory_limit,
         allow_loss=allow_loss,
         output=output,

@@ -19,6 +19,7 @@ from replay.native.binding import (
     check_starts,
     load,
     map_struct,
+    memory_struct,
     refused,
 )
 from replay.native.pages import (
@@ -185,17 +186,33 @@ def translate(
 
 
 class Siblings(AbstractContextManager["Siblings"]):
-    """Threads that spin, one on each of `cpus`, while the context is open."""
+    """Threads that read memory while the context is open, as vCPUs do.
 
-    def __init__(self, cpus: Sequence[int]) -> None:
+    Args:
+        cpus: One thread on each.
+        memory: The mapping.
+        pages: uint64, pages of the mapping that they read one byte of, over and over; resident ones
+            that nothing changes meanwhile, or reading would change what is resident.
+    """
+
+    def __init__(self, cpus: Sequence[int], memory: Memory, pages: Words) -> None:
         self._cpus = list(cpus)
+        self._memory = memory
+        self._offset_bytes = np.ascontiguousarray(pages, np.uint64) << np.uint64(12)
         self._running: Any = None
 
     def __enter__(self) -> "Siblings":
         ffi, lib = load()
         error = ffi.new("int *")
         if self._cpus:
-            self._running = lib.aero_siblings_start(len(self._cpus), self._cpus, error)
+            self._running = lib.aero_siblings_start(
+                len(self._cpus),
+                self._cpus,
+                memory_struct(self._memory),
+                array(ffi, self._offset_bytes, np.uint64),
+                len(self._offset_bytes),
+                error,
+            )
         check(error[0], f"cannot start threads on CPUs {self._cpus}")
         return self
 

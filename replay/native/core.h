@@ -151,7 +151,9 @@ int aero_expect(const struct aero_memory *memory, const struct aero_ops *ops,
                 const struct aero_rules *rules, const uint8_t *failed, uint8_t *state);
 int aero_probe(int advice, int vector);
 
-struct aero_siblings *aero_siblings_start(int count, const int *cpus, int *error);
+struct aero_siblings *aero_siblings_start(int count, const int *cpus,
+                                          const struct aero_memory *memory,
+                                          const uint64_t *offset_bytes, int64_t pages, int *error);
 void aero_siblings_stop(struct aero_siblings *siblings);
 
 int aero_translate(const uint8_t *wire, const uint64_t *start, const uint8_t *form, int64_t count,

@@ -30,6 +30,7 @@ from replay.strategies.qemu import Qemu
 from replay.strategies.range import Range
 from replay.strategies.remap import Remap
 from replay.strategies.request import Request
+from replay.strategies.scatter import Scatter
 from replay.strategies.vectored import Vectored
 from tracer.trace.errors import AerostatError
 
@@ -45,6 +46,7 @@ STRATEGIES: dict[str, Strategy] = {
         Request(),
         Batch(),
         Range(),
+        Scatter(),
         Bulk(),
         Deferred(),
         Huge(),

@@ -26,7 +26,7 @@ from replay.headline import (
     context_of_pages,
     measure_headline,
 )
-from replay.memory import GuestMemory, operations_of
+from replay.memory import SIBLING_PAGES, GuestMemory, operations_of
 from replay.merging import Merging, merging
 from replay.native.types import Operations
 from replay.plan import Context, context_of
@@ -179,7 +179,8 @@ class Sides:
         with GuestMemory(memory_bytes, "anon", seed=1, thp="madvise") as memory:
             memory.restore(self.residency)
             before = memory.resident_pages()
-            with native.Siblings(self.siblings):
+            read = memory.kept_pages(operations, SIBLING_PAGES if self.siblings else 0)
+            with native.Siblings(self.siblings, memory.mapping, read):
                 outcome = memory.execute(operations)
             freed = before - memory.resident_pages()
             held = merge_sorted(self.residency.small, self.residency.huge)
@@ -311,7 +312,9 @@ def end_to_end(bench: Bench, settings: Settings, report: Report) -> None:
     without = without_allocation(SEED_TOTAL_NS) / left_ns
     goals.append((f"the later {LATER_TIMES} had stage a stayed and been left out", without))
     for case in measure_headline(options).cases:
-        part = {"none": "end to end, untouched", "all": "end to end, touched"}[case.residency]
+        part = {"untouched": "end to end, untouched", "touched": "end to end, touched"}[
+            case.residency
+        ]
         times = {
             strategy.name: [float(run.total_ns) for run in strategy.runs]
             for strategy in case.strategies
@@ -321,7 +324,7 @@ def end_to_end(bench: Bench, settings: Settings, report: Report) -> None:
             report.figure(f"{part}: {name}", "ms", [value / 1e6 for value in values])
         for name in (name for name in times if name not in ("nop", "qemu", "oracle")):
             pair = (times[name], times["qemu"])
-            if name == "range" and case.residency == "none":
+            if name == "range" and case.residency == "untouched":
                 for what, bound in goals:
                     report.ratio(f"{part}: PFNs over {name}, {what}", pair, at_least(bound))
             else:

@@ -59,7 +59,7 @@ def replay(path: Path, name: str) -> None:
         return run_job(pickle.loads(pickle.dumps(job)))
 
     rounds.run_in_fresh_process = run_here
-    once = ReplayOptions(path, (name,), runs=1, warmup=0, watched_runs=0, residency="none")
+    once = ReplayOptions(path, (name,), runs=1, warmup=0, watched_runs=0, residency="untouched")
     replay_trace(replace(once, backing=backing(name)))
 
 

@@ -264,7 +264,18 @@ def test_no_memory_at_all(make_trace):
         replay_trace(ReplayOptions(make_trace(), memory_limit_bytes=4096, **FAST))
 
 
-@pytest.mark.parametrize(("residency", "pages"), [("all", 16384), ("none", 0), ("trace", 8192)])
+@pytest.mark.parametrize(
+    ("residency", "pages"),
+    [
+        ("touched", 16384),
+        ("untouched", 0),
+        ("trace", 8192),
+        ("1/1", 16384),
+        ("1/8", 2048),
+        ("1/3", 5462),
+        ("huge", 16384),
+    ],
+)
 def test_residency_is_restored(make_trace, residency, pages):
     results = replay_trace(ReplayOptions(make_trace(), residency=residency, **FAST))
     for strategy in results.strategies:

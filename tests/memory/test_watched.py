@@ -135,7 +135,7 @@ def test_touching_again_faults_where_memory_went(make_trace):
 
 
 def test_nothing_is_touched_again_where_nothing_was_resident(make_trace):
-    results = replay_trace(ReplayOptions(make_trace(), ("qemu",), residency="none", **FAST))
+    results = replay_trace(ReplayOptions(make_trace(), ("qemu",), residency="untouched", **FAST))
     assert results.settings.touched_pages == 0
     assert {run.touch_ns for run in results.strategies[1].runs} == {None}
     assert results.strategies[1].summary.touch_ns is None

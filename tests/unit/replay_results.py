@@ -69,6 +69,7 @@ def make_run(discard_ns: int, order: int = 0) -> Run:
         gone_pages=10,
         still_resident_pages=0,
         lazy_pages=0,
+        sibling_pages=0,
         preemptions=0,
         touch_ns=discard_ns,
         touch_faults=5,

@@ -138,7 +138,9 @@ def large_trace(path: Path, memory_bytes: int) -> Path:
 def test_nearly_a_terabyte_asked_of_a_small_machine(tmp_path: Path) -> None:
     """Refused before a page of it is planned, checked or mapped: by what its account would take."""
     path = large_trace(tmp_path / "big.balloon", (1 << 40) - 4096)
-    err = refused(ExitCode.FAILURE, "replay", path, "--residency", "none", "--memory-limit", "64M")
+    err = refused(
+        ExitCode.FAILURE, "replay", path, "--residency", "untouched", "--memory-limit", "64M"
+    )
     assert "not enough memory to replay 1099511623680 bytes" in err
     assert "67108864 may be used" in err
     counted = run(["whatif", path, "-s", "qemu"])

@@ -13,7 +13,9 @@ from tracer.trace.errors import AerostatError
 GIB = 1 << 30
 
 
-def options(residency: tuple = ("none", "all"), limit: int | None = None) -> HeadlineOptions:
+def options(
+    residency: tuple = ("untouched", "touched"), limit: int | None = None
+) -> HeadlineOptions:
     return HeadlineOptions(Path("t.balloon"), residency=residency, memory_limit_bytes=limit)
 
 
@@ -28,7 +30,7 @@ def test_it_is_whole_where_it_fits() -> None:
 
 
 def test_untouched_memory_needs_little() -> None:
-    assert fitting_scale(options(("none",)), GIB) == 1
+    assert fitting_scale(options(("untouched",)), GIB) == 1
 
 
 def test_it_is_refused_where_it_does_not_fit_and_says_how() -> None:
@@ -73,6 +75,8 @@ def test_what_was_published() -> None:
         ("-o", "x.json"),
         ("--against", "range"),
         ("--residency", "trace"),
+        ("--residency", "1/8"),
+        ("--residency", "huge"),
     ],
 )
 def test_options_that_mean_nothing_here_are_refused(extra: tuple[str, ...], capsys) -> None:

@@ -136,7 +136,8 @@ def test_every_strategy_says_what_it_is(name):
     strategy = STRATEGIES[name]
     assert strategy.name == name
     assert strategy.source
-    assert strategy.protocol == ("range_words" if name in ("range", "bulk") else "pfns")
+    new = {"range": "range_words", "bulk": "range_words", "scatter": "scatterlist"}
+    assert strategy.protocol == new.get(name, "pfns")
     assert strategy.causal == (name != "oracle")
 
 
@@ -426,6 +427,7 @@ def test_the_seeds_inflate_in_numbers():
         "request": (7168, 7168),
         "batch": (896, 896),
         "range": (1, 1),
+        "scatter": (2, 2),  # a descriptor's length has 32 bits
         "bulk": (1, 1),
         "deferred": (112, 112),
         "huge": (3584, 3584),
