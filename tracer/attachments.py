@@ -6,16 +6,13 @@ How programs are made is left to a subclass: compiled (tracer/loader.py) or empt
 from __future__ import annotations
 
 import abc
-import contextlib
+import errno
 import os
-import re
 import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from tracer import perf_events
 from tracer.bpf_programs import (
     BPF_TRACE_FENTRY,
     BPF_TRACE_FEXIT,
@@ -32,42 +29,20 @@ from tracer.privilege import lacking_for, names, remedy_for
 from tracer.probes import Kind
 
 _TRACEFS = Path("/sys/kernel/tracing")
-
-
-@contextlib.contextmanager
-def captured_stderr() -> Iterator[list[str]]:
-    """Collect what libbcc's C++ code writes to descriptor 2: its exceptions say nothing."""
-    text: list[str] = []
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield text
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-            sink.seek(0)
-            text.append(sink.read().decode(errors="replace"))
-
-
-def last_error(text: list[str]) -> str:
-    """Pick the line of captured text that says most."""
-    lines = [line.strip() for line in "".join(text).splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or ["no message"])[0]
+_ABSENT = {
+    Kind.UPROBE: "there is no such file",
+    Kind.KPROBE: "the kernel has no such function",
+    Kind.KRETPROBE: "the kernel has no such function",
+    Kind.TRACEPOINT: "the kernel has no such event",
+    Kind.RAW_TRACEPOINT: "the kernel has no such event",
+}
+"""What ENOENT means, by what was to be probed."""
 
 
 class Attachments(abc.ABC):
-    """Attaches programs and keeps what must be closed to take them away.
+    """Attaches programs and keeps what must be closed to take them away."""
 
-    Args:
-        libbcc: BCC's C library.
-    """
-
-    def __init__(self, libbcc: Any) -> None:
-        self._libbcc = libbcc
+    def __init__(self) -> None:
         self._closers: list[Callable[[], object]] = []
         self._programs: dict[str, set[int]] = {}
 
@@ -107,18 +82,12 @@ class Attachments(abc.ABC):
         self._programs.setdefault(function, set()).add(program)
         return program
 
-    def _keep(self, fd: int, kind: Kind, what: str, text: list[str]) -> None:
-        if fd >= 0:
-            self._closers.append(lambda: os.close(fd))
-            return
-        missing = lacking_for(kind)
-        if missing:
-            raise ProbeError(
-                f"cannot attach a {kind.value} to {what}",
-                reason=f"this process lacks {names(missing)}",
-                remedy=remedy_for(missing),
-            )
-        raise ProbeError(f"cannot attach a {kind.value} to {what}", reason=last_error(text))
+    def _keep(self, attach: Callable[[], int], kind: Kind, what: str) -> None:
+        try:
+            fd = attach()
+        except OSError as error:
+            raise _refused(kind, what, error) from error
+        self._closers.append(lambda: os.close(fd))
 
     def attach_uprobe(self, function: str, path: Path, file_offset: int, pid: int) -> None:
         """Attach to an instruction of a program file, in one process's memory only.
@@ -127,12 +96,11 @@ class Attachments(abc.ABC):
             ProbeError: The kernel refuses it.
         """
         program = self._known(function, PROG_TYPE_KPROBE)
-        name = f"aerostat_{pid}_{file_offset:x}"
-        with captured_stderr() as text:
-            fd = self._libbcc.bpf_attach_uprobe(
-                program, 0, name.encode(), str(path).encode(), file_offset, pid, 0
-            )
-        self._keep(fd, Kind.UPROBE, str(path), text)
+        self._keep(
+            lambda: perf_events.attach_to_file(program, path, file_offset, pid),
+            Kind.UPROBE,
+            str(path),
+        )
 
     def attach_kprobe(
         self, function: str, symbol: str, *, at_return: bool, address: int | None = None
@@ -149,15 +117,11 @@ class Attachments(abc.ABC):
             ProbeError: The kernel has no kprobes or no such function.
         """
         program = self._known(function, PROG_TYPE_KPROBE)
-        plain = re.sub(r"\W", "_", symbol)
-        name = f"aerostat_{'r' if at_return else 'p'}_{plain}_{os.getpid()}"
-        # Without a name the offset is an address (perf_event_open(2): config2, kprobe_addr).
-        place = (symbol.encode(), 0) if address is None else (b"", address)
-        with captured_stderr() as text:
-            fd = self._libbcc.bpf_attach_kprobe(
-                program, 1 if at_return else 0, name.encode(), *place, 0
-            )
-        self._keep(fd, Kind.KRETPROBE if at_return else Kind.KPROBE, symbol, text)
+        self._keep(
+            lambda: perf_events.attach_to_function(program, symbol, address, at_return=at_return),
+            Kind.KRETPROBE if at_return else Kind.KPROBE,
+            symbol,
+        )
 
     def attach_fentry(self, function: str, btf: Btf, symbol: str, *, at_return: bool) -> None:
         """Attach to the entry or the return of a kernel or module function by trampoline.
@@ -180,9 +144,12 @@ class Attachments(abc.ABC):
         """
         mount_tracefs()
         program = self._known(function, PROG_TYPE_TRACEPOINT)
-        with captured_stderr() as text:
-            fd = self._libbcc.bpf_attach_tracepoint(program, category.encode(), event.encode())
-        self._keep(fd, Kind.TRACEPOINT, f"{category}:{event}", text)
+
+        def attach() -> int:
+            number = int((_TRACEFS / "events" / category / event / "id").read_text())
+            return perf_events.attach_to_tracepoint(program, number)
+
+        self._keep(attach, Kind.TRACEPOINT, f"{category}:{event}")
 
     def attach_raw_tracepoint(self, function: str, event: str) -> None:
         """Attach to a raw tracepoint.
@@ -191,9 +158,26 @@ class Attachments(abc.ABC):
             ProbeError: There is no such event.
         """
         program = self._known(function, PROG_TYPE_RAW_TRACEPOINT)
-        with captured_stderr() as text:
-            fd = self._libbcc.bpf_attach_raw_tracepoint(program, event.encode())
-        self._keep(fd, Kind.RAW_TRACEPOINT, event, text)
+        self._keep(
+            lambda: perf_events.attach_to_raw_tracepoint(program, event),
+            Kind.RAW_TRACEPOINT,
+            event,
+        )
+
+
+def _refused(kind: Kind, what: str, error: OSError) -> ProbeError:
+    """Say why the kernel does not attach a probe."""
+    missing = lacking_for(kind) if error.errno in (errno.EPERM, errno.EACCES) else frozenset()
+    if missing:
+        return ProbeError(
+            f"cannot attach a {kind.value} to {what}",
+            reason=f"this process lacks {names(missing)}",
+            remedy=remedy_for(missing),
+        )
+    if error.errno == errno.ENOENT:
+        return ProbeError(f"cannot attach a {kind.value} to {what}", reason=_ABSENT[kind])
+    reason = error.strerror or str(error)
+    return ProbeError(f"cannot attach a {kind.value} to {what}", reason=reason)
 
 
 def mount_tracefs() -> None:

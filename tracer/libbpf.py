@@ -80,12 +80,16 @@ def library() -> ctypes.CDLL:
         ),
         "bpf_link_create": (c_int, (c_int, c_int, c_uint32, c_void_p)),
         "bpf_map_create": (c_int, (c_int, c_char_p, c_uint32, c_uint32, c_uint32, c_void_p)),
+        "bpf_map_lookup_elem": (c_int, (c_int, c_void_p, c_void_p)),
+        "bpf_map_get_next_key": (c_int, (c_int, c_void_p, c_void_p)),
         "bpf_map_update_elem": (c_int, (c_int, c_void_p, c_void_p, c_uint64)),
         "bpf_map_delete_elem": (c_int, (c_int, c_void_p)),
         "bpf_btf_get_next_id": (c_int, (c_uint32, POINTER(c_uint32))),
         "bpf_btf_get_fd_by_id": (c_int, (c_uint32,)),
         "bpf_obj_get_info_by_fd": (c_int, (c_int, c_void_p, POINTER(c_uint32))),
         "bpf_enable_stats": (c_int, (c_uint32,)),
+        "bpf_raw_tracepoint_open": (c_int, (c_char_p, c_int)),
+        "libbpf_num_possible_cpus": (c_int, ()),
     }
     for name, (result, arguments) in prototypes.items():
         function = getattr(loaded, name)

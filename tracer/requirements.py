@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from tracer.attachments import mount_tracefs
 from tracer.bpf_programs import EMPTY, PROG_TYPE_KPROBE, load_program
 from tracer.checks import ENVIRONMENT, Check
+from tracer.compiler import import_bcc
 from tracer.environment import Machine
 from tracer.guest_layout import DRIVER, kernel_symbol
 from tracer.libbpf import Btf
-from tracer.loader import import_bcc
 from tracer.predict import RING_BUFFER_SINCE, memlock_obstacle
 from tracer.privilege import (
     KERNEL_ADDRESSES,

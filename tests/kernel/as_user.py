@@ -11,22 +11,26 @@ from collections.abc import Callable, Iterable
 
 NOBODY = 65534
 PR_SET_DUMPABLE, PR_SET_KEEPCAPS = 4, 8
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2
 VERSION_3 = 0x20080522
 LONGEST_S = 60
 
 
 def become_nobody(capabilities: Iterable[int]) -> None:
-    """Change this process for good."""
+    """Change this process for good, and what it executes, as setpriv and a service's unit do."""
     libc = ctypes.CDLL(None, use_errno=True)
-    bits = sum(1 << int(capability) for capability in capabilities)
+    held = [int(capability) for capability in capabilities]
+    bits = sum(1 << capability for capability in held)
     assert libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
     low, high = bits & 0xFFFFFFFF, bits >> 32
-    sets = struct.pack("<IIIIII", low, low, 0, high, high, 0)
+    sets = struct.pack("<IIIIII", low, low, low, high, high, high)
     if libc.capset(struct.pack("<Ii", VERSION_3, 0), sets):
         raise OSError(ctypes.get_errno(), "capset")
+    for capability in held:
+        assert libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0) == 0
     # As after an exec: else /proc/self would be root's.
     assert libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0
 

@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import struct
-from pathlib import Path
 
 import pytest
 
@@ -12,15 +11,13 @@ from tracer import host_probes, libbpf
 from tracer.bpf_programs import PROG_TYPE_KPROBE, load_program
 from tracer.errors import BccError, ProbeError
 from tracer.libbpf import Btf
-from tracer.loader import Program, import_bcc, refused
+from tracer.loader import Program
 from tracer.privilege import LOAD
 
 NR_BPF = 321
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
 SECCOMP_MODE_FILTER = 2
-HEADERS = Path(__file__).parents[2] / "bpf" / "headers"
 EXIT_WITHOUT_RESULT = bytes.fromhex("9500000000000000")
-UNTRUE_TO_THE_VERIFIER = b"int reads_anything(void *ctx) { return *(volatile int *)0xdead; }"
 
 
 def test_the_verifiers_last_word_is_the_reason():
@@ -29,17 +26,6 @@ def test_the_verifiers_last_word_is_the_reason():
     assert "R0 !read_ok" in caught.value.reason
     assert "refuses the BPF program on_nothing" in caught.value.what
     assert caught.value.remedy
-
-
-def test_the_verifiers_last_word_comes_through_bcc_too(capfd, monkeypatch):
-    monkeypatch.setenv("BCC_KERNEL_SOURCE", str(HEADERS))
-    bcc = import_bcc()
-    program = bcc.BPF(text=UNTRUE_TO_THE_VERIFIER)
-    with pytest.raises(Exception, match="Failed to load"):
-        program.load_func(b"reads_anything", bcc.BPF.KPROBE)
-    error = refused("reads_anything", capfd.readouterr().err)
-    assert "invalid mem access" in error.reason
-    program.cleanup()
 
 
 def test_a_source_that_does_not_compile_says_where(capfd):

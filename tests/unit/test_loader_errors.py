@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tracer.loader import refused
-
 ROOT = Path(__file__).parents[2]
 TRY_IMPORT = """
-from tracer.loader import import_bcc
+from tracer.compiler import import_bcc
 from tracer.trace.errors import AerostatError
 try:
     import_bcc()
@@ -58,28 +56,3 @@ def test_bcc_without_its_library_says_which_package_to_mend(tmp_path):
     assert text.startswith("6\n")
     assert "libbcc.so.999: cannot open shared object file" in text
     assert "apt-get install --reinstall libbpfcc" in text
-
-
-@pytest.mark.parametrize(
-    ("printed", "reason", "remedy"),
-    [
-        (
-            "bpf: Failed to load program: Permission denied\n0: (95) exit\nR0 !read_ok\n"
-            "processed 1 insns (limit 1000000) max_states_per_insn 0 total_states 0\n\n"
-            "HINT: something of BCC's",
-            "Permission denied: R0 !read_ok",
-            "doctor --json",
-        ),
-        (
-            "bpf: Failed to load program: Argument list too long\n",
-            "Argument list too long",
-            "doctor",
-        ),
-        ("no word that is known", "Invalid argument: no word that is known", "doctor --json"),
-    ],
-)
-def test_what_libbcc_prints_becomes_one_reason(printed, reason, remedy):
-    error = refused("on_pop", printed)
-    assert error.reason == reason
-    assert "refuses the BPF program on_pop" in error.what
-    assert remedy in error.remedy
