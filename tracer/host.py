@@ -59,9 +59,12 @@ class HostOptions(CaptureOptions):
                 f"there is no detail {self.detail!r}", remedy=f"choose of {', '.join(DETAILS)}"
             )
         size_bytes = self.ring_bytes or ring_bytes(self.detail)
+        # Requests come with up to 256 pages each: what takes a record a page is the other ring.
+        requests_bytes = self.ring_bytes or min(size_bytes, ring_bytes("requests"))
         return Settings(
             detail=self.detail,
             ring_bytes=size_bytes,
+            requests_ring_bytes=requests_bytes,
             quota=self.quota,
             counts_only=self.counts_only,
         )

@@ -27,7 +27,8 @@ class Settings:
 
     Attributes:
         detail: requests, discards or calls.
-        ring_bytes: Size of each of its rings.
+        ring_bytes: Size of its ring of calls.
+        requests_ring_bytes: Size of its ring of requests.
         quota: What it may put into them in a second.
         actual_bytes: Reads the device's `actual` over QMP, where the caller has a connection.
         name: Name for the manifest; the VMM's own where None.
@@ -37,6 +38,7 @@ class Settings:
 
     detail: str
     ring_bytes: int
+    requests_ring_bytes: int
     quota: Quota
     actual_bytes: Callable[[], int] | None = None
     name: str | None = None

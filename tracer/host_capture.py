@@ -70,12 +70,16 @@ class HostCapture:
                     descriptors=self._memory.descriptors,
                     merge=subject.settings.detail != "calls",
                     ring_bytes=subject.settings.ring_bytes,
+                    requests_ring_bytes=subject.settings.requests_ring_bytes,
                     quota=subject.settings.quota,
                 )
             )
             self._resources.callback(self._probes.close)
-            self._requests = self._pumped(engine.pump, self._probes.requests)
-            self._calls = self._pumped(engine.pump, self._probes.calls)
+            detail, settings = subject.settings.detail, subject.settings
+            requests_s = longest_wait_s("requests", settings.requests_ring_bytes)
+            self._requests = self._pumped(engine.pump, self._probes.requests, requests_s)
+            calls_s = longest_wait_s(detail, settings.ring_bytes)
+            self._calls = self._pumped(engine.pump, self._probes.calls, calls_s)
             self._events = VmEvents(self._probes, writer, subject.vmm.pid, self._to_scan)
             self._account = Account(engine, self._probes, self._rows, subject.sites)
             self._losses = LossCounter(writer, self._account.lost)
@@ -100,9 +104,8 @@ class HostCapture:
         """Detach and free; the writer is the caller's."""
         self._resources.close()
 
-    def _pumped(self, pump: Pump, ring: Ring) -> PumpedRing:
-        settings = self.subject.settings
-        pumped = pump.add(ring, longest_wait_s(settings.detail, settings.ring_bytes))
+    def _pumped(self, pump: Pump, ring: Ring, longest_s: float) -> PumpedRing:
+        pumped = pump.add(ring, longest_s)
         self._resources.callback(pump.remove, pumped)
         return pumped
 
@@ -232,7 +235,11 @@ class HostCapture:
             end=end,
             detail=self.subject.settings.detail,
             probes=self._account.probe_records(),
-            counters={**counters, "ring_bytes": self.subject.settings.ring_bytes},
+            counters={
+                **counters,
+                "ring_bytes": self.subject.settings.ring_bytes,
+                "requests_ring_bytes": self.subject.settings.requests_ring_bytes,
+            },
         )
         return Manifest(
             sides={"host": side},

@@ -2,8 +2,9 @@
 
 The programs never ask for a wake-up (BPF_RB_NO_WAKEUP), so a drain runs on a timer. All records of
 one ring have one size, which makes the mapped ring a strided array: the layout is a page with the
-consumer's position, a page with the producer's, and the data mapped twice in a row so that a record
-that wraps is whole (kernel/bpf/ringbuf.c, since 5.8).
+consumer's position, a page with the producer's, and the data (kernel/bpf/ringbuf.c, since 5.8). The
+kernel offers the data a second time after that, so that a record that wraps is whole. It is not
+mapped here: resident memory would count every page of the ring twice.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _HEADER_BYTES = 8
 _BUSY = np.uint32(1 << 31)
 _DISCARDED = np.uint32(1 << 30)
 _LENGTH = np.uint32((1 << 30) - 1)
+_WORD = np.dtype(np.uint32)
 
 Records = npt.NDArray[np.void]
 
@@ -64,7 +66,7 @@ class Ring:
         page = mmap.PAGESIZE
         self._control = mmap.mmap(map_fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._data = mmap.mmap(
-            map_fd, page + 2 * size_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
+            map_fd, page + size_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
         )
         self._consumer: npt.NDArray[np.uint64] | None = np.frombuffer(
             self._control, np.uint64, count=1
@@ -88,17 +90,53 @@ class Ring:
         waiting = (int(self._producer[0]) - begin) // self._stride_bytes
         if waiting <= 0:
             return np.empty(0, self._record)
-        offset = mmap.PAGESIZE + begin % self._size_bytes
-        raw = np.frombuffer(self._data, np.uint8, waiting * self._stride_bytes, offset)
-        headers = np.ndarray(
-            (waiting,), np.uint32, buffer=raw.data, strides=(self._stride_bytes,)
-        ).copy()
+        headers = self._headers(begin, waiting)
         whole = self._whole(headers)
-        slots = raw.reshape(waiting, self._stride_bytes)
-        taken = slots[:whole, _HEADER_BYTES : _HEADER_BYTES + self._record.itemsize].copy()
+        taken = self._copied(begin, whole)
         self._consumer[0] = begin + whole * self._stride_bytes
-        records: Records = taken.reshape(-1).view(self._record)
-        return pick_records(records, (headers[:whole] & _DISCARDED) == 0)
+        return pick_records(taken, (headers[:whole] & _DISCARDED) == 0)
+
+    def _headers(self, begin: int, count: int) -> npt.NDArray[np.uint32]:
+        """Copy the headers of slots: 8 bytes, so that none lies across the ring's end."""
+        at = begin % self._size_bytes
+        before = min(count, -(-(self._size_bytes - at) // self._stride_bytes))
+        after_at = at + before * self._stride_bytes - self._size_bytes
+        parts = (self._strided(at, before, 1), self._strided(after_at, count - before, 1))
+        return np.concatenate(parts).reshape(count)
+
+    def _copied(self, begin: int, count: int) -> Records:
+        """Copy the records of slots: up to the ring's end, across it, and from its begin on."""
+        words = self._stride_bytes // _WORD.itemsize
+        at = begin % self._size_bytes
+        taken = np.empty(count, self._record)
+        target = taken.view(np.uint8).reshape(count, self._record.itemsize)
+        before = min(count, (self._size_bytes - at) // self._stride_bytes)
+        target[:before] = self._payload(self._strided(at, before, words))
+        at += before * self._stride_bytes
+        if before < count and at < self._size_bytes:
+            left = (self._size_bytes - at) // _WORD.itemsize
+            parts = (self._strided(at, 1, left), self._strided(0, 1, words - left))
+            target[before : before + 1] = self._payload(np.concatenate(parts, axis=1))
+            before, at = before + 1, at + self._stride_bytes
+        after = self._strided(at - self._size_bytes, count - before, words)
+        target[before:] = self._payload(after)
+        return taken
+
+    def _strided(self, at: int, count: int, words: int) -> npt.NDArray[np.uint32]:
+        """Look at the first words of so many slots, from a place in the ring on: no copy."""
+        if not count:
+            return np.empty((0, words), _WORD)
+        return np.ndarray(
+            (count, words),
+            _WORD,
+            buffer=self._data,
+            offset=mmap.PAGESIZE + at,
+            strides=(self._stride_bytes, _WORD.itemsize),
+        )
+
+    def _payload(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
+        """Leave the header out, and what fills the record up to 8 bytes."""
+        return slots.view(np.uint8)[:, _HEADER_BYTES : _HEADER_BYTES + self._record.itemsize]
 
     def _whole(self, headers: npt.NDArray[np.uint32]) -> int:
         """Count the records before the first one that its producer has not finished."""

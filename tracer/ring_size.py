@@ -17,9 +17,8 @@ _CALLS_WAIT_S = 0.02
 """With a record per page a ring fills fifty times as fast, so it is looked at more often."""
 _SMALLEST_BYTES = 256 << 10
 _LARGEST_BYTES = {"requests": 4 << 20, "discards": 4 << 20, "calls": 16 << 20}
-"""A VM's two rings are mapped twice each: a recorder's resident memory grows by four times this
-for each VM, and the kernel's by two. Who asks for every call gets more than a busy host's longest
-delays need."""
+"""Kernel memory for each ring of a VM, and resident in the recorder too. Who asks for every call
+gets more than a busy host's longest delays need."""
 _MARGIN = 4
 _NR_MADVISE = 28
 _PROBED_CALLS = 200

@@ -102,7 +102,8 @@ class Target:
         spans: Guest memory: HVAs, half-open; for a VMM whose handlers are not known.
         descriptors: Those of the VMM that lead to the files behind that memory; likewise.
         merge: Whether adjacent calls are merged in the kernel.
-        ring_bytes: Size of each of its two rings, a power of two of pages.
+        ring_bytes: Size of its ring of calls, a power of two of pages.
+        requests_ring_bytes: Size of its ring of requests, likewise.
         quota: Its share of this host's recorder.
     """
 
@@ -112,6 +113,7 @@ class Target:
     descriptors: Collection[int]
     merge: bool
     ring_bytes: int
+    requests_ring_bytes: int
     quota: Quota
 
 
@@ -132,19 +134,19 @@ class VmProbes:
         self._resources = contextlib.ExitStack()
         with self._resources:
             self._resources.callback(engine.release, slot)
-            self.requests = self._ring("requests", decode.HOST_REQUEST)
-            self.calls = self._ring("calls", decode.HOST_CALLS)
+            self.requests = self._ring("requests", decode.HOST_REQUEST, target.requests_ring_bytes)
+            self.calls = self._ring("calls", decode.HOST_CALLS, target.ring_bytes)
             self._vms[self._key] = self._leaf()
             self._resources.callback(self._forget)
             self._resources = self._resources.pop_all()
 
-    def _ring(self, name: str, record: np.dtype[np.void]) -> Ring:
-        fd = create_ring(f"{name}_{self._target.pid}", self._target.ring_bytes)
+    def _ring(self, name: str, record: np.dtype[np.void], size_bytes: int) -> Ring:
+        fd = create_ring(f"{name}_{self._target.pid}", size_bytes)
         self._resources.callback(os.close, fd)
         outer = self._engine.program.map_fd(name)
         put_map(outer, self._slot, fd)
         self._resources.callback(drop_map, outer, self._slot)
-        ring = Ring(fd, self._target.ring_bytes, record)
+        ring = Ring(fd, size_bytes, record)
         self._resources.callback(ring.close)
         return ring
 

@@ -27,6 +27,7 @@ from aerostat.record_options import (
 from aerostat.recording import Ended, Listeners, listeners
 from aerostat.stop import stop_on_signal
 from aerostat.unprivileged import then_drop
+from aerostat.without_pandas import leave_pandas_out
 from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
 
@@ -62,6 +63,7 @@ def command(**given: Any) -> ExitCode:
     if given["prove"]:
         return _prove(given)
     _check(given)
+    leave_pandas_out()
     output: Path = given["output"]
     common = capture_options(given)
     with (

@@ -61,8 +61,10 @@ def command(**given: Any) -> ExitCode:
         raise click.UsageError("--interval is at least 100ms")
     from aerostat.top_outputs import open_output
     from aerostat.watching import Watching
+    from aerostat.without_pandas import leave_pandas_out
     from tracer.privilege import LOAD, require
 
+    leave_pandas_out()
     # Before any process is looked at: without privilege that fails for a lesser reason.
     require("a VM", LOAD)
     appeared = _one(given) if is_one else _every()

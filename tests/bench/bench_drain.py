@@ -46,7 +46,7 @@ class Producer:
         self._code = MachineCode({"calls": SYSTEM_CALLS})
         self._memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._page = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
-        target = Target(os.getpid(), NO_SITES, (), (), False, RING_BYTES, UNLIMITED)
+        target = Target(os.getpid(), NO_SITES, (), (), False, RING_BYTES, RING_BYTES, UNLIMITED)
         self.ring_fd, self.probes = self._added(target)
         inflight = self.engine.program["inflight"]
         key = inflight.Key(os.getpid() << 32 | threading.get_native_id())

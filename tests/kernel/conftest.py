@@ -39,6 +39,7 @@ class CallRecorder:
             descriptors=(),
             merge=merge,
             ring_bytes=RING_BYTES,
+            requests_ring_bytes=RING_BYTES,
             quota=Quota(),
         )
         self.probes = self.engine.add(target)

@@ -71,6 +71,7 @@ own = Target(
     descriptors=(),
     merge=True,
     ring_bytes=1 << 20,
+    requests_ring_bytes=1 << 20,
     quota=Quota(),
 )
 with HostEngine(calls=False) as engine, contextlib.closing(engine.add(own)) as probes:

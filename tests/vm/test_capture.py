@@ -80,6 +80,7 @@ def target_of(pid: int, sites: host_probes.QemuSites) -> Target:
         descriptors=(),
         merge=True,
         ring_bytes=4 << 20,
+        requests_ring_bytes=4 << 20,
         quota=Quota(),
     )
 

@@ -352,6 +352,7 @@ def test_recovered_functions_serve_the_live_queues(vm):
         descriptors=(),
         merge=True,
         ring_bytes=4 << 20,
+        requests_ring_bytes=4 << 20,
         quota=Quota(),
     )
     with (
