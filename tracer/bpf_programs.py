@@ -1,8 +1,4 @@
-"""BPF programs by their instructions: what BCC cannot load or attach, and how long programs run.
-
-BCC 0.26 attaches fentry programs to vmlinux functions alone; the balloon driver is a module, so
-those are loaded here.
-"""
+"""BPF programs by their instructions: loaded, attached as fentry, and how long they run."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _host_requests(rows: list[Row], pid: int | None) -> list[Check]:
     with contextlib.ExitStack() as stack:
         engine = stack.enter_context(HostEngine(calls=False))
         ours = stack.enter_context(contextlib.closing(SyntheticHandler()))
-        vm = Target(os.getpid(), ours.sites, (), (), True, _RING_BYTES, Quota())
+        vm = Target(os.getpid(), ours.sites, (), (), True, _RING_BYTES, _RING_BYTES, Quota())
         stack.enter_context(contextlib.closing(engine.add(vm)))
         target = UprobeTarget(ours.sites, os.getpid(), lambda: ours.handle(_REQUESTS))
         own = prove_uprobes(engine.program, rows, target, traps_ns, bodies_ns)

@@ -28,7 +28,7 @@ def function_cost(kind: Kind) -> float:
         Nanoseconds that one hit adds, without what the BPF program does.
 
     Raises:
-        BccError: BCC is missing.
+        BccError: libbpf is missing.
         ProbeError: The kernel has no such probes, or this process may not set them.
     """
     code = MachineCode({"calls": SYSTEM_CALLS})

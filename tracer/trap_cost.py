@@ -43,7 +43,7 @@ def trap_costs(instructions: Iterable[str] = (EMULATED, SINGLE_STEPPED)) -> dict
         Nanoseconds that one hit adds, by instruction, without what the BPF program does.
 
     Raises:
-        BccError: BCC is missing.
+        BccError: libbpf is missing.
         ProbeError: A uprobe does not attach.
     """
     wanted = list(instructions)
