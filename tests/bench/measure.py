@@ -32,14 +32,14 @@ class Settings:
     Attributes:
         pairs: Rounds that count, of each bench that measures in pairs; one more is thrown away.
         seed: Of the order within a round.
-        seconds: Length of the flood that memory is watched over.
+        seconds: Length of each flood that memory is watched over.
         events: Events of the sustained run.
         pages: Pages of 4 KiB that the goals discard: the seed's 7 GiB.
     """
 
     pairs: int = 7
     seed: int = 1
-    seconds: float = 60.0
+    seconds: float = 360.0
     events: int = 10_000_000
     pages: int = 7 << 18
 
