@@ -63,7 +63,7 @@ def document(found: Headline) -> dict[str, Any]:
 TAKES = frozenset(
     {
         *(
-            "trace",
+            "traces",
             "seed_headline",
             "strategies",
             "runs",
@@ -96,6 +96,8 @@ def run(context: click.Context) -> None:
     if other := sorted(given.keys() - TAKES):
         option = next(each for each in context.command.params if each.name == other[0])
         raise click.UsageError(f"{max(option.opts, key=len)} does not go with --seed-headline")
+    if len(given.get("traces", ())) > 1:
+        raise click.UsageError("--seed-headline takes the order of one trace")
     from replay.headline import measure_headline
 
     options = _options(given)
@@ -123,7 +125,7 @@ def _options(given: dict[str, Any]) -> HeadlineOptions:
             raise click.UsageError("--residency is untouched or touched with --seed-headline")
         chosen["residency"] = (given["residency"],)
     return HeadlineOptions(
-        trace=given.get("trace") or default_trace(),
+        trace=given["traces"][0] if given.get("traces") else default_trace(),
         memory_limit_bytes=given.get("memory_limit"),
         **chosen,
     )

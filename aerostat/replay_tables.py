@@ -14,7 +14,7 @@ REFERENCE = "qemu"
 """Strategies are set beside this one where it was replayed: it is what most VMMs do today."""
 
 
-TIMES = 10
+TIMES = 11
 """Columns of the table of times."""
 
 
@@ -74,7 +74,7 @@ def overlapping(results: Results) -> list[str]:
 
 
 def _draw_times(results: Results) -> None:
-    columns = ["<strategy", "b send", "merge", "c translate", "d discard", "b+c+d"]
+    columns = ["<strategy", "b send", "merge", "c translate", "d discard", "d predicted", "b+c+d"]
     columns += [f"x {REFERENCE}", "x oracle", "over nop", "harness in d"]
     rows = [_times(strategy) for strategy in results.strategies]
     rows += [_refused_row(refused.name, len(columns)) for refused in results.refused]
@@ -83,6 +83,8 @@ def _draw_times(results: Results) -> None:
     title = f"times: medians of {settings.runs} runs with their 95 % intervals in percent"
     title += f", {siblings_in_words(settings.siblings)}"
     render.draw(title, columns, rows, spare=spare)
+    if line := prediction_line(results):
+        render.say(line)
     names = {strategy.name for strategy in results.strategies}
     if "oracle" not in names:
         render.say("How far from the bound: not observed; replay the oracle as well (-s oracle).")
@@ -92,22 +94,28 @@ def _times(strategy: StrategyResult) -> list[str]:
     summary = strategy.summary
     if summary is None:
         return [in_words(strategy.name), *([render.NOT_OBSERVED] * (TIMES - 1))]
-    stages = (
-        summary.send_ns,
-        summary.merge_ns,
-        summary.translate_ns,
-        summary.discard_ns,
-        summary.total_ns,
-    )
+    stages = (summary.send_ns, summary.merge_ns, summary.translate_ns, summary.discard_ns)
     over_nop = _beside(summary, "nop")
     return [
         in_words(strategy.name),
         *map(spread, stages),
+        _predicted(strategy, summary),
+        spread(summary.total_ns),
         _ratio(_beside(summary, REFERENCE), strategy.name == REFERENCE),
         _ratio(_beside(summary, "oracle"), strategy.name == "oracle"),
         render.NOT_OBSERVED if over_nop is None else render.ns(over_nop.excess_ns.median),
         render.ns(median(run.floor_ns for run in strategy.runs)),
     ]
+
+
+def _predicted(strategy: StrategyResult, summary: Summary) -> str:
+    """What was foretold before the first run, and how far it is from what was measured."""
+    foretold_ns, measured_ns = strategy.predicted_discard_ns, summary.discard_ns.median
+    if foretold_ns is None or not strategy.operations:
+        return render.NOT_OBSERVED
+    if not measured_ns:
+        return render.ns(foretold_ns)
+    return f"{render.ns(foretold_ns)} {100 * (foretold_ns / measured_ns - 1):+.0f} %"
 
 
 def _beside(summary: Summary, reference: str) -> Beside | None:
@@ -150,6 +158,22 @@ def _work(strategy: StrategyResult) -> list[str]:
 
 def _refused_row(name: str, columns: int) -> list[str]:
     return [in_words(name), "refused", *([render.NOT_OBSERVED] * (columns - 2))]
+
+
+def prediction_line(results: Results) -> str:
+    """Say how far predictions were off, at the median and at worst; empty where there were none."""
+    errors = [
+        abs(each.predicted_discard_ns / each.summary.discard_ns.median - 1)
+        for each in results.strategies
+        if each.operations and each.predicted_discard_ns is not None
+        if each.summary is not None and each.summary.discard_ns.median
+    ]
+    if not errors:
+        return ""
+    return (
+        f"Stage d was predicted from {len(results.calibration)} calibrated calls: off by"
+        f" {100 * median(errors):.1f} % at the median, {100 * max(errors):.1f} % at worst."
+    )
 
 
 def fidelity_line(fidelity: Fidelity) -> str:

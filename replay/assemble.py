@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from statistics import median
@@ -22,6 +22,7 @@ from tracer.trace.schema import PFN_SHIFT
 
 if TYPE_CHECKING:
     from replay.budget import Fitted
+    from replay.foretell import Foretold
     from replay.job import Done
     from replay.plan import Context
     from replay.planning import Refused
@@ -56,6 +57,7 @@ class Replay:
     touched_pages: int
     environment: Environment
     stolen_share: float | None
+    foretold: Foretold
 
 
 def assemble(replay: Replay) -> Results:
@@ -72,6 +74,7 @@ def assemble(replay: Replay) -> Results:
         fidelity=_fidelity(replay, strategies),
         strategies=strategies,
         refused=replay.refused,
+        calibration=replay.foretold.calibration,
     )
 
 
@@ -84,6 +87,8 @@ def _warnings(
         found.append(
             f"the trace {missing}: it is not all that happened; record again for a whole one"
         )
+    if replay.foretold.note:
+        found.append(f"stage d was not foretold: {replay.foretold.note}")
     if replay.fitted.reason:
         found.append(f"{replay.fitted.reason}; free memory or raise --memory-limit for more of it")
     return (
@@ -98,7 +103,11 @@ def _warnings(
 
 def _strategies(replay: Replay) -> tuple[StrategyResult, ...]:
     made = zip(replay.planned, replay.done, replay.watched, strict=True)
-    return strategy_results(list(made), replay.options.warmup, send_time_ns(replay.trace))
+    results = strategy_results(list(made), replay.options.warmup, send_time_ns(replay.trace))
+    return tuple(
+        replace(result, predicted_discard_ns=foretold_ns)
+        for result, foretold_ns in zip(results, replay.foretold.discard_ns, strict=True)
+    )
 
 
 def strategy_results(
@@ -136,6 +145,7 @@ def _strategy_result(
         translated_entries=done[0].translated_entries,
         rejected_entries=done[0].rejected_entries,
         projected_send_ns=None if send_ns is None else round(send_ns * plan.wire_requests),
+        predicted_discard_ns=None,
         runs=runs[plan.name],
         warmups=tuple(each.run for each in done[:warmup]),
         watched=tuple(watched),

@@ -164,11 +164,33 @@ class Run:
 
 
 @dataclass(frozen=True)
+class CalibrationPoint:
+    """One entry of the table that stage d was foretold from.
+
+    Args:
+        advice: `replay.backings.Advice`.
+        ranges: Ranges that share a call; 1: one call each.
+        state: What the call finds: untouched, small, split or huge.
+        far: Calls jump about; else each begins where the one before ended.
+        pages: Length; 0 in `split`: what the call that splits takes more.
+        samples_ns: Time of a call, or of a range, one sample a process.
+    """
+
+    advice: int
+    ranges: int
+    state: str
+    far: bool
+    pages: int
+    samples_ns: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class StrategyResult:
     """All runs of one strategy.
 
     `operations` are ranges, `calls` the system calls that they share, `threads` those that make
-    them; `projected_send_ns` is stage b at the trace's own pace. `summary` is made of `runs`, for
+    them; `projected_send_ns` is stage b at the trace's own pace, `predicted_discard_ns` stage d as
+    foretold before the first run; None where it was not. `summary` is made of `runs`, for
     readers without statistics; None where there are none.
     """
 
@@ -184,6 +206,7 @@ class StrategyResult:
     translated_entries: int
     rejected_entries: int
     projected_send_ns: int | None
+    predicted_discard_ns: int | None
     runs: tuple[Run, ...]
     warmups: tuple[Run, ...]
     watched: tuple[WatchedRun, ...]
@@ -194,7 +217,8 @@ class StrategyResult:
 class Results:
     """A replay: one trace, one machine, several strategies, several runs of each.
 
-    `refused` are the strategies that cannot work on this memory or this kernel, and why.
+    `refused` are the strategies that cannot work on this memory or this kernel, and why;
+    `calibration` is what predictions were made from, empty where there are none.
     """
 
     created_utc: str
@@ -206,6 +230,7 @@ class Results:
     fidelity: Fidelity | None
     strategies: tuple[StrategyResult, ...]
     refused: tuple[Refused, ...]
+    calibration: tuple[CalibrationPoint, ...]
 
     def to_json(self) -> dict[str, Any]:
         """One JSON document; field names are keys, units stand at the end of keys."""

@@ -102,7 +102,7 @@ def _job(options: ReplayOptions, planned: Planned, work: Work) -> Job:
         regions=regions,
         cpu=cpu,
         crew_cpus=_crew_cpus(cpu, planned.plan.threads),
-        sibling_cpus=_sibling_cpus(cpu, options.siblings),
+        sibling_cpus=sibling_cpus(cpu, options.siblings),
         touched=work.touched,
         watched=False,
     )
@@ -121,7 +121,7 @@ def _crew_cpus(own: int | None, threads: int) -> tuple[int, ...]:
     return tuple(allowed[i % len(allowed)] for i in range(threads))
 
 
-def _sibling_cpus(own: int | None, siblings: int) -> tuple[int, ...]:
+def sibling_cpus(own: int | None, siblings: int) -> tuple[int, ...]:
     """CPUs in turn, the executing thread's own last."""
     allowed = sorted(os.sched_getaffinity(0), key=lambda cpu: (cpu == own, -cpu))
     return tuple(allowed[i % len(allowed)] for i in range(siblings))

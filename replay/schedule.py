@@ -11,6 +11,7 @@ from replay.assemble import Replay, assemble
 from replay.backings import BACKINGS
 from replay.budget import require_account
 from replay.environment import fingerprint
+from replay.foretell import Foretold, Session, foretell
 from replay.plan import context_of
 from replay.prepare import fit_to_machine, plan_all
 from replay.requests import load_requests, memory_map
@@ -18,7 +19,7 @@ from replay.residency import Thp, check_residency, load_residency
 from replay.results import Results
 from replay.results_file import refuse_overwrite, save_results
 from replay.reuse import handed_back
-from replay.rounds import Work, run_all
+from replay.rounds import Work, chosen_cpu, run_all, sibling_cpus
 from replay.stability import read_cpu_time
 from tracer.trace.errors import AerostatError, CaptureIncompleteError
 from tracer.trace.missing import missing_events, require_requests
@@ -53,6 +54,7 @@ class ReplayOptions:
             which takes fewer interrupts than the first; None leaves it to the scheduler.
         residency: Which pages have memory at first: `trace`, `touched`, `untouched`, `1/N` or
             `huge` (`replay.residency.RESIDENCY`).
+        predict: Calibrate before the first run, and foretell stage d of each strategy.
         memory_limit_bytes: Most memory a run may take; never more than the machine has left.
         timeout_ns: Longest time one run may take.
         allow_loss: Replay a trace that is known to miss events.
@@ -71,6 +73,7 @@ class ReplayOptions:
     siblings: int = 0
     cpu: int | Literal["auto"] | None = "auto"
     residency: str = "trace"
+    predict: bool = False
     memory_limit_bytes: int | None = None
     timeout_ns: int = 600_000_000_000
     allow_loss: bool = False
@@ -86,7 +89,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
 
     Args:
         options: What and how.
-        progress: Told of phases `plan` and `replay`.
+        progress: Told of phases `plan`, `calibrate` and `replay`.
 
     Raises:
         AerostatError: The trace, a strategy or the machine does not allow it; a worker died; or
@@ -109,6 +112,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     environment, cpu_time = fingerprint(), read_cpu_time()
     touched = handed_back(fitted.requests, context.layout, fitted.residency)
     work = Work(planned, context, fitted.residency, touched)
+    foretold = _foretell(options, work, progress)
     done, watched = run_all(options, work, progress)
     results = assemble(
         Replay(
@@ -124,11 +128,24 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
             touched.total_pages,
             environment,
             cpu_time.stolen_share(read_cpu_time()),
+            foretold,
         )
     )
     if options.output is not None:
         save_results(results, options.output, force=options.force)
     return results
+
+
+def _foretell(options: ReplayOptions, work: Work, progress: Progress) -> Foretold:
+    plans = [planned.plan for planned in work.planned]
+    if not options.predict:
+        return Foretold(tuple(None for _ in plans), ())
+    progress("calibrate", 0, 1)
+    cpu = chosen_cpu(options)
+    session = Session(options.thp, cpu, sibling_cpus(cpu, options.siblings), options.seed)
+    foretold = foretell(plans, work.context, work.residency, session)
+    progress("calibrate", 1, 1)
+    return foretold
 
 
 def check_options(options: ReplayOptions) -> None:

@@ -4,18 +4,30 @@ import multiprocessing
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from types import ModuleType
-from typing import cast
+from typing import Protocol, TypeVar, cast
 
 from replay.job import Done, Job, run_job, watch_job
 from replay.watched import WatchedRun
 from tracer.trace.errors import AerostatError
 
 ProcessContext = ForkServerContext | SpawnContext
+
+
+class Titled(Protocol):
+    """What a fresh process can be asked to do."""
+
+    @property
+    def title(self) -> str:
+        """What it is, for messages."""
+
+
+AnyJob = TypeVar("AnyJob", bound=Titled)
+Answer = TypeVar("Answer")
 
 
 class WorkerError(AerostatError):
@@ -35,14 +47,31 @@ def process_context() -> ProcessContext:
 
 
 def run_in_fresh_process(context: ProcessContext, job: Job, timeout_ns: int) -> Done | WatchedRun:
+    """Carry out one run of a plan in a process of its own; raises as `call_in_fresh_process`."""
+    return call_in_fresh_process(context, _run, job, timeout_ns)
+
+
+def _run(job: Job) -> Done | WatchedRun:
+    return watch_job(job) if job.watched else run_job(job)
+
+
+def call_in_fresh_process(
+    context: ProcessContext, work: Callable[[AnyJob], Answer], job: AnyJob, timeout_ns: int
+) -> Answer:
     """Start a process for one job, wait for its result, and leave no process behind.
+
+    Args:
+        context: `process_context()`.
+        work: A function of a module; it is named to the process, not sent.
+        job: Its argument; is pickled, as the answer is.
+        timeout_ns: Longest time the process may take.
 
     Raises:
         WorkerError: The process died or took longer than `timeout_ns`.
-        AerostatError: What `run_job` raised in the worker.
+        AerostatError: What `work` raised.
     """
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(job, sender), daemon=True)
+    process = context.Process(target=_serve, args=(work, job, sender), daemon=True)
     answered = False
     try:
         with _bare_main():
@@ -57,7 +86,7 @@ def run_in_fresh_process(context: ProcessContext, job: Job, timeout_ns: int) -> 
         answered = True
     except EOFError:
         process.join()
-        raise _died(job, process.exitcode) from None
+        raise _died(job.title, process.exitcode) from None
     finally:
         receiver.close()
         if process.pid is not None:
@@ -66,7 +95,7 @@ def run_in_fresh_process(context: ProcessContext, job: Job, timeout_ns: int) -> 
             process.join()
     if isinstance(answer, BaseException):
         raise answer
-    return cast(Done | WatchedRun, answer)
+    return cast(Answer, answer)
 
 
 @contextmanager
@@ -84,13 +113,13 @@ def _bare_main() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-def _serve(job: Job, sender: Connection) -> None:
+def _serve(work: Callable[[AnyJob], Answer], job: AnyJob, sender: Connection) -> None:
     """The worker's whole life: one job, one answer."""
     # Ctrl-C reaches the parent as well, and the parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answer: Done | WatchedRun | AerostatError
+    answer: Answer | AerostatError
     try:
-        answer = watch_job(job) if job.watched else run_job(job)
+        answer = work(job)
     except AerostatError as error:
         answer = error
     except Exception as error:
@@ -102,14 +131,12 @@ def _serve(job: Job, sender: Connection) -> None:
     sender.close()
 
 
-def _died(job: Job, exit_code: int | None) -> WorkerError:
+def _died(title: str, exit_code: int | None) -> WorkerError:
     killed_by = -exit_code if exit_code is not None and exit_code < 0 else 0
     if not killed_by:
-        return WorkerError(f"the process of {job.title} ended early", reason=f"code {exit_code}")
+        return WorkerError(f"the process of {title} ended early", reason=f"code {exit_code}")
     name = signal.Signals(killed_by).name
     remedy = ""
     if killed_by == signal.SIGKILL:
         remedy = "if the kernel was out of memory (see dmesg), replay with --memory-limit"
-    return WorkerError(
-        f"the process of {job.title} died", reason=f"killed by {name}", remedy=remedy
-    )
+    return WorkerError(f"the process of {title} died", reason=f"killed by {name}", remedy=remedy)

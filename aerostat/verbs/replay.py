@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 @click.command("replay")
-@click.argument("trace", type=TRACE, required=False)
+@click.argument("traces", metavar="[TRACE]...", type=TRACE, nargs=-1)
+@click.option(
+    "--fidelity",
+    is_flag=True,
+    help="Instead, set the traced VMM's own strategy beside each TRACE, cause by cause.",
+)
 @click.option(
     "--seed-headline",
     is_flag=True,
@@ -97,6 +102,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="CPU to execute on: a number, `auto` for the last allowed one, `none` for any.",
 )
+@click.option(
+    "--predict/--no-predict",
+    default=True,
+    show_default=True,
+    help="Calibrate first, and set what that predicts for stage d beside what is measured.",
+)
 @click.option("--memory-limit", type=size, help="Most memory a run may take, such as 4G.")
 @click.option("--allow-loss", is_flag=True, help="Replay a trace that is known to miss events.")
 @click.option("-o", "--output", type=PATH, help="Also write the results to this JSON file.")
@@ -106,7 +117,8 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     context: click.Context,
-    trace: Path | None,
+    traces: tuple[Path, ...],
+    fidelity: bool,
     seed_headline: bool,
     strategies: tuple[str, ...],
     against: str | None,
@@ -119,6 +131,7 @@ def command(
     residency: str,
     siblings: int,
     cpu: int | Literal["auto"] | None,
+    predict: bool,
     memory_limit: int | None,
     allow_loss: bool,
     output: Path | None,
@@ -144,14 +157,23 @@ def command(
       aerostat replay host.balloon --memory-limit 4G --json
       aerostat replay host.balloon -s all --against range
       aerostat replay --seed-headline
+      aerostat replay --fidelity plain.balloon fragmented.balloon --runs 5
     """
     if seed_headline:
         from aerostat import headline
 
         headline.run(context)
         return
-    if trace is None:
+    if not traces:
         raise click.MissingParameter(ctx=context, param=context.command.params[0])
+    if fidelity:
+        from aerostat import fidelity as with_traces
+
+        with_traces.run(context)
+        return
+    if len(traces) > 1:
+        raise click.UsageError("several traces go with --fidelity alone; replay one at a time")
+    trace = traces[0]
     if output is not None:
         refuse_existing(output, force=force)
     from replay.schedule import DEFAULT_RUNS, DEFAULT_STRATEGIES, ReplayOptions, replay_trace
@@ -169,6 +191,7 @@ def command(
         siblings=siblings,
         cpu=cpu,
         residency=residency,
+        predict=predict,
         memory_limit_bytes=memory_limit,
         allow_loss=allow_loss,
         output=output,

@@ -127,6 +127,24 @@ struct aero_gathering {
     int64_t rejected;
 };
 
+/* What a guest does between two requests (aero_execute_paced). */
+struct aero_pace {
+    const uint8_t *written; /* for each operation, 1: the guest writes its pages just before */
+    int guest_cpu;          /* CPU of the thread that writes */
+    int guest_runs;         /* it runs on while the device works, where it would sleep */
+    uint64_t evict_bytes;   /* read by the device between writing and discarding */
+};
+
+/* What an operation will find (aero_foresee); states of a page, and counts of 4 KiB pages. */
+enum aero_found_page { AERO_FOUND_NOTHING, AERO_FOUND_SMALL, AERO_FOUND_HUGE, AERO_FOUND_SPLIT };
+
+struct aero_found {
+    uint32_t small_pages;
+    uint32_t split_pages; /* of huge pages that an earlier operation has split */
+    uint32_t huge_pages;  /* of huge pages that stay whole, or go whole */
+    uint32_t splits;      /* huge pages that this operation splits; their pages count as split */
+};
+
 struct aero_siblings;
 
 uint8_t *aero_map_memory(uint64_t size_bytes, int fd, int shared, int *error);
@@ -149,6 +167,11 @@ int aero_execute(const struct aero_memory *memory, const struct aero_ops *ops,
                  struct aero_watch *watch, uint8_t *failed, struct aero_outcome *outcome);
 int aero_expect(const struct aero_memory *memory, const struct aero_ops *ops,
                 const struct aero_rules *rules, const uint8_t *failed, uint8_t *state);
+int aero_execute_paced(const struct aero_memory *memory, const struct aero_ops *ops,
+                       const struct aero_rules *rules, const struct aero_pace *pace,
+                       int64_t *span_ns, uint8_t *failed, struct aero_outcome *outcome);
+int aero_foresee(const struct aero_memory *memory, const struct aero_ops *ops,
+                 const struct aero_rules *rules, uint8_t *state, struct aero_found *found);
 int aero_probe(int advice, int vector);
 
 struct aero_siblings *aero_siblings_start(int count, const int *cpus,

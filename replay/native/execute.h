@@ -1,4 +1,4 @@
-/* What execute.c, crew.c and exchange.c share. */
+/* What execute.c, crew.c, exchange.c and paced.c share. */
 #ifndef AEROSTAT_EXECUTE_H
 #define AEROSTAT_EXECUTE_H
 

@@ -13,6 +13,7 @@ import sys
 from tests.bench.measure import draw, parser
 
 BENCHES = ("hits", "syscalls", "drain", "recorder", "disk", "memory", "tool", "goals", "lab")
+BENCHES += ("prediction", "fidelity")
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from replay.environment import Environment
 from replay.pauses import encode
 from replay.rejections import Rejection
 from replay.results import (
+    CalibrationPoint,
     Fidelity,
     Results,
     RingCounts,
@@ -115,6 +116,7 @@ def make_strategy(name: str, discard_ns: list[int], operations: int = 10) -> Str
         translated_entries=operations,
         rejected_entries=0,
         projected_send_ns=None,
+        predicted_discard_ns=None,
         runs=runs,
         warmups=(make_run(discard_ns[0]),),
         watched=tuple(make_watched([10, 20, 400], order) for order in range(9, 13)),
@@ -148,4 +150,5 @@ def make_results(*strategies: StrategyResult, **environment: object) -> Results:
         fidelity=Fidelity("qemu", 10, 10, True, 900, 1000, 10 / 9, ""),
         strategies=strategies,
         refused=(),
+        calibration=(CalibrationPoint(4, 1, "small", False, 1, (900.0, 950.0)),),
     )

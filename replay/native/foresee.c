@@ -1,0 +1,72 @@
+/* What each operation of a plan will find, without touching memory: the state that decides its cost. */
+#include "core.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum { UNIT_PAGES = 512 };
+
+static void split_unit(uint8_t *state, uint64_t page, uint64_t size_pages)
+{
+    uint64_t first = page - page % UNIT_PAGES;
+
+    for (page = first; page < first + UNIT_PAGES && page < size_pages; page++)
+        if (state[page] == AERO_FOUND_HUGE)
+            state[page] = AERO_FOUND_SPLIT;
+}
+
+static void pass_page(uint8_t *state, uint8_t effect, struct aero_found *found)
+{
+    found->small_pages += *state == AERO_FOUND_SMALL;
+    found->split_pages += *state == AERO_FOUND_SPLIT;
+    found->huge_pages += *state == AERO_FOUND_HUGE;
+    if (effect == AERO_FREES)
+        *state = AERO_FOUND_NOTHING;
+    else if (effect == AERO_FILLS && *state == AERO_FOUND_NOTHING)
+        *state = AERO_FOUND_SMALL;
+}
+
+/* Pages [page, end) of one unit of 2 MiB. All of a huge page's pages are HUGE, or none is. */
+static void pass_unit(uint8_t *state, uint64_t page, uint64_t end, uint64_t size_pages,
+                      uint8_t effect, struct aero_found *found)
+{
+    int takes = effect == AERO_FREES || effect == AERO_FREES_LATER;
+
+    if (state[page] == AERO_FOUND_HUGE && end - page == UNIT_PAGES) {
+        found->huge_pages += UNIT_PAGES;
+        if (effect == AERO_FREES)
+            memset(state + page, AERO_FOUND_NOTHING, UNIT_PAGES);
+        return;
+    }
+    if (state[page] == AERO_FOUND_HUGE && takes) {
+        split_unit(state, page, size_pages);
+        found->splits++;
+    }
+    for (; page < end; page++)
+        pass_page(state + page, effect, found);
+}
+
+/* Fill `found[i]` for every operation, and change `state` (one aero_found_page a byte) to what the
+ * plan leaves. EINVAL where the executor would refuse the plan. */
+int aero_foresee(const struct aero_memory *memory, const struct aero_ops *ops,
+                 const struct aero_rules *rules, uint8_t *state, struct aero_found *found)
+{
+    uint64_t size_pages = memory->size_bytes >> AERO_PAGE_SHIFT;
+
+    if (aero_check(memory, ops, rules, 256) >= 0)
+        return EINVAL;
+    for (int64_t i = 0; i < ops->count; i++) {
+        uint64_t page = ops->offset_bytes[i] >> AERO_PAGE_SHIFT;
+        uint64_t end = page + (ops->length_bytes[i] >> AERO_PAGE_SHIFT);
+
+        found[i] = (struct aero_found){0};
+        while (page < end) {
+            uint64_t border = page - page % UNIT_PAGES + UNIT_PAGES;
+            uint64_t until = border < end ? border : end;
+
+            pass_unit(state, page, until, size_pages, rules->effect[ops->advice[i]], &found[i]);
+            page = until;
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,198 @@
+"""Foretells stage d of a plan from a calibration table, its calls and what they will find."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from replay.backings import BACKINGS
+from replay.calibrate import SHARES, Cell, Kind, State
+from replay.memory import operations_of, rules_for
+from replay.native import pacing
+from tracer.trace.schema import PFN_SHIFT
+
+if TYPE_CHECKING:
+    from replay.native.types import Bytes
+    from replay.plan import Context, Plan
+    from replay.residency import Residency
+
+Floats = npt.NDArray[np.float64]
+Curve = tuple[Floats, Floats]
+"""Lengths in pages, and ns of a call of each."""
+
+
+class Table:
+    """A calibration, looked up: medians over its processes.
+
+    Args:
+        samples: For each cell what the processes measured, in ns of a call.
+    """
+
+    def __init__(self, samples: Mapping[Cell, Sequence[float]]) -> None:
+        points: dict[tuple[Kind, State, bool], dict[int, float]] = defaultdict(dict)
+        for cell, values in samples.items():
+            points[cell.kind, cell.state, cell.far][cell.pages] = float(np.median(values))
+        self._surplus_ns = {key[0]: at.pop(0) for key, at in points.items() if 0 in at}
+        self._curves = {key: _curve(at) for key, at in points.items() if at}
+
+    def has(self, kind: Kind) -> bool:
+        """Whether calls of this kind were measured."""
+        return (kind, "untouched", False) in self._curves
+
+    def call_ns(
+        self, kind: Kind, state: State, far: npt.NDArray[np.bool_], pages: Floats
+    ) -> Floats:
+        """Time of calls of given lengths, linear between the lengths measured."""
+        near = _between(self._curves[kind, state, False], pages)
+        jumps = self._curves.get((kind, state, True))
+        if jumps is None:
+            return near
+        # Beyond the longest jump measured a jump costs what it cost there.
+        reach = np.minimum(pages, jumps[0][-1])
+        surplus = _between(jumps, reach) - _between(self._curves[kind, state, False], reach)
+        return near + np.where(far, surplus, 0.0)
+
+    def splitting_ns(self, kind: Kind) -> float:
+        """What the call that splits a huge page takes more than those after it."""
+        return self._surplus_ns.get(kind, 0.0)
+
+    def has_state(self, kind: Kind, state: State) -> bool:
+        """Whether calls that find this were measured."""
+        return (kind, state, False) in self._curves
+
+
+def _curve(at: Mapping[int, float]) -> Curve:
+    lengths = sorted(at)
+    return np.array(lengths, np.float64), np.array([at[length] for length in lengths])
+
+
+def _between(curve: Curve, pages: Floats) -> Floats:
+    """Linear between neighbours; beyond the longest at the rate of the last stretch."""
+    lengths, times_ns = curve
+    inside: Floats = np.interp(pages, lengths, times_ns)
+    if len(lengths) < 2:
+        inside *= np.maximum(pages / lengths[-1], 1.0)
+        return inside
+    slope = float(times_ns[-1] - times_ns[-2]) / (lengths[-1] - lengths[-2])
+    inside += np.maximum(pages - lengths[-1], 0.0) * max(slope, 0.0)
+    return inside
+
+
+@dataclass(frozen=True, eq=False)
+class Foreseen:
+    """A plan's calls as they will find memory; one element an operation.
+
+    Args:
+        advice: `Advice`.
+        pages: Length.
+        ranges: Ranges in the call that the operation belongs to.
+        far: Its pages do not touch those of the operation before.
+        found: `replay.native.pacing.FOUND`.
+    """
+
+    advice: npt.NDArray[np.uint8]
+    pages: Floats
+    ranges: npt.NDArray[np.int64]
+    far: npt.NDArray[np.bool_]
+    found: npt.NDArray[np.void]
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """What must be calibrated to predict the plan."""
+        shared = self.ranges > 1
+        alone = {Kind(int(advice)) for advice in np.unique(self.advice[~shared])}
+        vectors = {Kind(int(a), n) for a in np.unique(self.advice[shared]) for n in SHARES}
+        return sorted(alone | vectors, key=lambda kind: (kind.advice, kind.ranges))
+
+
+def initial_state(residency: Residency, size_pages: int) -> Bytes:
+    """Residency as one state a page, for `foresee`."""
+    state = np.zeros(size_pages, np.uint8)
+    for runs, value in ((residency.small, pacing.SMALL), (residency.huge, pacing.HUGE)):
+        for start, pages in zip(runs.start.tolist(), runs.pages.tolist(), strict=True):
+            state[start : start + pages] = value
+    return state
+
+
+def foresee(plan: Plan, context: Context, residency: Residency) -> Foreseen:
+    """Work out what every operation of a plan will find."""
+    operations = operations_of(plan)
+    unit = BACKINGS[context.backing].host_page_bytes
+    size_bytes = -(-context.layout.memory_bytes // unit) * unit
+    state = initial_state(residency, size_bytes >> PFN_SHIFT)
+    found = pacing.foresee(size_bytes, operations, rules_for(context.backing), state)
+    offset, length = operations.offset_bytes, operations.length_bytes
+    far = np.ones(len(plan), bool)
+    far[1:] = (offset[1:] + length[1:] != offset[:-1]) & (offset[:-1] + length[:-1] != offset[1:])
+    return Foreseen(
+        operations.advice,
+        (length >> np.uint64(PFN_SHIFT)).astype(np.float64),
+        _ranges(operations.joined, len(plan)),
+        far,
+        found,
+    )
+
+
+def _ranges(joined: Bytes | None, count: int) -> npt.NDArray[np.int64]:
+    if joined is None or not count:
+        return np.ones(count, np.int64)
+    call = np.cumsum(joined == 0) - 1
+    sizes: npt.NDArray[np.int64] = np.bincount(call)[call]
+    return sizes
+
+
+def predict_ns(foreseen: Foreseen, table: Table) -> float | None:
+    """Foretell stage d.
+
+    Returns:
+        ns, or None where the table lacks a kind of call.
+    """
+    if not all(table.has(kind) for kind in foreseen.kinds):
+        return None
+    total_ns = 0.0
+    for advice in np.unique(foreseen.advice).tolist():
+        alone = (foreseen.advice == advice) & (foreseen.ranges == 1)
+        shared = (foreseen.advice == advice) & (foreseen.ranges > 1)
+        total_ns += float(_operations_ns(foreseen, alone, Kind(advice), table).sum())
+        if shared.any():
+            total_ns += _shared_ns(foreseen, shared, advice, table)
+    return total_ns
+
+
+def _shared_ns(
+    foreseen: Foreseen, chosen: npt.NDArray[np.bool_], advice: int, table: Table
+) -> float:
+    """Ranges of shared calls: a part of each range, and a part of each call that its ranges share.
+
+    So a range's time is linear in one over the ranges of its call.
+    """
+    few, many = SHARES
+    of_few = _operations_ns(foreseen, chosen, Kind(advice, few), table)
+    of_many = _operations_ns(foreseen, chosen, Kind(advice, many), table)
+    place = (1 / foreseen.ranges[chosen] - 1 / many) / (1 / few - 1 / many)
+    return float((of_many + (of_few - of_many) * place).sum())
+
+
+def _operations_ns(
+    foreseen: Foreseen, chosen: npt.NDArray[np.bool_], kind: Kind, table: Table
+) -> Floats:
+    """Time of each chosen operation: what it would take on nothing, and more for what it finds."""
+    pages, far, found = foreseen.pages[chosen], foreseen.far[chosen], foreseen.found[chosen]
+    bare_ns = table.call_ns(kind, "untouched", far, pages)
+    total_ns = bare_ns.copy()
+    for state in ("small", "split", "huge"):
+        if not table.has_state(kind, state):
+            continue
+        there = found[f"{state}_pages"].astype(np.float64)
+        hit = there > 0
+        # A huge page goes whole whatever lies around it, so its price is that of its own length.
+        length = there[hit] if state == "huge" else pages[hit]
+        full_ns = table.call_ns(kind, state, far[hit], length)
+        empty_ns = table.call_ns(kind, "untouched", far[hit], length)
+        total_ns[hit] += (full_ns - empty_ns) * there[hit] / length
+    return total_ns + found["splits"] * table.splitting_ns(kind)

@@ -1,0 +1,74 @@
+"""How well a calibration foretells each strategy's stage d, on traces that it never saw.
+
+The table is measured at the begin of each replay, before its first run. A/A: the same strategy's
+runs, every other one, beside those between.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+from replay.results import Results
+from replay.schedule import ReplayOptions, replay_trace
+from replay.stats import paired_ratio
+from tests.bench.measure import Report, Settings, at_most, run
+
+TRACES = sorted(Path("traces").glob("*.balloon"))
+STRATEGIES = ("qemu", "adjacent", "request", "batch", "range", "deferred", "huge", "vectored")
+STRATEGIES += ("free", "oracle")
+WAYS: tuple[tuple[str, dict[str, object]], ...] = (
+    ("as recorded", {}),
+    ("all touched", {"residency": "touched"}),
+    ("nothing touched", {"residency": "untouched"}),
+    ("all touched, one sibling", {"residency": "touched", "siblings": 1}),
+)
+TOO_SHORT_NS = 1_000_000
+"""Below it a few interrupts of the machine are the result: such strategies are kept, not judged."""
+
+
+def measure(settings: Settings, report: Report) -> None:
+    """Foretell and replay every trace in every way; error is |foretold / measured - 1|."""
+    errors: list[float] = []
+    for path in TRACES:
+        for way, more in WAYS:
+            options = ReplayOptions(
+                path,
+                STRATEGIES,
+                runs=2 * settings.pairs,
+                seed=settings.seed,
+                predict=True,
+                **more,  # type: ignore[arg-type]
+            )
+            results = replay_trace(options)
+            errors += _errors(f"{path.stem}, {way}", results, report)
+    report.figure("error, median over strategies and traces", "x", [median(errors)], at_most(0.05))
+    report.figure("error, worst", "x", [max(errors)], at_most(0.10))
+    report.keep({"errors": errors})
+
+
+def _errors(what: str, results: Results, report: Report) -> list[float]:
+    found = []
+    for strategy in results.strategies:
+        measured_ns = [float(each.discard_ns) for each in strategy.runs]
+        report.keep({f"{what}, {strategy.name}, ns": measured_ns})
+        if strategy.predicted_discard_ns is None or median(measured_ns) < TOO_SHORT_NS:
+            continue
+        error = abs(strategy.predicted_discard_ns / median(measured_ns) - 1)
+        report.figure(f"{what}: {strategy.name}", "x", [error])
+        found.append(error)
+        if strategy.name == "qemu":
+            _add_again(what, measured_ns, report)
+    return found
+
+
+def _add_again(what: str, measured_ns: list[float], report: Report) -> None:
+    """The strategy beside itself, interleaved: how far its interval lies from 1."""
+    ratio = paired_ratio(measured_ns[::2], measured_ns[1::2])
+    report.figure(f"{what}: A/A ratio", "x", [ratio.ratio])
+    drift = max(abs(ratio.low - 1), abs(ratio.high - 1))
+    report.figure(f"{what}: A/A interval's far end from 1", "x", [drift], at_most(0.03))
+
+
+if __name__ == "__main__":
+    run("prediction", measure)

@@ -1,0 +1,155 @@
+"""A plan's time from a table: what each call finds, and what lies between two measured lengths."""
+
+import numpy as np
+import pytest
+
+from replay.backings import Advice
+from replay.calibrate import SHARES, Cell, Conditions, Kind, area_pages, cells_of, memory_pages
+from replay.native import pacing
+from replay.native.types import NativeError, Operations
+from replay.plan import Context, Plan
+from replay.predict import Table, foresee, predict_ns
+from replay.ranges import Runs, empty
+from replay.residency import Residency
+from tracer.trace.manifest import Region
+
+DONTNEED, WILLNEED, POPULATE = Advice.DONTNEED, Advice.WILLNEED, Advice.POPULATE_WRITE
+CONTEXT = Context((Region("ram", 0, 0, 8 << 20, "anon", 4096),))
+CALL = Kind(int(DONTNEED))
+
+
+def runs(*pairs: tuple[int, int]) -> Runs:
+    columns = np.array(pairs, np.int64).reshape(-1, 2)
+    return Runs(columns[:, 0].copy(), columns[:, 1].copy())
+
+
+def plan(*operations: tuple[Advice, int, int], joined: list[int] | None = None) -> Plan:
+    """Operations as (advice, first page, pages)."""
+    return Plan(
+        "test",
+        "pfns",
+        np.array([each[0] for each in operations], np.uint8),
+        np.array([each[1] << 12 for each in operations], np.uint64),
+        np.array([each[2] << 12 for each in operations], np.uint64),
+        np.zeros(len(operations), np.int64),
+        joined=None if joined is None else np.array(joined, bool),
+    )
+
+
+def found(made: Plan, residency: Residency) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in foresee(made, CONTEXT, residency).found.tolist()]
+
+
+def test_what_goes_is_not_found_again() -> None:
+    made = plan((DONTNEED, 0, 4), (DONTNEED, 2, 4), (WILLNEED, 4, 4), (DONTNEED, 6, 2))
+    resident = Residency(runs((0, 3), (7, 1)), empty(), "")
+    assert found(made, resident) == [(3, 0, 0, 0), (0, 0, 0, 0), (1, 0, 0, 0), (1, 0, 0, 0)]
+
+
+def test_filled_pages_are_found() -> None:
+    made = plan((POPULATE, 0, 8), (DONTNEED, 4, 8))
+    assert found(made, Residency(empty(), empty(), "")) == [(0, 0, 0, 0), (4, 0, 0, 0)]
+
+
+def test_a_huge_page_goes_whole_or_is_split_once() -> None:
+    made = plan(
+        (DONTNEED, 512, 512),
+        (DONTNEED, 1023, 2),
+        (DONTNEED, 1100, 4),
+        (WILLNEED, 1536, 1),
+        (DONTNEED, 1400, 648),
+    )
+    resident = Residency(empty(), runs((512, 1536)), "")
+    assert found(made, resident) == [
+        (0, 0, 512, 0),
+        (0, 1, 0, 1),
+        (0, 4, 0, 0),
+        (0, 0, 1, 0),
+        (0, 136, 512, 0),
+    ]
+
+
+def test_a_plan_beyond_memory_is_refused() -> None:
+    operations = Operations(
+        np.array([DONTNEED], np.uint8),
+        np.array([4096], np.uint64),
+        np.array([8192], np.uint64),
+        np.zeros(1, np.int64),
+    )
+    with pytest.raises(NativeError, match="operation 0 of 1 was refused"):
+        pacing.foresee(8192, operations, {}, np.zeros(2, np.uint8))
+
+
+def table(costs: dict[tuple[str, bool], dict[int, float]], kind: Kind = CALL) -> Table:
+    return Table(
+        {
+            Cell(kind, state, far, pages): [ns]  # type: ignore[arg-type]
+            for (state, far), at in costs.items()
+            for pages, ns in at.items()
+        }
+    )
+
+
+def test_a_call_costs_by_length_and_share_of_pages_found() -> None:
+    known = table({("untouched", False): {1: 100, 4: 400}, ("small", False): {1: 1000, 4: 2800}})
+    resident = Residency(runs((0, 2), (8, 4), (20, 8)), empty(), "")
+    seen = foresee(plan((DONTNEED, 0, 2), (DONTNEED, 8, 8), (DONTNEED, 20, 8)), CONTEXT, resident)
+    # On the line between 1 and 4 pages; half of what 8 pages would take; and beyond the table.
+    expected = (1000 + 600) + (800 + (5200 - 800) / 2) + 5200
+    assert predict_ns(seen, known) == pytest.approx(expected)
+
+
+def test_a_jump_costs_more_only_as_far_as_it_was_measured() -> None:
+    known = table({("untouched", False): {1: 100, 64: 163}, ("untouched", True): {1: 150, 32: 190}})
+    nothing = Residency(empty(), empty(), "")
+    seen = foresee(plan((DONTNEED, 64, 1), (DONTNEED, 63, 1), (DONTNEED, 0, 1)), CONTEXT, nothing)
+    assert seen.far.tolist() == [True, False, True]
+    assert predict_ns(seen, known) == pytest.approx(150 + 100 + 150)
+    long = foresee(plan((DONTNEED, 64, 64)), CONTEXT, nothing)
+    assert predict_ns(long, known) == pytest.approx(163 + 190 - 131)
+
+
+def test_splitting_a_huge_page_is_paid_once() -> None:
+    known = table(
+        {
+            ("untouched", False): {1: 100, 512: 200},
+            ("split", False): {0: 5000, 1: 700},
+            ("huge", False): {512: 9000},
+        }
+    )
+    seen = foresee(
+        plan((DONTNEED, 0, 512), (DONTNEED, 512, 1), (DONTNEED, 513, 1)),
+        CONTEXT,
+        Residency(empty(), runs((0, 1024)), ""),
+    )
+    assert predict_ns(seen, known) == pytest.approx(9000 + (700 + 5000) + 700)
+
+
+def test_ranges_share_what_a_call_costs() -> None:
+    few, many = SHARES
+    call_ns, range_ns = 800.0, 100.0
+    known = Table(
+        {
+            Cell(Kind(int(DONTNEED), n), "untouched", False, 1): [range_ns + call_ns / n]
+            for n in (few, many)
+        }
+        | {Cell(CALL, "untouched", False, 1): [300.0]}
+    )
+    made = plan(*[(DONTNEED, page, 1) for page in range(5)], joined=[0, 1, 1, 1, 0])
+    seen = foresee(made, CONTEXT, Residency(empty(), empty(), ""))
+    assert predict_ns(seen, known) == pytest.approx(4 * range_ns + call_ns + 300)
+    assert seen.kinds == [CALL, Kind(int(DONTNEED), few), Kind(int(DONTNEED), many)]
+
+
+def test_what_was_not_measured_is_not_foretold() -> None:
+    known = table({("untouched", False): {1: 100}})
+    seen = foresee(plan((WILLNEED, 0, 1)), CONTEXT, Residency(empty(), empty(), ""))
+    assert predict_ns(seen, known) is None
+
+
+def test_the_table_asks_for_what_plans_need_and_no_more() -> None:
+    conditions = Conditions("anon", "madvise", None, (), ("untouched", "small"), 4)
+    cells = cells_of(CALL, conditions)
+    assert {cell.pages for cell in cells} == {1, 2, 4, 8}
+    assert {cell.state for cell in cells} == {"untouched", "small"}
+    assert memory_pages(cells) == sum(area_pages(c) for c in cells if c.state == "small")
