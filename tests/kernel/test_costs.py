@@ -75,7 +75,7 @@ def stats_kept() -> int:
 def test_our_own_programs_are_timed_over_their_first_requests(engine):
     with qemu_like("-m", "64M", "-device", "virtio-balloon-pci") as vm:
         sites = host_probes.find_sites(vm.pid)
-        target = Target(vm.pid, sites, (), (), True, 1 << 20, Quota())
+        target = Target(vm.pid, sites, (), (), True, 1 << 20, 1 << 20, Quota())
         probes = engine.add(target)
         times = BodyTimes(engine.program, ("on_pop_0", "on_push"), runs=8)
         assert times.mean_ns("on_push") is None
