@@ -145,9 +145,11 @@ static inline int64_t find(const struct aero_map *map, uint64_t gpa, int64_t las
     return low && gpa - map->gpa[low - 1] < map->length_bytes[low - 1] ? low - 1 : -1;
 }
 
+/* Neighbours, rising or falling, are marked together: Linux sends mostly those. */
 static void mark_pfns(const uint8_t *at, const uint8_t *end, const struct aero_map *map,
                       struct bitmap *bitmap, struct aero_gathering *out)
 {
+    uint64_t first = 0, past = 0; /* marked when a page is no neighbour of theirs */
     int64_t region = -1;
 
     for (; end - at >= PFN_BYTES; at += PFN_BYTES) {
@@ -162,8 +164,17 @@ static void mark_pfns(const uint8_t *at, const uint8_t *end, const struct aero_m
             continue;
         }
         page = (map->offset_bytes[region] + gpa - map->gpa[region]) >> AERO_PAGE_SHIFT;
-        mark_bits(bitmap, page / WORD_BITS, UINT64_C(1) << page % WORD_BITS);
+        if (page == past && past > first) {
+            past++;
+        } else if (page + 1 == first && past > first) {
+            first--;
+        } else {
+            mark_range(bitmap, first, past);
+            first = page;
+            past = page + 1;
+        }
     }
+    mark_range(bitmap, first, past);
     out->rejected += at != end;
 }
 

@@ -17,7 +17,6 @@ from replay.strategies.range import Range
 from replay.strategies.select import (
     Pieces,
     merged_requests,
-    touched_host_pages,
     whole_host_pages,
 )
 from replay.strategies.vectored import MAX_CALL_BYTES, joint_calls
@@ -29,7 +28,7 @@ class Bulk(Range):
     """What `range` sends, and less work for the device: ranges share system calls and threads.
 
     The ranges of an episode come in whole, so the device need not advise them one by one. Each
-    process_madvise takes up to `ranges` of them, on inflate and on deflate. With more than one
+    process_madvise takes up to `ranges` of them. Deflate only acknowledges. With more than one
     thread, the discards of an episode are shared out as in `parallel`, where the ranges are long
     enough: on average at least `border_bytes`. Reported blocks are merged within their request, and
     share a call.
@@ -67,19 +66,15 @@ class Bulk(Range):
 
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """The ranges of each episode and the merged blocks of each report, in joint calls."""
-        given, taken = (
-            self._on_memory(requests, context, queue) for queue in (Queue.INFLATE, Queue.DEFLATE)
-        )
+        given = self._on_memory(requests, context, Queue.INFLATE)
         reports = merged_requests(requests, context, Queue.REPORTING)
         border = max(self.border_bytes, context.host_page_bytes) // PAGE_BYTES
         given, thread = self._shared(whole_host_pages(given, requests, context), border)
-        taken = touched_host_pages(taken, context)
         discard = (self.advice(context),)
         threads = None if self.threads == 1 else thread.astype(np.uint8)
         return [
             Operations(discard, reports, self._joined(reports, 0)),
             Operations(discard, given, self._joined(given, thread), threads),
-            Operations((Advice.WILLNEED,), taken, self._joined(taken, 0)),
         ]
 
     def _shared(self, found: Pieces, border: int) -> tuple[Pieces, Int64s]:

@@ -319,7 +319,7 @@ def test_bulk_shares_long_ranges_among_threads_and_no_short_ones():
     assert plan.thread[plan.request == 0].tolist() == [0, 1]
     assert (plan.length_bytes[plan.request == 0] >> 12).tolist() == [2048, 2048]
     assert not plan.thread[plan.request == 2].any()
-    assert plan.calls == 2 + 1 + 2
+    assert plan.calls == 2 + 2
 
 
 @pytest.mark.parametrize(
