@@ -4,7 +4,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.balloon import move
@@ -13,6 +13,7 @@ from lab.recorders import GuestRecorder, HostCapture, host_recorder
 from lab.session import LabOptions, open_vm
 from lab.vm import LabVm
 from tracer.trace.progress import Progress, silent
+from tracer.trace.reader import open_trace
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,15 @@ class Moves:
         deflate_ns: Wall time of the deflate.
         inflate_cpu_ns: CPU time of QEMU's main thread, which serves the balloon, over the inflate.
             Where the guest is emulated this says more than the wall, most of which is the guest's.
+        probes_ns: What the host's probes took of both moves: each probe's hits times what one hit
+            was measured to cost, the trap included. None where nothing was recorded, or a probe
+            that fired has no measured cost.
     """
 
     inflate_ns: int
     deflate_ns: int
     inflate_cpu_ns: int
+    probes_ns: float | None = None
 
 
 def measure_overhead(
@@ -81,8 +86,7 @@ def measure_overhead(
         for pair in range(pairs + 1):
             progress("rounds", pair, pairs + 1)
             for side in order.sample(list(sides), len(sides)):
-                with _recorded(vm, side):
-                    seen[side.name].append(_move(vm))
+                seen[side.name].append(_measured(vm, side))
     return {name: tuple(moves[1:]) for name, moves in seen.items()}
 
 
@@ -103,22 +107,36 @@ def _main_thread_ns(pid: int) -> int:
         raise LabError(f"cannot read {path}", reason=str(error)) from error
 
 
-@contextmanager
-def _recorded(vm: LabVm, side: Traced) -> Iterator[None]:
-    """Record while the block runs, into a trace that is thrown away."""
+def _measured(vm: LabVm, side: Traced) -> Moves:
+    """Move the balloon while it is recorded into a trace that is thrown away."""
     if side.detail is None:
-        yield
-        return
+        return _move(vm)
     with tempfile.TemporaryDirectory(prefix="aerostat-overhead-") as work:
-        guest = GuestRecorder(vm)
-        if side.guest:
-            guest.start()
-        capture = HostCapture(Path(work) / "host.balloon", side.detail, False, "overhead")
-        with host_recorder(vm, capture, silent) as host:
-            host.wait_ready()
-            if side.guest:
-                guest.wait_ready()
-            yield
-            if side.guest:
-                guest.stop()
-            host.stop()
+        bundle = Path(work) / "host.balloon"
+        with _recorded(vm, HostCapture(bundle, side.detail, False, "overhead"), side.guest):
+            moves = _move(vm)
+        return replace(moves, probes_ns=_probes_ns(bundle))
+
+
+@contextmanager
+def _recorded(vm: LabVm, capture: HostCapture, with_guest: bool) -> Iterator[None]:
+    """Record while the block runs."""
+    guest = GuestRecorder(vm)
+    if with_guest:
+        guest.start()
+    with host_recorder(vm, capture, silent) as host:
+        host.wait_ready()
+        if with_guest:
+            guest.wait_ready()
+        yield
+        if with_guest:
+            guest.stop()
+        host.stop()
+
+
+def _probes_ns(bundle: Path) -> float | None:
+    probes = open_trace(bundle).manifest.sides["host"].probes
+    fired = [probe for probe in probes if probe.hits]
+    if any(probe.cost_ns is None for probe in fired):
+        return None
+    return sum((probe.hits or 0) * (probe.cost_ns or 0.0) for probe in fired)
