@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from replay.results_file import load_results, save_results
     from replay.schedule import ReplayOptions
     from replay.schedule import replay_trace as replay
-    from tracer.join import join
-    from tracer.ledger import ledger
-    from tracer.stages import stage_table
+    from tracer.account.join import join
+    from tracer.account.ledger import ledger
+    from tracer.account.stages import stage_table
     from tracer.trace.reader import open_trace
 
 __version__ = "0.1.0"
@@ -39,14 +39,14 @@ _HOME = {
     "ReplayOptions": ("replay.schedule", "ReplayOptions"),
     "compare": ("replay.compare", "compare"),
     "compare_traces": ("replay.compare_traces", "compare_traces"),
-    "join": ("tracer.join", "join"),
-    "ledger": ("tracer.ledger", "ledger"),
+    "join": ("tracer.account.join", "join"),
+    "ledger": ("tracer.account.ledger", "ledger"),
     "load_results": ("replay.results_file", "load_results"),
     "pauses": ("replay.pauses", "pauses"),
     "open_trace": ("tracer.trace.reader", "open_trace"),
     "replay": ("replay.schedule", "replay_trace"),
     "save_results": ("replay.results_file", "save_results"),
-    "stage_table": ("tracer.stages", "stage_table"),
+    "stage_table": ("tracer.account.stages", "stage_table"),
 }
 """Public name -> module and attribute."""
 

@@ -7,8 +7,8 @@ from aerostat import render
 from aerostat.discards import Discards
 from aerostat.scope import scopes
 from aerostat.shape import Residency, RunLengths
-from tracer.ledger import Ledger
-from tracer.stages import SEED_PERCENT, SEED_TOTAL_NS, Direction, Stage, StageTable
+from tracer.account.ledger import Ledger
+from tracer.account.stages import SEED_PERCENT, SEED_TOTAL_NS, Direction, Stage, StageTable
 from tracer.trace.manifest import Manifest, SideInfo
 from tracer.trace.missing import unseen_requests
 from tracer.trace.reader import Trace

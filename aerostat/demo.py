@@ -9,8 +9,8 @@ from replay.plan import context_of
 from replay.requests import load_requests, memory_map
 from replay.schedule import ReplayOptions, replay_trace
 from replay.whatif import what_if
-from tracer.ledger import ledger
-from tracer.stages import stage_table
+from tracer.account.ledger import ledger
+from tracer.account.stages import stage_table
 from tracer.trace.progress import Progress
 from tracer.trace.reader import open_trace
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aerostat.sizes import format_bytes, format_ns
-from tracer.clocks import ClockFit
+from tracer.account.clocks import ClockFit
 from tracer.trace.reader import Trace
 from tracer.trace.schema import Mark, Side
 

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from aerostat.output import emit_json, plain
 from aerostat.progress import progress_on_stderr
-from tracer.stages import SEED_NS, SEED_PAGES, SEED_TOTAL_NS
+from tracer.account.stages import SEED_NS, SEED_PAGES, SEED_TOTAL_NS
 from tracer.trace.errors import AerostatError
 from tracer.trace.schema import PAGE_BYTES
 

@@ -11,7 +11,7 @@ from aerostat.effect_tables import in_words
 from aerostat.headline import LATER_NS, SEED_RANGES_NS, without_allocation
 from replay.headline import PFNS, RANGES
 from replay.prepare import FLOOR_STRATEGY
-from tracer.stages import SEED_NS, SEED_TOTAL_NS
+from tracer.account.stages import SEED_NS, SEED_TOTAL_NS
 
 if TYPE_CHECKING:
     from replay.against import Against

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from tracer.trace.manifest import Manifest
 
 _DIFFERS = "differs"
-"""How the status of a ledger's line begins that does not agree (tracer/ledger.py)."""
+"""How the status of a ledger's line begins that does not agree (tracer/account/ledger.py)."""
 
 
 def why_not_whole(manifest: "Manifest") -> str | None:

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from aerostat import __version__
 from aerostat.output import printable
-from tracer.live import VmStats
+from tracer.record.live import VmStats
 from tracer.trace.errors import AerostatError
 from tracer.trace.schema import PAGE_BYTES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aerostat import render
 from aerostat.output import emit_json
-from tracer.prove import CaptureKill, Proof, prove, prove_capture
+from tracer.record.prove import CaptureKill, Proof, prove, prove_capture
 from tracer.trace.errors import AerostatError, ExitCode
 from tracer.trace.progress import Progress
 

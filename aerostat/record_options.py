@@ -170,9 +170,9 @@ def capture_options(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         click.UsageError: Options that cannot go together.
     """
-    from tracer.flight import FlightOptions
+    from tracer.record.flight import FlightOptions
+    from tracer.record.triggers import TriggerRules
     from tracer.trace.storage import LEAST_BUDGET_BYTES, Storage
-    from tracer.triggers import TriggerRules
 
     if given["budget"] is not None and given["budget"] < LEAST_BUDGET_BYTES:
         raise click.UsageError(f"--budget is at least {LEAST_BUDGET_BYTES >> 20}M")
@@ -201,7 +201,7 @@ def capture_options(given: dict[str, Any]) -> dict[str, Any]:
 
 def host_options(given: dict[str, Any]) -> dict[str, Any]:
     """Turn what was given into the further arguments of HostOptions."""
-    from tracer.vm_probes import Quota
+    from tracer.engine.vm_probes import Quota
 
     usual = Quota()
     quota = Quota(

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aerostat.judge import why_not_whole
-from tracer.notify import Notifier
+from tracer.record.notify import Notifier
 from tracer.trace.errors import CaptureIncompleteError
 from tracer.trace.manifest import Manifest
 
 if TYPE_CHECKING:
     from aerostat.metrics import MetricsExport
-    from tracer.flight_dump import Dump
-    from tracer.host_session import Ended as HostEnded
-    from tracer.live import VmStats
-    from tracer.vmm import Vmm
+    from tracer.host_side.host_session import Ended as HostEnded
+    from tracer.record.flight_dump import Dump
+    from tracer.record.live import VmStats
+    from tracer.vms.vmm import Vmm
 
 _SAY_AGAIN_S = 60
 
@@ -144,7 +144,7 @@ class Ended:
 
     def take(self, end: HostEnded) -> None:
         """Close the ledger of a VM that is recorded no more, and say how it ended."""
-        from tracer.merge import settle
+        from tracer.account.merge import settle
 
         name = f"{end.vmm.name or 'a VM'} (pid {end.vmm.pid})"
         if end.error is not None:
@@ -166,7 +166,7 @@ class Ended:
         Raises:
             CaptureIncompleteError: With the first few of what is wrong.
         """
-        from tracer.merge import settle
+        from tracer.account.merge import settle
 
         for bundle in kept:
             self._look_at(settle(bundle), str(bundle))

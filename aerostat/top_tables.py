@@ -13,7 +13,7 @@ from aerostat import render
 from aerostat.fit import Fitted
 from aerostat.output import printable
 from aerostat.watched import Gone, Update, Watched
-from tracer.rates import Rates
+from tracer.record.rates import Rates
 from tracer.trace.schema import Queue
 
 _NAME_WIDTHS = (24, 16, 12, 8)

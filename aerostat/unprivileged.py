@@ -19,9 +19,9 @@ def then_drop(
     """
 
     def drop() -> None:
+        from tracer.engine.privilege import ALL_VMS
+        from tracer.engine.privilege_drop import drop_privileges, recording_needs, writing_needs
         from tracer.errors import ProbeError
-        from tracer.privilege import ALL_VMS
-        from tracer.privilege_drop import drop_privileges, recording_needs, writing_needs
 
         needs = recording_needs(given["output"], from_host=not given["guest"])
         places: tuple[Path | None, ...] = (given["ready_file"], given["metrics_file"])

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aerostat.output import plain
-from tracer.live import VmStats
-from tracer.rates import Rates, rates, state
+from tracer.record.live import VmStats
+from tracer.record.rates import Rates, rates, state
 from tracer.trace.schema import Queue
 
 _REMEMBERED = 16

@@ -11,12 +11,12 @@ import click
 from aerostat.output import printable, warn
 from aerostat.top_outputs import Output
 from aerostat.watched import Gone, Readings
-from tracer.host import HostOptions, record_all
-from tracer.host_events import SUSPENDED
-from tracer.host_session import Ended
-from tracer.live import VmStats
+from tracer.host_side.host import HostOptions, record_all
+from tracer.host_side.host_events import SUSPENDED
+from tracer.host_side.host_session import Ended
+from tracer.record.live import VmStats
 from tracer.trace.errors import ExitCode
-from tracer.vmm import Vmm
+from tracer.vms.vmm import Vmm
 
 
 class Watching:

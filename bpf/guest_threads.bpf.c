@@ -6,7 +6,7 @@
  * carries the time of the free and of the config write that follow the request.
  *
  * Loads as kprobes, or with FENTRY defined as fentry and fexit. Structure offsets come as macros
- * from the running kernel's BTF (tracer/guest_layout.py): no kernel header is included.
+ * from the running kernel's BTF (tracer/sites/guest_layout.py): no kernel header is included.
  */
 #include <linux/types.h>
 #include <uapi/linux/ptrace.h>

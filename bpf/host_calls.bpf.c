@@ -1,7 +1,7 @@
 /*
  * Host side, fourth part: the system calls that give memory back, of threads between a pop and a push,
  * and of every thread of a VMM whose handlers are not known; of the latter only those on guest memory.
- * Each call can be reached by fentry, kprobe, classic and raw tracepoint (tracer/probes.py).
+ * Each call can be reached by fentry, kprobe, classic and raw tracepoint (tracer/sites/probes.py).
  */
 #define FALLOC_PUNCH_HOLE 2
 #define MMAP_FIXED 0x10

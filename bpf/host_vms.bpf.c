@@ -3,7 +3,7 @@
  *
  * One set of programs serves every VM of the host. A VM is known by its process (tgid); it has a pair
  * of rings and a quota of its own, so a guest that floods its VMM's queues costs no other VM an event.
- * tracer/loader.py joins the parts host_*.bpf.c to one source, in the order given in host_probes.py.
+ * tracer/engine/loader.py joins the parts host_*.bpf.c to one source, in the order given in host_probes.py.
  */
 #include <linux/types.h>
 #include <uapi/linux/ptrace.h>

@@ -1,7 +1,7 @@
 /*
  * The records that our BPF programs put into their rings: the only definition.
  *
- * tracer/decode.py declares the same layout for numpy; tests/unit/test_wire_layout.py compiles this
+ * tracer/engine/decode.py declares the same layout for numpy; tests/unit/test_wire_layout.py compiles this
  * file and compares every offset. Records have a fixed size per ring, so that a drain can view the
  * mapped ring as one strided array. Times are bpf_ktime_get_ns (CLOCK_MONOTONIC); 0 means not observed.
  */
@@ -36,7 +36,7 @@ union aerostat_payload {
 	struct aerostat_entry entry[AEROSTAT_ENTRIES];
 };
 
-/* Handlers of QEMU's balloon, in the order of tracer/recover.py. */
+/* Handlers of QEMU's balloon, in the order of tracer/sites/recover.py. */
 enum aerostat_handler {
 	HANDLER_OUTPUT = 0,     /* inflate and deflate, told apart by the queue's index */
 	HANDLER_REPORT = 1,

@@ -183,8 +183,8 @@ def host_recorder(vm: LabVm, capture: HostCapture, progress: Progress) -> HostRe
     """
 
     def record(stop: threading.Event, ready: Callable[[], None]) -> Path:
-        from tracer.host import VmOptions, record_host
-        from tracer.vmm import inspect
+        from tracer.host_side.host import VmOptions, record_host
+        from tracer.vms.vmm import inspect
 
         options = VmOptions(
             vmm=inspect(vm.pid),

@@ -165,7 +165,7 @@ def record_scenario(vm: LabVm, options: LabOptions, progress: Progress = silent)
         host.stop()
     with tempfile.TemporaryDirectory(prefix=".guest-", dir=output.parent) as work:
         progress("merge both sides")
-        from tracer.merge import merge_sides
+        from tracer.account.merge import merge_sides
 
         bundle = Path(work) / "guest.balloon"
         guest.copy_out(bundle)

@@ -10,7 +10,7 @@ from aerostat.progress import progress_on_stderr
 from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
-    from tracer.checks import Check
+    from tracer.diagnosis.checks import Check
 
 CHOSEN = ">"
 
@@ -33,8 +33,8 @@ def command(pid: int | None, as_json: bool, quiet: bool, verbose: bool) -> ExitC
       aerostat doctor --pid 4242
       aerostat doctor --json
     """
-    from tracer.checks import able
-    from tracer.doctor import diagnose
+    from tracer.diagnosis.checks import able
+    from tracer.diagnosis.doctor import diagnose
 
     with progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
         checks = diagnose(pid, progress)

@@ -42,7 +42,7 @@ def command(source: Path, into: Path | None, output: Path | None, force: bool) -
     if into is not None:
         if force:
             raise click.UsageError("--force goes with -o; a side is never replaced")
-        from tracer.merge import merge_sides
+        from tracer.account.merge import merge_sides
 
         merged = merge_sides(into, source)
         _warn_of_missing(into)

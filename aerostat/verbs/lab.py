@@ -9,7 +9,7 @@ import click
 from aerostat.options import PATH, force_option, json_option, size, talk_options
 from aerostat.output import emit_json, plain, refuse_existing
 from aerostat.progress import progress_on_stderr
-from tracer.privilege import LOAD, require
+from tracer.engine.privilege import LOAD, require
 
 if TYPE_CHECKING:
     from lab.session import LabOutcome

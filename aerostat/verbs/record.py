@@ -32,7 +32,7 @@ from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
 
 if TYPE_CHECKING:
-    from tracer.vmm import Vmm
+    from tracer.vms.vmm import Vmm
 
 
 @click.command("record")
@@ -132,11 +132,11 @@ def _record_guest(
 
     Both take seconds in an emulated guest, and the compiler runs outside the interpreter's lock.
     """
-    from tracer.guest_probes import attach_driver
+    from tracer.sites.guest_probes import attach_driver
 
     with ThreadPoolExecutor(1) as worker:
         attaching = worker.submit(attach_driver, fentry=fentry)
-        from tracer.guest import GuestOptions, record_guest
+        from tracer.guest_side.guest import GuestOptions, record_guest
 
         driver = attaching.result()
     record_guest(GuestOptions(**options), progress, stop, driver)
@@ -150,10 +150,10 @@ def _record_host(
     stop: threading.Event,
 ) -> None:
     """Record one VM, and close the ledger of the one side there is, of each bundle."""
-    from tracer.discover import find_vm
-    from tracer.host import VmOptions, record_host
-    from tracer.merge import settle
-    from tracer.privilege import LOAD, require
+    from tracer.account.merge import settle
+    from tracer.engine.privilege import LOAD, require
+    from tracer.host_side.host import VmOptions, record_host
+    from tracer.vms.discover import find_vm
 
     # Before the process is looked at: without privilege that fails for a lesser reason.
     require("a VM", LOAD)
@@ -171,8 +171,8 @@ def _record_all(
     Raises:
         CaptureIncompleteError: A VM could not be recorded, or its trace is not whole.
     """
-    from tracer.discover import Watch
-    from tracer.host import HostOptions, record_all
+    from tracer.host_side.host import HostOptions, record_all
+    from tracer.vms.discover import Watch
 
     options["output"].mkdir(parents=True, exist_ok=True)
     ended = Ended(told, settles=options["flight"] is None)

@@ -9,8 +9,8 @@ from aerostat.options import TRACE, json_option
 from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
-    from tracer.ledger import Ledger
-    from tracer.stages import StageTable
+    from tracer.account.ledger import Ledger
+    from tracer.account.stages import StageTable
     from tracer.trace.reader import Trace
 
 
@@ -28,8 +28,8 @@ def command(trace: Path, as_json: bool) -> int:
       aerostat show host.balloon
       aerostat show --json host.balloon
     """
-    from tracer.ledger import ledger
-    from tracer.stages import stage_table
+    from tracer.account.ledger import ledger
+    from tracer.account.stages import stage_table
     from tracer.trace.reader import open_trace
 
     opened = open_trace(trace)

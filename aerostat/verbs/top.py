@@ -14,7 +14,7 @@ from tracer.trace.errors import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tracer.vmm import Vmm
+    from tracer.vms.vmm import Vmm
 
 _SHORTEST_NS = 100_000_000
 
@@ -62,7 +62,7 @@ def command(**given: Any) -> ExitCode:
     from aerostat.top_outputs import open_output
     from aerostat.watching import Watching
     from aerostat.without_pandas import leave_pandas_out
-    from tracer.privilege import LOAD, require
+    from tracer.engine.privilege import LOAD, require
 
     leave_pandas_out()
     # Before any process is looked at: without privilege that fails for a lesser reason.
@@ -82,7 +82,7 @@ def command(**given: Any) -> ExitCode:
 
 def _one(given: dict[str, Any]) -> Callable[[], Iterable[Vmm]]:
     """Give one VM, once."""
-    from tracer.discover import find_vm
+    from tracer.vms.discover import find_vm
 
     waiting = [find_vm(pid=given["pid"], name=given["name"], uuid=given["uuid"])]
 
@@ -95,7 +95,7 @@ def _one(given: dict[str, Any]) -> Callable[[], Iterable[Vmm]]:
 
 def _every() -> Callable[[], Iterable[Vmm]]:
     """Give each VM when it is first seen."""
-    from tracer.discover import Watch
+    from tracer.vms.discover import Watch
 
     watch = Watch()
     return lambda: watch.poll().appeared

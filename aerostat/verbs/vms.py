@@ -11,7 +11,7 @@ from aerostat.output import emit_json, plain
 from aerostat.progress import progress_on_stderr
 
 if TYPE_CHECKING:
-    from tracer.recordable import Recordable
+    from tracer.vms.recordable import Recordable
 
 _LIMIT = (
     "without root, programs of other users are not read, and a program that links libkrun is not "
@@ -41,8 +41,8 @@ def command(as_json: bool, quiet: bool, verbose: bool) -> None:
       aerostat vms
       aerostat vms --json
     """
-    from tracer.discover import find_vms
-    from tracer.recordable import look_at
+    from tracer.vms.discover import find_vms
+    from tracer.vms.recordable import look_at
 
     with progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
         progress("look for VMs")

@@ -21,13 +21,13 @@ import pyarrow as pa
 
 from tests.bench.flood import flooded
 from tests.bench.measure import Report, Settings, at_least, at_most, interleaved, run
-from tracer import decode, vm_probes
-from tracer.compiler import import_bcc
-from tracer.host_engine import HostEngine
-from tracer.host_probes import QemuSites
-from tracer.machine_code import SYSTEM_CALLS, MachineCode
-from tracer.ring import Records
-from tracer.vm_probes import Quota, Target
+from tracer.cost.machine_code import SYSTEM_CALLS, MachineCode
+from tracer.engine import decode, vm_probes
+from tracer.engine.compiler import import_bcc
+from tracer.engine.host_engine import HostEngine
+from tracer.engine.ring import Records
+from tracer.engine.vm_probes import Quota, Target
+from tracer.sites.host_probes import QemuSites
 
 RING_BYTES = 1 << 20
 IN_RING = RING_BYTES // (8 + decode.HOST_CALLS.itemsize)

@@ -37,7 +37,7 @@ from replay.sending import sending
 from replay.strategies import load_strategy
 from replay.stretch import Stretched, recorded_order, stretch
 from tests.bench.measure import Goal, Report, Settings, at_least, at_most, interleaved, run
-from tracer.stages import SEED_TOTAL_NS
+from tracer.account.stages import SEED_TOTAL_NS
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import PFN_SHIFT
 

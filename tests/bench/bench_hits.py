@@ -9,21 +9,21 @@ from pathlib import Path
 
 from lab.session import LabOptions, open_vm
 from tests.bench.measure import Report, Settings, interleaved, run
-from tracer import host_probes
-from tracer.attach import attach_all
-from tracer.call_cost import CallCost
+from tracer.cost.call_cost import CallCost
+from tracer.cost.function_cost import FUNCTION_KINDS, function_cost
+from tracer.cost.machine_code import MachineCode, loop
+from tracer.cost.trap_cost import INSTRUCTIONS, trap_costs
+from tracer.engine.attach import attach_all
+from tracer.engine.host_engine import HostEngine
 from tracer.errors import ProbeError
-from tracer.function_cost import FUNCTION_KINDS, function_cost
-from tracer.host_engine import HostEngine
-from tracer.machine_code import MachineCode, loop
-from tracer.probes import HOST_CALL_POINTS, Kind
-from tracer.trap_cost import INSTRUCTIONS, trap_costs
+from tracer.sites import host_probes
+from tracer.sites.probes import HOST_CALL_POINTS, Kind
 
 GUEST = LabOptions(output=Path("unused.balloon"), memory_bytes=512 << 20)
 GUEST_TIMEOUT_S = 300
 IN_GUEST = """
 import json, random, sys
-from tracer.function_cost import FUNCTION_KINDS, function_cost
+from tracer.cost.function_cost import FUNCTION_KINDS, function_cost
 order = random.Random(int(sys.argv[2]))
 rounds = []
 for _ in range(int(sys.argv[1])):

@@ -20,7 +20,7 @@ from scipy import stats
 
 from tests.bench.measure import Goal, Report, Row, Settings, at_most, run
 from tests.standins.build import qemu_like
-from tracer.host import DETAILS
+from tracer.host_side.host import DETAILS
 
 PAGES_PER_S = 500_000
 EVERY_S = 0.5

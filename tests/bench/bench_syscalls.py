@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 from tests.bench.measure import Report, Settings, at_most, interleaved, run
-from tracer import host_probes
-from tracer.attach import attach_all
-from tracer.host_engine import HostEngine
-from tracer.machine_code import SYSTEM_CALLS, MachineCode, loop
-from tracer.probes import HOST_CALL_POINTS, Kind
+from tracer.cost.machine_code import SYSTEM_CALLS, MachineCode, loop
+from tracer.engine.attach import attach_all
+from tracer.engine.host_engine import HostEngine
+from tracer.sites import host_probes
+from tracer.sites.probes import HOST_CALL_POINTS, Kind
 
 CALLS = 200_000
 NR_GETPPID = 110

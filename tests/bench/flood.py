@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.standins.build import Did, qemu_like
-from tracer.host import VmOptions, record_host
+from tracer.host_side.host import VmOptions, record_host
 from tracer.trace.reader import Trace, open_trace
-from tracer.vmm import inspect
+from tracer.vms.vmm import inspect
 
 WAIT_S = 120
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from replay.ranges import Int64s
 from replay.requests import load_requests
-from tracer import decode
-from tracer.capture import BATCH_BYTES
-from tracer.machine import clock_anchor, side_info
+from tracer.engine import decode
+from tracer.record.capture import BATCH_BYTES
+from tracer.record.machine import clock_anchor, side_info
 from tracer.trace.manifest import Manifest, Region
 from tracer.trace.reader import open_trace
 from tracer.trace.runs import encode_runs

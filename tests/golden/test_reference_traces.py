@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 
 from aerostat.cli import cli
-from tracer.ledger import ledger
+from tracer.account.ledger import ledger
 from tracer.trace.check import check_trace
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import TABLES, Side

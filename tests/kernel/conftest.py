@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracer import host_probes
-from tracer.attach import attach_all
-from tracer.host_engine import HostEngine
-from tracer.host_probes import QemuSites
-from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Kind
-from tracer.vm_probes import Count, Quota, Target
+from tracer.engine.attach import attach_all
+from tracer.engine.host_engine import HostEngine
+from tracer.engine.vm_probes import Count, Quota, Target
+from tracer.sites import host_probes
+from tracer.sites.host_probes import QemuSites
+from tracer.sites.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Kind
 
 RING_BYTES = 4 << 20
 POINTS = (*HOST_CALL_POINTS, *HOST_OTHER_CALL_POINTS)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.standins.build import StandIn
-from tracer.host import VmOptions, record_host
-from tracer.vmm import inspect
+from tracer.host_side.host import VmOptions, record_host
+from tracer.vms.vmm import inspect
 
 WAIT_S = 180
 """Compiling and attaching takes a minute on a busy machine."""

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tracer.engine.libbpf import Btf
 from tracer.errors import ProbeError
-from tracer.libbpf import Btf
 
 
 def test_a_path_goes_through_structs_that_hold_each_other():

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 WAIT_S = 60
 MAPPED = """
 import sys
-from tracer.host_engine import HostEngine
+from tracer.engine.host_engine import HostEngine
 with HostEngine(calls=True) as engine:
     assert engine.call_attachments
     maps = open("/proc/self/maps").read()

@@ -7,13 +7,13 @@ import pytest
 
 from tests.kernel.recording import recording
 from tests.standins.build import qemu_like
-from tracer import host_probes
-from tracer.call_cost import CallCost
-from tracer.costs import BodyTimes, CostMeter, ProbeCosts
-from tracer.host_engine import HostEngine
-from tracer.probes import HOST_CALL_POINTS, Kind, Way
+from tracer.cost.call_cost import CallCost
+from tracer.cost.costs import BodyTimes, CostMeter, ProbeCosts
+from tracer.engine.host_engine import HostEngine
+from tracer.engine.vm_probes import Quota, Target
+from tracer.sites import host_probes
+from tracer.sites.probes import HOST_CALL_POINTS, Kind, Way
 from tracer.trace.reader import open_trace
-from tracer.vm_probes import Quota, Target
 
 CALLS = ("madvise", "fallocate", "process_madvise", "mmap")
 

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from tests.standins.build import qemu_like
-from tracer import libbpf
-from tracer.checks import HOST_CALLS, HOST_REQUESTS, Check, able
-from tracer.doctor import diagnose
-from tracer.probes import (
+from tracer.diagnosis.checks import HOST_CALLS, HOST_REQUESTS, Check, able
+from tracer.diagnosis.doctor import diagnose
+from tracer.engine import libbpf
+from tracer.sites.probes import (
     GUEST_POINTS,
     HOST_CALL_POINTS,
     HOST_EVENT_POINTS,
     HOST_OTHER_CALL_POINTS,
     host_request_points,
 )
-from tracer.recover import HANDLERS
+from tracer.sites.recover import HANDLERS
 
 ROOT = Path(__file__).parents[2]
 TRACING = ("+bpf", "+perfmon", "+dac_read_search")

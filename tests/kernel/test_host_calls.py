@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from tracer.probes import Kind
-from tracer.vm_probes import Count
+from tracer.engine.vm_probes import Count
+from tracer.sites.probes import Kind
 
 PAGE = mmap.PAGESIZE
 DONTNEED = mmap.MADV_DONTNEED

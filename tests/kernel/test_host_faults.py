@@ -13,12 +13,12 @@ import pytest
 
 from tests.kernel.recording import recording
 from tests.standins.build import StandIn, firecracker_like, program, qemu_like, started
-from tracer.discover import Watch, find_vm, find_vms
 from tracer.errors import ProcessEndedError
-from tracer.memory_map import find_memory
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Side
-from tracer.vmm import Vmm, inspect
+from tracer.vms.discover import Watch, find_vm, find_vms
+from tracer.vms.memory_map import find_memory
+from tracer.vms.vmm import Vmm, inspect
 
 QEMU = "qemu-system-x86_64"
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")

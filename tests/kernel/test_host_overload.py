@@ -7,10 +7,10 @@ import pytest
 
 from tests.kernel.recording import recording
 from tests.standins.build import Did, qemu_like
+from tracer.engine.vm_probes import Quota
 from tracer.trace.check import check_trace
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Mark, Queue, Side
-from tracer.vm_probes import Quota
 
 PAGE = 4096
 RING_BYTES = {"smallest": 4096, "small": 65536}

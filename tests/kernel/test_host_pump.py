@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from tracer import pump
+from tracer.engine import pump
+from tracer.engine.pump import Pump
 from tracer.errors import ProbeError
-from tracer.probes import Kind
-from tracer.pump import Pump
+from tracer.sites.probes import Kind
 
 PAGE = mmap.PAGESIZE
 SINGLE = [(False, (Kind.TRACEPOINT,))]

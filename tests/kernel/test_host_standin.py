@@ -8,7 +8,7 @@ import numpy as np
 from replay.ranges import pfns_from_runs
 from tests.kernel.recording import recording
 from tests.standins.build import qemu_like
-from tracer.ledger import ledger
+from tracer.account.ledger import ledger
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Queue, Side
 

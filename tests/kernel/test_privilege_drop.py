@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.standins.build import qemu_like
-from tracer.privilege import Capability
-from tracer.privilege_drop import writing_needs
+from tracer.engine.privilege import Capability
+from tracer.engine.privilege_drop import writing_needs
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Side
 
@@ -20,12 +20,12 @@ SCRIPT = """
 import json, mmap, os, subprocess, sys, threading
 import numpy, pyarrow  # each with threads of its own
 from pathlib import Path
-from tracer.bpf_programs import EMPTY, PROG_TYPE_KPROBE, load_program
-from tracer.loader import EmptyPrograms
-from tracer.machine_code import MachineCode, loop
-from tracer.bpf_programs import RunStats
-from tracer.privilege import Capability
-from tracer.privilege_drop import drop_privileges
+from tracer.engine.bpf_programs import EMPTY, PROG_TYPE_KPROBE, load_program
+from tracer.engine.loader import EmptyPrograms
+from tracer.cost.machine_code import MachineCode, loop
+from tracer.engine.bpf_programs import RunStats
+from tracer.engine.privilege import Capability
+from tracer.engine.privilege_drop import drop_privileges
 from tracer.trace.errors import AerostatError
 
 def status():
@@ -113,12 +113,12 @@ def test_a_way_through_other_peoples_directories_is_kept(tmp_path):
 RECORD = """
 import json, os, sys, threading
 from pathlib import Path
-from tracer.bpf_programs import EMPTY, PROG_TYPE_KPROBE, load_program
-from tracer.host import VmOptions, record_host
-from tracer.privilege import effective, names
-from tracer.privilege_drop import drop_privileges, recording_needs
+from tracer.engine.bpf_programs import EMPTY, PROG_TYPE_KPROBE, load_program
+from tracer.host_side.host import VmOptions, record_host
+from tracer.engine.privilege import effective, names
+from tracer.engine.privilege_drop import drop_privileges, recording_needs
 from tracer.trace.errors import AerostatError
-from tracer.vmm import inspect
+from tracer.vms.vmm import inspect
 
 output, stop = Path(sys.argv[2]), threading.Event()
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.as_user import failure
-from tracer.bpf_programs import RunStats
-from tracer.guest_layout import kernel_symbol
-from tracer.loader import EmptyPrograms
-from tracer.machine_code import MachineCode, loop
-from tracer.privilege import LOAD, Capability
+from tracer.cost.machine_code import MachineCode, loop
+from tracer.engine.bpf_programs import RunStats
+from tracer.engine.loader import EmptyPrograms
+from tracer.engine.privilege import LOAD, Capability
+from tracer.sites.guest_layout import kernel_symbol
 
 PAGE = Path(__file__).parents[2] / "docs" / "privileges.md"
 TRACEFS = Path("/sys/kernel/tracing")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kernel.recording import recording
 from tests.standins.build import Did, StandIn, qemu_like
-from tracer.live import VmStats
+from tracer.record.live import VmStats
 from tracer.trace.manifest import ProbeRecord
 from tracer.trace.reader import open_trace
 

@@ -16,10 +16,10 @@ import pytest
 
 from tests.kernel.recording import recording
 from tests.standins.build import configured, firecracker_like, qemu_like
+from tracer.engine.vm_probes import Quota
 from tracer.trace.errors import ExitCode
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Call, Mark
-from tracer.vm_probes import Quota
 
 PAGE = 4096
 WAIT_S = 60

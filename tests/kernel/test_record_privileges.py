@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.standins.build import StandIn, qemu_like
-from tracer.privilege import Capability
+from tracer.engine.privilege import Capability
 from tracer.trace.errors import ExitCode
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Side

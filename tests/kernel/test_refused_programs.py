@@ -7,12 +7,13 @@ import struct
 import pytest
 
 from tests.kernel.as_user import failure
-from tracer import host_probes, libbpf
-from tracer.bpf_programs import PROG_TYPE_KPROBE, load_program
+from tracer.engine import libbpf
+from tracer.engine.bpf_programs import PROG_TYPE_KPROBE, load_program
+from tracer.engine.libbpf import Btf
+from tracer.engine.loader import Program
+from tracer.engine.privilege import LOAD
 from tracer.errors import BccError, ProbeError
-from tracer.libbpf import Btf
-from tracer.loader import Program
-from tracer.privilege import LOAD
+from tracer.sites import host_probes
 
 NR_BPF = 321
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38

@@ -4,11 +4,11 @@ import os
 import threading
 from pathlib import Path
 
-from tracer.bpf_programs import RunStats
-from tracer.instructions import is_emulated
-from tracer.loader import EmptyPrograms
-from tracer.machine_code import MachineCode, loop
-from tracer.trap_cost import EMULATED, INSTRUCTIONS, SINGLE_STEPPED, trap_costs
+from tracer.cost.machine_code import MachineCode, loop
+from tracer.cost.trap_cost import EMULATED, INSTRUCTIONS, SINGLE_STEPPED, trap_costs
+from tracer.engine.bpf_programs import RunStats
+from tracer.engine.loader import EmptyPrograms
+from tracer.sites.instructions import is_emulated
 
 HITS = 997
 

@@ -91,7 +91,7 @@ def test_the_table_shows_no_control_character(capsys):
 
 
 def test_a_vm_that_ends_meanwhile_is_left_out(capsys, monkeypatch):
-    from tracer import discover
+    from tracer.vms import discover
 
     with qemu_like("-m", "64M") as vm:
         before = discover.find_vms()

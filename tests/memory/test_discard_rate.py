@@ -4,7 +4,7 @@ import mmap
 import time
 from pathlib import Path
 
-from tracer.ring_size import discard_ns
+from tracer.engine.ring_size import discard_ns
 
 CALLS = 2000
 

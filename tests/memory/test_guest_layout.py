@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.standins.build import StandIn, firecracker_like, qemu_like
-from tracer.guest_files import files_of_regions, gpa_of_offsets
-from tracer.learned_map import LearnedMap
-from tracer.memory_map import GuestMemory, MemoryMap, find_memory
-from tracer.vmm import inspect
+from tracer.vms.guest_files import files_of_regions, gpa_of_offsets
+from tracer.vms.learned_map import LearnedMap
+from tracer.vms.memory_map import GuestMemory, MemoryMap, find_memory
+from tracer.vms.vmm import inspect
 
 GIB = 1 << 30
 

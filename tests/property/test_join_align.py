@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracer.align import align, content_hashes
-from tracer.clocks import fit_clocks
+from tracer.account.align import align, content_hashes
+from tracer.account.clocks import fit_clocks
 
 ORIGIN = 10**14
 

@@ -7,13 +7,13 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tracer.extents import Extent
-from tracer.layouts import FOUR_GIB, GIB, qemu_layouts, two_part_layouts
-from tracer.learned_map import LearnedMap
-from tracer.mappings import Mapping
-from tracer.memory_map import GuestMemory
-from tracer.qemu_options import Backend
-from tracer.translation import MemoryMap
+from tracer.vms.extents import Extent
+from tracer.vms.layouts import FOUR_GIB, GIB, qemu_layouts, two_part_layouts
+from tracer.vms.learned_map import LearnedMap
+from tracer.vms.mappings import Mapping
+from tracer.vms.memory_map import GuestMemory
+from tracer.vms.qemu_options import Backend
+from tracer.vms.translation import MemoryMap
 
 PAGE = 4096
 MIB = 1 << 20

@@ -169,7 +169,7 @@ def test_a_trace_is_not_overwritten(arguments: list[str], host: Path, capsys) ->
 def test_choices_are_those_of_the_libraries() -> None:
     from lab.pairs import PAIRS
     from lab.scenarios import SCENARIOS
-    from tracer.host import DETAILS
+    from tracer.host_side.host import DETAILS
 
     assert set(lab_verb.SCENARIOS) == set(SCENARIOS)
     assert set(lab_verb.PAIRS) == set(PAIRS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.clock_watch import ClockWatch
+from tracer.record.clock_watch import ClockWatch
 from tracer.trace.schema import Mark
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +16,7 @@ STEP_NS = 30_000_000
 
 SLEEPER = """
 import ctypes, json, os, sys
-from tracer.clock_watch import ClockWatch
+from tracer.record.clock_watch import ClockWatch
 
 CLONE_NEWTIME = 0x80  # include/uapi/linux/sched.h, since 5.6
 libc = ctypes.CDLL(None, use_errno=True)

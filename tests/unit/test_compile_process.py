@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tracer import compile_process
-from tracer.compile_process import compile_apart
+from tracer.engine import compile_process
+from tracer.engine.compile_process import compile_apart
+from tracer.engine.loader import with_maps
+from tracer.engine.maps import c_type
 from tracer.errors import BccError
-from tracer.loader import with_maps
-from tracer.maps import c_type
 
 EXIT = struct.pack("<BBhi", 0x95, 0, 0, 0)
 

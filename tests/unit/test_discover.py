@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.proc_tree import KUBEVIRT, LIBVIRT, PROXMOX, QEMU, UUID, add_process
-from tracer import discover
-from tracer.discover import Changes, Watch, find_vm, find_vms
 from tracer.errors import ProcessError
+from tracer.vms import discover
+from tracer.vms.discover import Changes, Watch, find_vm, find_vms
 
 RAM = "7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \n"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from aerostat.verbs import doctor
-from tracer.checks import (
+from tracer.diagnosis.checks import (
     ENVIRONMENT,
     GUEST_DRIVER,
     HOST_CALLS,
@@ -17,7 +17,7 @@ from tracer.checks import (
     word,
 )
 from tracer.errors import ProbeError
-from tracer.probes import (
+from tracer.sites.probes import (
     GUEST_POINTS,
     HOST_CALL_POINTS,
     HOST_EVENT_POINTS,

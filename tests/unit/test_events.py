@@ -6,8 +6,8 @@ import pytest
 
 from aerostat.events import Event, describe, events
 from aerostat.timeline_tables import draw_events
-from tracer.clocks import ClockFit
-from tracer.merge import merge_sides
+from tracer.account.clocks import ClockFit
+from tracer.account.merge import merge_sides
 from tracer.trace.manifest import Manifest, SideInfo
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Mark, Side

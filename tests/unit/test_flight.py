@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 
 from tests.unit.trace_samples import call, calls, described, large_batch, request, requests
-from tracer import flight_dump
-from tracer.flight import FlightOptions, FlightRecorder
+from tracer.record import flight_dump
+from tracer.record.flight import FlightOptions, FlightRecorder
+from tracer.record.triggers import Incident, Kind, TriggerRules
 from tracer.trace.check import check_trace
 from tracer.trace.errors import TraceError
 from tracer.trace.reader import open_trace
@@ -15,7 +16,6 @@ from tracer.trace.schema import SAMPLES, Mark, Side
 from tracer.trace.sink import Sink
 from tracer.trace.storage import Storage
 from tracer.trace.writer import TraceWriter
-from tracer.triggers import Incident, Kind, TriggerRules
 
 S = 10**9
 ASKED = Incident(Kind.SIGNAL, 8000, None, "asked for")

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from tracer import decode
-from tracer.guest_events import GUEST_EVENT, EventKind
-from tracer.guest_rows import GuestRows
+from tracer.engine import decode
+from tracer.guest_side.guest_events import GUEST_EVENT, EventKind
+from tracer.guest_side.guest_rows import GuestRows
 from tracer.trace.check import check_trace
 from tracer.trace.manifest import Manifest, SideInfo
 from tracer.trace.reader import open_trace

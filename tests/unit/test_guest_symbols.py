@@ -3,7 +3,7 @@
 import pytest
 
 from tracer.errors import ProbeError
-from tracer.guest_probes import KernelSymbol, kernel_symbols, unambiguous
+from tracer.sites.guest_probes import KernelSymbol, kernel_symbols, unambiguous
 
 OWN = KernelSymbol(0x10, "virtio_balloon")
 KERNEL = KernelSymbol(0x20, None)

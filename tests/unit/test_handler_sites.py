@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import pytest
 
-from tracer.elf import Function
-from tracer.handler_sites import find_sites
+from tracer.sites.elf import Function
+from tracer.sites.handler_sites import find_sites
 
 START = 0x1000
 TEST = bytes.fromhex("4885c0")

@@ -5,16 +5,16 @@ import pyarrow.compute as pc
 import pytest
 
 from tests.standins.build import qemu_like
-from tracer import decode
-from tracer.guest_map import GuestMap
-from tracer.host_rows import HostRows
-from tracer.host_tally import Tally
+from tracer.engine import decode
+from tracer.host_side.guest_map import GuestMap
+from tracer.host_side.host_rows import HostRows
+from tracer.host_side.host_tally import Tally
 from tracer.trace.check import check_trace
 from tracer.trace.manifest import Manifest, SideInfo
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Side, Wire
 from tracer.trace.writer import TraceWriter
-from tracer.vmm import inspect
+from tracer.vms.vmm import inspect
 
 NO_CALLS = np.empty(0, decode.HOST_CALLS)
 

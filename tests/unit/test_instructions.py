@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tracer.elf import Binary
-from tracer.instructions import cheapest_site, is_emulated
+from tracer.sites.elf import Binary
+from tracer.sites.instructions import cheapest_site, is_emulated
 
 LIBC = Path("/lib/x86_64-linux-gnu/libc.so.6")
 QEMU = Path("/usr/bin/qemu-system-x86_64")

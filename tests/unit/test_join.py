@@ -13,9 +13,9 @@ from tests.unit.capture_bundle import (
     write_guest,
     write_host,
 )
-from tracer.align import content_hashes
-from tracer.join import join, notice_ns
-from tracer.merge import merge_sides
+from tracer.account.align import content_hashes
+from tracer.account.join import join, notice_ns
+from tracer.account.merge import merge_sides
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Queue
 
@@ -102,7 +102,8 @@ def test_a_clock_step_is_said_aloud(tmp_path, step_ns):
 def test_forged_equal_hashes_do_not_make_a_pair(tmp_path, monkeypatch):
     # A true collision takes a guest that inverts the hash; hash everything alike instead.
     monkeypatch.setattr(
-        "tracer.join.content_hashes", lambda *columns: np.zeros_like(content_hashes(*columns))
+        "tracer.account.join.content_hashes",
+        lambda *columns: np.zeros_like(content_hashes(*columns)),
     )
     host = [received(0, Queue.INFLATE, [(77, 128)], (1_000_100, 1_000_200, 1), calls=1)]
     _, found = joined(tmp_path, host=host, guest=GUEST_ROWS[1:2])

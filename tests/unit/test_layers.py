@@ -19,8 +19,8 @@ ALLOWED = {
     "bpf": {"bpf"},
 }
 ONLY_IN = {
-    "bcc": ("tracer/compiler.py",),
-    "elftools": ("tracer/elf.py",),
+    "bcc": ("tracer/engine/compiler.py",),
+    "elftools": ("tracer/sites/elf.py",),
     "click": ("aerostat/",),
     "rich": ("aerostat/",),
     "prometheus_client": ("aerostat/metrics.py",),
@@ -85,11 +85,14 @@ def test_no_package_reaches_over_its_wall() -> None:
     ("path", "source"),
     [
         ("replay/worker.py", "from tracer import elf"),
-        ("replay/worker.py", "import tracer.trace.reader, tracer.host"),
+        ("replay/worker.py", "import tracer.trace.reader, tracer.host_side.host"),
         ("replay/worker.py", "def f():\n    from lab.vm import Vm"),
-        ("tracer/host.py", "import typing\nif typing.TYPE_CHECKING:\n    import replay.plan"),
+        (
+            "tracer/host_side/host.py",
+            "import typing\nif typing.TYPE_CHECKING:\n    import replay.plan",
+        ),
         ("tracer/trace/reader.py", "from ..elf import symbols"),
-        ("tracer/loader.py", "import bcc"),
+        ("tracer/engine/loader.py", "import bcc"),
         ("tracer/btf.py", "import importlib\nimportlib.import_module('bcc')"),
         ("tracer/btf.py", "from elftools.elf import elffile"),
         ("replay/results.py", "import click"),
@@ -108,7 +111,7 @@ def test_the_check_sees_a_forbidden_import(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("replay/worker.py", "import os, mmap\nfrom tracer.trace.reader import open_trace"),
-        ("tracer/compiler.py", "import bcc"),
+        ("tracer/engine/compiler.py", "import bcc"),
         ("aerostat/render.py", "import rich.table\nfrom lab.session import run_lab"),
         ("tracer/trace/reader.py", "from .errors import TraceError"),
         ("replay/strategies/huge.py", "import operator\nimport timeit"),

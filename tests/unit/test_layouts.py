@@ -5,8 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tracer.extents import Extent, find_extents, joined
-from tracer.layouts import (
+from tracer.trace.manifest import Region
+from tracer.vms.extents import Extent, find_extents, joined
+from tracer.vms.layouts import (
     FOUR_GIB,
     GIB,
     HOLE_STARTS,
@@ -14,10 +15,9 @@ from tracer.layouts import (
     qemu_layouts,
     two_part_layouts,
 )
-from tracer.mappings import Mapping
-from tracer.qemu_options import Backend, ram_backends
-from tracer.trace.manifest import Region
-from tracer.translation import MemoryMap, agreed
+from tracer.vms.mappings import Mapping
+from tracer.vms.qemu_options import Backend, ram_backends
+from tracer.vms.translation import MemoryMap, agreed
 
 MIB = 1 << 20
 BASE = 0x7F0000000000

@@ -19,9 +19,9 @@ from tests.unit.capture_bundle import (
     write_guest,
     write_host,
 )
-from tracer.ledger import ledger
-from tracer.ledger_host import Discards, captured_discards
-from tracer.merge import merge_sides
+from tracer.account.ledger import ledger
+from tracer.account.ledger_host import Discards, captured_discards
+from tracer.account.merge import merge_sides
 from tracer.trace.manifest import Loss, Manifest, SideInfo
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import REQUESTS, Caller, Mark, Queue, Side, Wire

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TRY_IMPORT = """
-from tracer.compiler import import_bcc
+from tracer.engine.compiler import import_bcc
 from tracer.trace.errors import AerostatError
 try:
     import_bcc()

@@ -11,7 +11,7 @@ from tests.unit.capture_bundle import (
     write_guest,
     write_host,
 )
-from tracer.merge import merge_sides, settle
+from tracer.account.merge import merge_sides, settle
 from tracer.trace.errors import TornTraceError, TraceError
 from tracer.trace.layout import read_manifest, write_manifest
 from tracer.trace.manifest import Loss

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aerostat import __version__
 from aerostat.metrics import MetricsExport
-from tracer.live import VmStats
+from tracer.record.live import VmStats
 from tracer.trace.errors import AerostatError
 from tracer.trace.schema import Queue
 

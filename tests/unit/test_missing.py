@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.capture_bundle import write_guest, write_host
 from tests.unit.trace_samples import call, calls, described
-from tracer.merge import merge_sides
+from tracer.account.merge import merge_sides
 from tracer.trace.errors import TraceError
 from tracer.trace.manifest import Loss, Manifest, ProbeRecord, SideInfo
 from tracer.trace.missing import (

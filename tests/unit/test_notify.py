@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.notify import Notifier
+from tracer.record.notify import Notifier
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +105,7 @@ def test_a_manager_that_does_not_read_holds_nothing_up(manager):
 
 def test_another_process_is_heard(manager):
     listener, address = manager
-    code = "from tracer.notify import Notifier; Notifier.from_environment().ready('up')"
+    code = "from tracer.record.notify import Notifier; Notifier.from_environment().ready('up')"
     environment = {**os.environ, "NOTIFY_SOCKET": address}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
     (message,) = heard(listener)

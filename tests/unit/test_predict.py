@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit.machine_trees import ALL, ROOT_STATUS, machine_tree
-from tracer.environment import read_machine
-from tracer.predict import Prediction, predict
-from tracer.privilege import Capability
-from tracer.probes import HOST_CALL_POINTS, Kind, Way, host_request_points
-from tracer.requirements import check_requirements
+from tracer.diagnosis.environment import read_machine
+from tracer.diagnosis.predict import Prediction, predict
+from tracer.diagnosis.requirements import check_requirements
+from tracer.engine.privilege import Capability
+from tracer.sites.probes import HOST_CALL_POINTS, Kind, Way, host_request_points
 
 POINTS = (*HOST_CALL_POINTS[:2], *host_request_points((0,)))
 WAYS = {way.kind: way for point in POINTS for way in point.ways}

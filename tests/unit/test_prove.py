@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from tests.unit.command import ROOT, refused, run
-from tracer import prove
-from tracer.prove import Kill, Proof, prove_capture
-from tracer.prove_stream import BATCH_ROWS, batch_of
+from tracer.record import prove
+from tracer.record.prove import Kill, Proof, prove_capture
+from tracer.record.prove_stream import BATCH_ROWS, batch_of
 from tracer.trace.errors import AerostatError, ExitCode
 from tracer.trace.schema import Side
 from tracer.trace.writer import TraceWriter
@@ -83,7 +83,7 @@ def test_rows_that_are_not_those_of_the_stream(tmp_path, change):
 RECORDER = """
 import sys, threading, time
 from pathlib import Path
-from tracer.prove_stream import write_until_killed
+from tracer.record.prove_stream import write_until_killed
 
 def ready_once_written():
     while not any(part.stat().st_size > 1 << 20 for part in Path(sys.argv[1]).glob("requests/*")):

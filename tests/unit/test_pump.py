@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tracer.pump import Pump
+from tracer.engine.pump import Pump
 
 RECORD = np.dtype([("number", np.uint64)])
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.vm_stats import AFTER, BEFORE, S
-from tracer.rates import rates, state
+from tracer.record.rates import rates, state
 from tracer.trace.schema import Queue
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tracer.elf import Binary
 from tracer.errors import SymbolError
-from tracer.recover import HANDLERS, find_handlers
+from tracer.sites.elf import Binary
+from tracer.sites.recover import HANDLERS, find_handlers
 from tracer.trace.schema import Queue
 
 SOURCE = Path(__file__).parents[1] / "standins" / "handlers.c"

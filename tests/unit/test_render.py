@@ -4,8 +4,8 @@ import pytest
 
 from aerostat import render
 from aerostat.capture_tables import draw_ledger, draw_stages
-from tracer.ledger import Ledger
-from tracer.stages import SEED_NS, SEED_PERCENT, Direction, Stage, StageTable
+from tracer.account.ledger import Ledger
+from tracer.account.stages import SEED_NS, SEED_PERCENT, Direction, Stage, StageTable
 from tracer.trace.manifest import LedgerLine, Manifest, SideInfo
 from tracer.trace.schema import Queue
 

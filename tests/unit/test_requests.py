@@ -13,7 +13,7 @@ from replay.requests import (
     load_requests,
     memory_map,
 )
-from tracer.merge import merge_sides
+from tracer.account.merge import merge_sides
 from tracer.trace.errors import AerostatError, TraceError
 from tracer.trace.manifest import Manifest, Region, SideInfo
 from tracer.trace.reader import Trace, open_trace

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tracer.engine.ring import Ring
 from tracer.errors import ProbeError
-from tracer.ring import Ring
 
 PAGE = mmap.PAGESIZE
 SIZE = PAGE

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tracer import decode
-from tracer.capture import DRAIN_LONGEST_S, DRAIN_SHORTEST_S, RING_SHARE, next_wait_s
-from tracer.ring_size import longest_wait_s, ring_bytes
+from tracer.engine import decode
+from tracer.engine.ring_size import longest_wait_s, ring_bytes
+from tracer.record.capture import DRAIN_LONGEST_S, DRAIN_SHORTEST_S, RING_SHARE, next_wait_s
 
 DETAILS = ("requests", "discards", "calls")
 RECORD_BYTES = {

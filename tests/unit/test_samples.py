@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tracer.samples import HostSampler, guest_sample
+from tracer.record.samples import HostSampler, guest_sample
 from tracer.trace.schema import SAMPLES, Side
 
 MIB = 1 << 20

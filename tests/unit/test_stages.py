@@ -12,8 +12,8 @@ from tests.unit.capture_bundle import (
     write_guest,
     write_host,
 )
-from tracer.merge import merge_sides
-from tracer.stages import SEED_NS, SEED_PERCENT, SEED_TOTAL_NS, stage_table
+from tracer.account.merge import merge_sides
+from tracer.account.stages import SEED_NS, SEED_PERCENT, SEED_TOTAL_NS, stage_table
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Queue
 

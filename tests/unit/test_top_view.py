@@ -13,7 +13,7 @@ from aerostat.top_tables import view
 from aerostat.watched import Gone, Readings, Update, document
 from tests.unit.test_cli_traces import documented_keys, keys_of
 from tests.unit.vm_stats import AFTER, BEFORE, GIB, S
-from tracer.live import VmStats
+from tracer.record.live import VmStats
 from tracer.trace.errors import ExitCode
 from tracer.trace.schema import Queue
 

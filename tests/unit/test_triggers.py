@@ -6,8 +6,8 @@ import pytest
 
 from tests.unit.test_metrics import BUSY
 from tests.unit.trace_samples import call, calls, request, requests
+from tracer.record.triggers import Kind, TriggerRules, Triggers
 from tracer.trace.schema import Mark, Queue, Side
-from tracer.triggers import Kind, TriggerRules, Triggers
 
 S = 10**9
 MIB = 1 << 20

@@ -10,8 +10,8 @@ import pytest
 
 from tests.unit.proc_tree import KUBEVIRT, LIBVIRT, OPENSTACK, PROXMOX, QEMU, UUID, add_process
 from tracer.errors import ProcessEndedError, ProcessError
-from tracer.mappings import mappings
-from tracer.vmm import Vmm, inspect
+from tracer.vms.mappings import mappings
+from tracer.vms.vmm import Vmm, inspect
 
 GIB = 1 << 30
 

@@ -8,7 +8,7 @@ import pytest
 from aerostat.top_outputs import Output
 from aerostat.watching import Watching
 from tests.unit.test_metrics import BUSY
-from tracer.live import VmStats
+from tracer.record.live import VmStats
 from tracer.trace.errors import ExitCode
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracer import decode, guest_events, guest_probes, vm_probes
+from tracer.engine import decode, vm_probes
+from tracer.guest_side import guest_events
+from tracer.sites import guest_probes
 
 HEADER = Path(__file__).parents[2] / "bpf" / "records.h"
 LAYOUTS = {

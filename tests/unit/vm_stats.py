@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tracer.live import VmStats
+from tracer.record.live import VmStats
 from tracer.trace.schema import Queue
 
 S = 1_000_000_000

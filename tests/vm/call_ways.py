@@ -11,12 +11,12 @@ import sys
 import threading
 from pathlib import Path
 
-from tracer import host_probes
-from tracer.attach import attach_all
-from tracer.host_engine import HostEngine
-from tracer.host_probes import QemuSites
-from tracer.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Kind
-from tracer.vm_probes import Quota, Target, VmProbes
+from tracer.engine.attach import attach_all
+from tracer.engine.host_engine import HostEngine
+from tracer.engine.vm_probes import Quota, Target, VmProbes
+from tracer.sites import host_probes
+from tracer.sites.host_probes import QemuSites
+from tracer.sites.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Kind
 
 PAGES = 1000
 WAYS = {

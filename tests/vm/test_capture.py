@@ -16,19 +16,20 @@ import pytest
 from lab.balloon import move
 from lab.recorders import GuestRecorder, HostCapture, host_recorder
 from lab.session import LabOptions, open_vm
-from tracer import decode, host_probes
-from tracer.host_engine import HostEngine
-from tracer.join import join
-from tracer.ledger import ledger
-from tracer.ledger_host import captured_discards
-from tracer.merge import merge_sides
-from tracer.stages import stage_table
+from tracer.account.join import join
+from tracer.account.ledger import ledger
+from tracer.account.ledger_host import captured_discards
+from tracer.account.merge import merge_sides
+from tracer.account.stages import stage_table
+from tracer.engine import decode
+from tracer.engine.host_engine import HostEngine
+from tracer.engine.vm_probes import Quota, Target
+from tracer.sites import host_probes
 from tracer.trace.check import check_trace
 from tracer.trace.reader import open_trace
 from tracer.trace.salvage import salvage
 from tracer.trace.schema import Caller, Mark, Queue, Side
-from tracer.vm_probes import Quota, Target
-from tracer.vmm import guest_ram, inspect, load_bias
+from tracer.vms.vmm import guest_ram, inspect, load_bias
 
 MIB = 1 << 20
 PAGE_BYTES = 4096

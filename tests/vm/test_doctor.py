@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lab.session import LabOptions, open_vm
-from tracer.checks import GUEST_DRIVER, HOST_CALLS, HOST_REQUESTS, Check
-from tracer.privilege import Capability
-from tracer.probes import GUEST_POINTS, HOST_CALL_POINTS
+from tracer.diagnosis.checks import GUEST_DRIVER, HOST_CALLS, HOST_REQUESTS, Check
+from tracer.engine.privilege import Capability
+from tracer.sites.probes import GUEST_POINTS, HOST_CALL_POINTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "privileges.md").read_text()
@@ -20,9 +20,9 @@ ADMIN, SEARCH = Capability.CAP_SYS_ADMIN, Capability.CAP_DAC_READ_SEARCH
 ACTS = """
 import json, os, sys
 sys.path.insert(0, "/opt/aerostat")
-from tracer.libbpf import Btf
-from tracer.loader import EmptyPrograms
-from tracer.machine_code import MachineCode, loop
+from tracer.engine.libbpf import Btf
+from tracer.engine.loader import EmptyPrograms
+from tracer.cost.machine_code import MachineCode, loop
 
 def kprobe():
     with EmptyPrograms() as programs:

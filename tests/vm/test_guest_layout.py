@@ -11,11 +11,11 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from tracer.discover import find_vm
-from tracer.learned_map import LearnedMap
-from tracer.memory_map import find_memory
-from tracer.recordable import MapState, Records, look_at
-from tracer.vmm import inspect
+from tracer.vms.discover import find_vm
+from tracer.vms.learned_map import LearnedMap
+from tracer.vms.memory_map import find_memory
+from tracer.vms.recordable import MapState, Records, look_at
+from tracer.vms.vmm import inspect
 
 GIB = 1 << 30
 FOUR_GIB = 4 * GIB

@@ -17,18 +17,18 @@ from lab.balloon_scenarios import out_of_puff
 from lab.queue_scenarios import flood, hinting, migration, oom, poll_stats
 from lab.recorders import GuestRecorder, HostCapture, host_recorder
 from lab.session import LabOptions, open_vm
-from tracer import host_probes
-from tracer.elf import Binary
-from tracer.host_engine import HostEngine
-from tracer.join import join
-from tracer.ledger import ledger
-from tracer.merge import merge_sides
-from tracer.stages import stage_table
+from tracer.account.join import join
+from tracer.account.ledger import ledger
+from tracer.account.merge import merge_sides
+from tracer.account.stages import stage_table
+from tracer.engine.host_engine import HostEngine
+from tracer.engine.vm_probes import Quota, Target
+from tracer.sites import host_probes
+from tracer.sites.elf import Binary
 from tracer.trace.check import check_trace
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Caller, Mark, Queue, Side
-from tracer.vm_probes import Quota, Target
-from tracer.vmm import inspect, load_bias
+from tracer.vms.vmm import inspect, load_bias
 
 MIB = 1 << 20
 PAGE_BYTES = 4096

@@ -8,7 +8,7 @@ from tracer.trace.reader import Trace
 from tracer.trace.schema import Side
 
 _REQUEST_POINTS = ("queues-pop", "queues-push")
-"""Points of tracer/probes.py without which the host sees no request."""
+"""Points of tracer/sites/probes.py without which the host sees no request."""
 
 
 def lost_events(losses: Iterable[Loss]) -> dict[tuple[str, str, str], int]:

@@ -1,0 +1,1 @@
+"""What a capture says: both sides joined, stages, and the ledger."""

@@ -1,0 +1,1 @@
+"""Measures what one hit of each kind of probe costs on this machine."""

@@ -1,0 +1,1 @@
+"""Loads BPF programs, attaches them, empties their rings, and gives up privileges."""

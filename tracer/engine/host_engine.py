@@ -1,0 +1,141 @@
+"""One set of BPF programs for every VM of this host, and the probes that serve all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+from tracer.cost.costs import BodyTimes, CostMeter, ProbeCosts
+from tracer.engine.attach import Attachment
+from tracer.engine.pump import Pump
+from tracer.engine.vm_probes import Count, Target, VmProbes
+from tracer.errors import ProbeError
+from tracer.sites import host_probes
+from tracer.sites.host_probes import QemuSites
+from tracer.sites.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Point
+from tracer.trace.schema import Call
+
+_TIMED = ("on_pop_0", "on_push")
+"""Programs that run for every request."""
+_OWN_SLOT = 0
+"""Place of this process itself, without rings: for measuring what the probes cost."""
+
+
+class HostEngine:
+    """The compiled programs and the probes that serve every VM: those of the system calls.
+
+    Attributes:
+        call_attachments: What became of the system calls' probes.
+        costs: What probes cost on this machine, as measured when those attached.
+
+    Args:
+        calls: Whether discards are recorded; without it no system call is probed until a VM needs
+            it whose handlers are not known.
+
+    Raises:
+        BccError: BCC is missing or does not compile the source.
+        ProbeError: The kernel refuses the programs.
+    """
+
+    def __init__(self, *, calls: bool) -> None:
+        self.program = host_probes.compile_host()
+        self.pump = Pump()
+        self.call_attachments: list[Attachment] = []
+        self.costs = ProbeCosts()
+        self._bodies: BodyTimes | None = None
+        self._free = list(range(host_probes.MAX_VMS - 1, _OWN_SLOT, -1))
+        self._detach_calls: list[Callable[[], None]] = []
+        self._watch_calls(HOST_CALL_POINTS if calls else ())
+
+    def _watch_calls(self, points: tuple[Point, ...]) -> None:
+        meter = CostMeter()
+        self._attach_calls(points)
+        self.costs = meter.costs(self, self.call_attachments)
+
+    def watch_other_calls(self) -> None:
+        """Probe every system call that can give memory back: for a VMM that is not QEMU."""
+        done = {attachment.point for attachment in self.call_attachments}
+        if not done:
+            self._watch_calls(HOST_CALL_POINTS)
+        if not done.issuperset(HOST_OTHER_CALL_POINTS):
+            self._attach_calls(HOST_OTHER_CALL_POINTS)
+
+    def _attach_calls(self, points: tuple[Point, ...]) -> None:
+        self.call_attachments += host_probes.attach_calls(self.program, points)
+        self._detach_calls.append(self.program.claim())
+
+    def time_programs(self) -> None:
+        """Have the kernel time the programs in the handlers over their first runs from now on."""
+        if self._bodies is None:
+            self._bodies = BodyTimes(self.program, _TIMED)
+
+    def poll(self) -> None:
+        """Stop timing once there were runs enough; call it now and then."""
+        if self._bodies is not None:
+            self._bodies.poll()
+
+    def hit_ns(self, attachment: Attachment, sites: QemuSites | None) -> float | None:
+        """What one hit of an attached probe costs the traced VM; None where nothing was measured.
+
+        Args:
+            attachment: The probe.
+            sites: Where the uprobes of this VM are.
+        """
+        if attachment.way is None:
+            return None
+        timed = self._bodies is not None and attachment.way.program in _TIMED
+        body_ns = self._bodies.mean_ns(attachment.way.program) if self._bodies and timed else None
+        return self.costs.hit_ns(attachment.way, sites, body_ns)
+
+    def close(self) -> None:
+        """Detach what serves every VM, and free the maps."""
+        if self._bodies is not None:
+            self._bodies.close()
+        for detach in self._detach_calls:
+            detach()
+        self.program.close()
+
+    def __enter__(self) -> HostEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def add(self, target: Target) -> VmProbes:
+        """Make a VM known to the programs, with rings of its own; no handler is probed yet.
+
+        Raises:
+            ProbeError: There is no room, or the kernel refuses its rings.
+        """
+        if not self._free:
+            raise ProbeError(
+                f"cannot record process {target.pid}",
+                reason=f"{host_probes.MAX_VMS - 1} VMs are recorded already",
+                remedy="start another recorder for it",
+            )
+        return VmProbes(self, target, self._free.pop())
+
+    def release(self, slot: int) -> None:
+        """Take a VM's place back."""
+        self._free.append(slot)
+
+    @contextlib.contextmanager
+    def as_if_in_request(self) -> Iterator[Callable[[], int]]:
+        """Enter the calling thread as if it were handling a request; its calls go to no ring.
+
+        Yields:
+            Counts the calls that the probes have seen of it. They see none where this process is
+            not in the kernel's first PID namespace.
+        """
+        vms, inflight = self.program["vms"], self.program["inflight"]
+        own = vms.Key(os.getpid())
+        thread = inflight.Key(os.getpid() << 32 | threading.get_native_id())
+        vms[own] = vms.Leaf(slot=_OWN_SLOT)
+        inflight[thread] = inflight.Leaf()
+        try:
+            yield lambda: sum(vms[own].counts[Count.HIT_CALL + call] for call in Call)
+        finally:
+            del inflight[thread]
+            del vms[own]

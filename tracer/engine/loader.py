@@ -1,0 +1,129 @@
+"""Our BPF programs: compiled by a process of its own, loaded here by their instructions."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tracer.engine.attachments import Attachments
+from tracer.engine.bpf_programs import EMPTY, load_program
+from tracer.engine.compile_process import compile_apart
+from tracer.engine.maps import Map
+
+_LOAD_IMMEDIATE, _OPCODE = 0x18, 0xFF
+_PSEUDO_MAP_FD = 1
+"""BPF_LD|BPF_IMM|BPF_DW with this source register takes a map, by its descriptor
+(include/uapi/linux/bpf.h)."""
+
+
+def _joined(root: Path, sources: tuple[str, ...]) -> str:
+    """Join the parts of a program; BCC rewrites map accesses in one file alone, not in headers."""
+    parts = [f'#line 1 "{name}"\n{(root / name).read_text()}' for name in sources]
+    return "\n".join(parts)
+
+
+def with_maps(text: bytes, descriptors: dict[int, int]) -> bytes:
+    """Put this process's descriptors into instructions in the place of the compiler's.
+
+    Args:
+        text: Instructions, 8 bytes each.
+        descriptors: Ours by the compiler's.
+    """
+    words = np.frombuffer(text, "<u8").copy()
+    takes_map = (words & _OPCODE == _LOAD_IMMEDIATE) & (words >> 12 & 0xF == _PSEUDO_MAP_FD)
+    for at in np.flatnonzero(takes_map):
+        word = int(words[at])
+        words[at] = word & 0xFFFFFFFF | descriptors[word >> 32] << 32
+    return words.tobytes()
+
+
+class Program(Attachments):
+    """One compiled BPF source with its attachments.
+
+    Args:
+        sources: File names in bpf/ that make one source together, in this order.
+        defines: Macros: constants come in this way, the text is never edited.
+
+    Raises:
+        BccError: BCC is missing, does not compile the source, or may not make its maps.
+    """
+
+    def __init__(self, sources: tuple[str, ...], defines: dict[str, int]) -> None:
+        super().__init__()
+        root = Path(str(importlib.resources.files("bpf")))
+        flags = [f"-I{root}", *(f"-D{name}={value:#x}" for name, value in defines.items())]
+        text = _joined(root, sources)
+        compiled = compile_apart(", ".join(sources), text, flags, root / "headers")
+        self._functions, self._described = compiled.functions, compiled.maps
+        self._ours = {each.fd_in_text: each.fd for each in compiled.maps.values()}
+        self._maps: dict[str, Map] = {}
+        self._loaded: dict[tuple[str, int], int] = {}
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach every probe that was not claimed, unload, and free the maps."""
+        self.detach()
+        for fd in (*self._loaded.values(), *self._ours.values()):
+            os.close(fd)
+        self._loaded.clear()
+        self._ours.clear()
+
+    def map_fd(self, name: str) -> int:
+        """Return the descriptor of a map; it stays ours."""
+        return self._described[name].fd
+
+    def counter(self, index: int) -> int:
+        """Sum one entry of the per-CPU array `counters` over all CPUs."""
+        return self["counters"].total(index)
+
+    def __getitem__(self, name: str) -> Map:
+        """Return a map."""
+        if name not in self._maps:
+            described = self._described[name]
+            self._maps[name] = Map(described.fd, described.key, described.leaf)
+        return self._maps[name]
+
+    def _load(self, function: str, kind: int) -> int:
+        if (function, kind) not in self._loaded:
+            self._loaded[function, kind] = load_program(kind, self._text(function), function)
+        return self._loaded[function, kind]
+
+    def _text(self, function: str) -> bytes:
+        return with_maps(self._functions[function], self._ours)
+
+
+class EmptyPrograms(Attachments):
+    """Programs that do nothing, to time what leads to a program; made without a compiler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: dict[tuple[str, int], int] = {}
+
+    def __enter__(self) -> EmptyPrograms:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Detach and unload."""
+        self.detach()
+        for program in self._loaded.values():
+            os.close(program)
+        self._loaded.clear()
+
+    def _load(self, function: str, kind: int) -> int:
+        if (function, kind) not in self._loaded:
+            self._loaded[function, kind] = load_program(kind, EMPTY, function)
+        return self._loaded[function, kind]
+
+    def _text(self, function: str) -> bytes:
+        return EMPTY

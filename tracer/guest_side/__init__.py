@@ -1,0 +1,1 @@
+"""Records a guest's driver from within the guest."""

@@ -1,0 +1,1 @@
+"""Records VMs from their host: one trace for each."""

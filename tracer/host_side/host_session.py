@@ -1,0 +1,224 @@
+"""Records one VM or every VM of this host, each into a trace of its own, in one loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracer.engine.host_engine import HostEngine
+from tracer.errors import ProcessEndedError, SymbolError
+from tracer.host_side.host_account import Settings, Subject
+from tracer.host_side.host_capture import HostCapture
+from tracer.record.capture import DRAIN_LONGEST_S, CaptureOptions
+from tracer.record.clock_watch import ClockEvent, ClockWatch
+from tracer.record.flight import FlightRecorder
+from tracer.record.live import VmStats
+from tracer.sites import host_probes
+from tracer.trace.errors import AerostatError
+from tracer.trace.progress import Progress
+from tracer.trace.schema import Side
+from tracer.vms.vmm import Vmm
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A VM that is recorded no more.
+
+    Attributes:
+        vmm: The VM.
+        trace: Its bundle; None where none was begun.
+        reason: Why it ended, such as vm-exited; for one that failed, the error's text.
+        error: What went wrong, or None.
+    """
+
+    vmm: Vmm
+    trace: Path | None
+    reason: str
+    error: AerostatError | None = None
+
+
+class Recorded:
+    """One VM under way: its trace, and its probes.
+
+    Args:
+        engine: The programs of this host.
+        subject: The VM.
+        options: Where to, and how: `output` is the session's, not this VM's.
+        output: The bundle to make.
+        progress: Told what takes time.
+
+    Raises:
+        AerostatError: The trace cannot be made, or the probes do not attach.
+    """
+
+    def __init__(
+        self,
+        engine: HostEngine,
+        subject: Subject,
+        options: CaptureOptions,
+        output: Path,
+        progress: Progress,
+    ) -> None:
+        self.vmm, self.output, self._options = subject.vmm, output, options
+        self._resources = contextlib.ExitStack()
+        with self._resources:
+            self.sink = self._resources.enter_context(options.open_sink(output, Side.HOST))
+            self.capture = HostCapture(engine, subject, self.sink, progress)
+            self._resources.callback(self.capture.close)
+            self._resources = self._resources.pop_all()
+
+    def drain(self) -> int:
+        """Take what waits in its rings; return how many request records there were."""
+        taken = self.capture.drain()
+        if isinstance(self.sink, FlightRecorder) and self.sink.is_due:
+            self.capture.flush()  # A request is kept with its calls, or a ledger would not close.
+        self._options.tend(self.sink)
+        return taken
+
+    def sample(self, clocks: Iterable[ClockEvent]) -> None:
+        """Write a row of samples and what the clocks did; let the flight recorder look."""
+        if self._options.counts_only:
+            self.capture.flush()  # Its figures are all there is to it, so none of them may wait.
+        self.capture.sample()
+        self.capture.note_clocks(clocks)
+        if isinstance(self.sink, FlightRecorder):
+            self.sink.watch(self.capture.stats())
+            if self._options.keep.is_set():
+                self.capture.flush()
+                self.sink.request()
+
+    def finish(self, reason: str) -> Ended:
+        """Close the trace in order and free the probes; an error ends up in what is returned."""
+        try:
+            with self._resources:
+                self.capture.finish(reason)
+            self._options.tell_dumps(self.sink)
+        except AerostatError as error:
+            return Ended(self.vmm, self.output, str(error), error)
+        return Ended(self.vmm, self.output, reason)
+
+    def fail(self, problem: BaseException) -> None:
+        """Free the probes and leave the trace as it is, with what happened as its reason."""
+        # The writer looks at the exception that leaves its block; whoever calls this has it.
+        with contextlib.suppress(type(problem)), self._resources:
+            raise problem
+
+
+class HostSession:
+    """The VMs that are recorded now: a `Source` of the loop. One that fails ends alone.
+
+    Args:
+        engine: The programs of this host.
+        settings: How each VM is recorded.
+        options: Where to and for how long; its `output` is not looked at.
+        on_end: Told of each VM that is recorded no more.
+        progress: Told what takes time.
+        follow: Gives VMs that have appeared since it was last asked, with the bundle to make of
+            each; None where the session is over when its last VM is.
+    """
+
+    def __init__(  # noqa: PLR0913  three things it works with and three that it tells
+        self,
+        engine: HostEngine,
+        settings: Settings,
+        options: CaptureOptions,
+        *,
+        on_end: Callable[[Ended], None],
+        progress: Progress,
+        follow: Callable[[], Iterable[tuple[Vmm, Path]]] | None = None,
+    ) -> None:
+        self._engine, self._settings, self._options = engine, settings, options
+        self._clocks = ClockWatch()
+        self._on_end, self._progress, self._follow = on_end, progress, follow
+        self._recorded: list[Recorded] = []
+        self._last_end: Ended | None = None
+
+    def add(self, vmm: Vmm, output: Path) -> None:
+        """Begin to record a VM.
+
+        Raises:
+            AerostatError: Its trace cannot be made, or its probes do not attach.
+        """
+        self._progress("find probe sites")
+        subject = subject_of(vmm, self._settings)
+        recorded = Recorded(self._engine, subject, self._options, output, self._progress)
+        self._recorded.append(recorded)
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long the memory that the rings are emptied into may be left alone."""
+        return DRAIN_LONGEST_S
+
+    def used_share(self) -> float:
+        """How full the fullest of that memory is, 0 to 1."""
+        shares = (recorded.capture.used_share() for recorded in self._recorded)
+        return max(shares, default=0.0)
+
+    def drain(self) -> int:
+        """Take what waits in every VM's rings; return how many request records there were."""
+        taken = 0
+        for recorded in list(self._recorded):
+            try:
+                taken += recorded.drain()
+            except AerostatError as error:
+                recorded.fail(error)
+                self._drop(recorded, Ended(recorded.vmm, recorded.output, str(error), error))
+        return taken
+
+    def sample(self) -> None:
+        """Write a row of samples for every VM, and take up those that have appeared."""
+        clocks = self._clocks.check()
+        for recorded in list(self._recorded):
+            try:
+                recorded.sample(clocks)
+            except AerostatError as error:
+                recorded.fail(error)
+                self._drop(recorded, Ended(recorded.vmm, recorded.output, str(error), error))
+        for vmm, output in self._follow() if self._follow is not None else ():
+            try:
+                self.add(vmm, output)
+            except ProcessEndedError:
+                continue  # Gone before a probe could be attached: nothing of it is missing.
+            except AerostatError as error:
+                self._on_end(Ended(vmm, None, str(error), error))
+        self._options.keep.clear()
+        self._options.told(self.stats())
+
+    def ended(self) -> str | None:
+        """Close what has ended; why nothing is left to record, or None."""
+        for recorded in list(self._recorded):
+            reason = recorded.capture.ended()
+            if reason is not None:
+                self._drop(recorded, recorded.finish(reason))
+        if self._recorded or self._follow is not None:
+            return None
+        return self._last_end.reason if self._last_end is not None else "no VM"
+
+    def finish(self, reason: str) -> None:
+        """Close every trace."""
+        for recorded in list(self._recorded):
+            self._drop(recorded, recorded.finish(reason))
+
+    def abandon(self, problem: BaseException) -> None:
+        """Leave every trace as it is, with what happened as its reason."""
+        while self._recorded:
+            self._recorded.pop().fail(problem)
+
+    def stats(self) -> list[VmStats]:
+        """Sum up what was seen of each VM so far."""
+        return [recorded.capture.stats() for recorded in self._recorded]
+
+    def _drop(self, recorded: Recorded, end: Ended) -> None:
+        self._recorded.remove(recorded)
+        self._last_end = end
+        self._on_end(end)
+
+
+def subject_of(vmm: Vmm, settings: Settings) -> Subject:
+    """Find a VM's balloon handlers; where they are not found, its calls alone can be recorded."""
+    try:
+        return Subject(vmm, host_probes.find_sites(vmm.pid), settings)
+    except SymbolError as error:
+        return Subject(vmm, None, settings, f"{error.what}: {error.reason}")

@@ -1,0 +1,1 @@
+"""What both recorders share: the timed loop, samples, figures, and what lets them stay on."""

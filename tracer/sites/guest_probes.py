@@ -1,0 +1,215 @@
+"""Where the guest's probes go in the running kernel, and how they are attached."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from tracer.engine import decode
+from tracer.engine.attach import Attach, Attachment, attach_all
+from tracer.engine.libbpf import Btf
+from tracer.engine.loader import Program
+from tracer.engine.privilege import LOAD, require
+from tracer.errors import ProbeError
+from tracer.guest_side.guest_cost import GuestCost
+from tracer.guest_side.guest_events import GUEST_EVENT
+from tracer.sites.guest_layout import DRIVER, MODULE, DriverLayout, driver_layout
+from tracer.sites.probes import GUEST_POINTS, Kind, Point, Way
+from tracer.trace.errors import AerostatError
+
+RINGS = {
+    "requests": (4 << 20, decode.GUEST_REQUEST),
+    "singles": (4 << 20, decode.GUEST_SINGLE),
+    "events": (1 << 20, GUEST_EVENT),
+}
+"""Size and record of each ring: 3700 requests of 256 pages, 37,000 of one page as compaction sends
+them, 14,000 hints."""
+SOURCES = (
+    "guest_threads.bpf.c",
+    "guest_requests.bpf.c",
+    "guest_blocks.bpf.c",
+    "guest_events.bpf.c",
+)
+MODULES = (MODULE, "virtio_ring")
+"""Modules whose functions are probed, where they are modules."""
+_PAGE_BYTES = 4096
+_ALWAYS_KPROBES = ("on_target_enter", "on_target_exit")
+"""Programs that are kprobes whatever the others were compiled for, at functions of one name."""
+
+
+class Count(IntEnum):
+    """Indices of the map `counters`: enum guest_count of bpf/records.h."""
+
+    LOST_REQUESTS = 0
+    LOST_EVENTS = 1
+    LOST_MARKS = 2
+    HIT_TELL = 3
+    HIT_REPORT = 4
+    HIT_KICK = 5
+    HIT_ACK = 6
+    HIT_HINT = 7
+    HIT_STATS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSymbol:
+    """Where a function of the kernel is: `module` is None for the kernel's own."""
+
+    address: int
+    module: str | None
+
+
+def compile_guest(layout: DriverLayout, *, fentry: bool) -> Program:
+    """Compile bpf/guest_*.bpf.c for the running kernel, as fentry or as kprobe programs.
+
+    Raises:
+        BccError: BCC is missing or refuses.
+    """
+    rings = {f"{name.upper()}_PAGES": size // _PAGE_BYTES for name, (size, _) in RINGS.items()}
+    defines = rings | layout.defines
+    if fentry:
+        defines["FENTRY"] = 1
+    return Program(SOURCES, defines)
+
+
+def readable_points(layout: DriverLayout) -> tuple[Point, ...]:
+    """Return the points that the program has code for with this layout."""
+    return tuple(point for point in GUEST_POINTS if layout.lacks(point) is None)
+
+
+def attach_guest(program: Program, layout: DriverLayout, *, fentry: bool) -> list[Attachment]:
+    """Attach the probes of the balloon driver.
+
+    Raises:
+        ProbeError: tell_host cannot be probed.
+    """
+    points = readable_points(layout)
+    attached = attach_all(program, points, guest_mechanisms(fentry=fentry))
+    reasons = ((point, layout.lacks(point)) for point in GUEST_POINTS)
+    return attached + [Attachment(point, None, reason) for point, reason in reasons if reason]
+
+
+def guest_mechanisms(*, fentry: bool) -> Mapping[Kind, Attach]:
+    """How each kind of guest probe is attached; a program is compiled for one family of them."""
+
+    def trampoline(program: Program, way: Way) -> None:
+        described = [btf for btf in map(Btf, MODULES) if btf.function_id(way.target) is not None]
+        if not described:
+            raise ProbeError(f"cannot attach to {way.target}", reason="not in the kernel's BTF")
+        program.attach_fentry(
+            way.program, described[0], way.target, at_return=way.kind is Kind.FEXIT
+        )
+
+    def kprobe(program: Program, way: Way) -> None:
+        if fentry and way.program not in _ALWAYS_KPROBES:
+            raise ProbeError(f"cannot attach to {way.target}", reason="compiled for fentry")
+        at_return = way.kind is Kind.KRETPROBE
+        if way.program in _ALWAYS_KPROBES:
+            _attach_everywhere(program, way, at_return=at_return)
+            return
+        symbol = unambiguous(way.target, kernel_symbols().get(way.target, ()))
+        program.attach_kprobe(way.program, symbol, at_return=at_return)
+
+    kprobes: dict[Kind, Attach] = {Kind.KPROBE: kprobe, Kind.KRETPROBE: kprobe}
+    if fentry:
+        return {Kind.FENTRY: trampoline, Kind.FEXIT: trampoline} | kprobes
+    return kprobes
+
+
+def _attach_everywhere(program: Program, way: Way, *, at_return: bool) -> None:
+    """Attach to every function of these names: the program itself knows the balloon's calls."""
+    places = [place for name in way.target.split("|") for place in kernel_symbols().get(name, ())]
+    if not places:
+        raise ProbeError(f"cannot attach to {way.target}", reason="the kernel has no such function")
+    for place in places:
+        program.attach_kprobe(
+            way.program, f"{place.address:x}", at_return=at_return, address=place.address
+        )
+
+
+@functools.cache
+def kernel_symbols() -> dict[str, tuple[KernelSymbol, ...]]:
+    """Find every kernel function of the names that guest points have, in one pass."""
+    ways = [way for point in GUEST_POINTS for way in point.ways]
+    wanted = {name for way in ways for name in way.target.split("|")}
+    found: dict[str, tuple[KernelSymbol, ...]] = {}
+    with Path("/proc/kallsyms").open() as symbols:
+        for line in symbols:
+            address, _, name, *module = line.split()
+            if name in wanted:
+                place = KernelSymbol(int(address, 16), module[0].strip("[]") if module else None)
+                found[name] = (*found.get(name, ()), place)
+    return found
+
+
+def unambiguous(name: str, places: tuple[KernelSymbol, ...]) -> str:
+    """Choose the name by which a kprobe reaches the driver's function and no other.
+
+    Args:
+        name: A kernel function.
+        places: Where functions of this name are.
+
+    Returns:
+        The name, with its module where other parts of the kernel have one of the same name.
+
+    Raises:
+        ProbeError: The driver's own cannot be told from the others; they are named.
+    """
+    own = [place for place in places if place.module in MODULES]
+    if len(places) <= 1:
+        return name
+    if len(own) == 1:
+        return f"{own[0].module}:{name}"
+    candidates = ", ".join(f"{p.address:#x} in {p.module or 'the kernel'}" for p in places)
+    raise ProbeError(
+        f"cannot tell which function {name} is the balloon driver's",
+        reason=f"{len(places)} have this name: {candidates}",
+        remedy="use fentry, which knows the driver's own",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """The balloon driver of the running kernel, probed.
+
+    Attributes:
+        program: bpf/guest_*.bpf.c, loaded; closing it detaches.
+        attached: What became of each probe point.
+        cost: Measures what they cost, from the moment they are attached.
+    """
+
+    program: Program
+    attached: list[Attachment]
+    cost: GuestCost
+
+
+def attach_driver(*, fentry: bool | None = None) -> Driver:
+    """Compile and attach the guest's probes, by fentry where the kernel takes it, else by kprobe.
+
+    Args:
+        fentry: True or False to insist on one of the two.
+
+    Raises:
+        MissingPrivilegeError: Not root, no BCC, no BTF, no balloon driver, or neither way attaches.
+    """
+    require("the balloon driver", LOAD)
+    if not DRIVER.exists():
+        raise ProbeError(
+            "this machine has no virtio balloon",
+            reason=f"{DRIVER} is absent",
+            remedy="run inside a guest, or record a VM from its host with --pid",
+        )
+    layout = driver_layout(Btf(MODULE))
+    refused: AerostatError | None = None
+    for trampoline in (True, False) if fentry is None else (fentry,):
+        program = compile_guest(layout, fentry=trampoline)
+        try:
+            attached = attach_guest(program, layout, fentry=trampoline)
+            return Driver(program, attached, GuestCost(program, attached))
+        except AerostatError as error:
+            program.close()
+            refused = error
+    raise refused or ProbeError("no way to attach the driver's probes")
