@@ -13,7 +13,7 @@ import sys
 from tests.bench.measure import draw, parser
 
 BENCHES = ("hits", "syscalls", "drain", "recorder", "disk", "memory", "tool", "goals", "lab")
-BENCHES += ("prediction", "fidelity")
+BENCHES += ("served", "prediction", "fidelity")
 
 
 def main() -> int:
