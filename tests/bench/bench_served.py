@@ -1,8 +1,8 @@
 """The seed's experiment in one piece: each request is carried out before the driver hears of it.
 
-A driver's thread and a device's exchange every request of the order that was stretched to 7 GiB, and
-the device translates and discards before it answers, as QEMU does. The wall time is b, c and d with
-all that lies between; `make bench BENCH=goals` has their sum when each is executed by itself.
+A driver's thread and a device's exchange every request of the order that was stretched to 7 GiB,
+and the device translates and discards before it answers, as QEMU does. The wall time is b, c and d
+with all that lies between; `make bench BENCH=goals` has their sum, each executed by itself.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def sample(side: Side, context: Context, parts: list[tuple[str, float]]) -> floa
         memory.restore(Residency(empty(), empty(), "untouched"))
         found = serve(memory, side.sent, side.operations, side.op_end, [(0, size_bytes, 0)])
         assert found.served is not None and not found.served.outcome.failures
-        assert found.served.translation.pages == int(side.operations.length_bytes.sum()) >> PFN_SHIFT
+        discarded_bytes = int(side.operations.length_bytes.sum())
+        assert found.served.translation.pages == discarded_bytes >> PFN_SHIFT
         assert not memory.verify().findings.wrong
     times_ns = {"b": found.send_ns, "c": found.served.translate_ns, "d": found.served.discard_ns}
     parts += [(stage, time_ns / 1e6) for stage, time_ns in times_ns.items()]
