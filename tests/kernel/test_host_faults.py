@@ -15,7 +15,7 @@ from tests.kernel.recording import recording
 from tests.standins.build import StandIn, firecracker_like, program, qemu_like, started
 from tracer.errors import ProcessEndedError
 from tracer.trace.reader import Trace, open_trace
-from tracer.trace.schema import Side
+from tracer.trace.schema import Mark, Side
 from tracer.vms.discover import Watch, find_vm, find_vms
 from tracer.vms.memory_map import find_memory
 from tracer.vms.vmm import Vmm, inspect
@@ -223,3 +223,23 @@ def test_a_firecracker_is_found_beside_qemus():
         kinds = {vm.pid: vm.kind for vm in find_vms()}
         assert kinds[micro.pid] == "firecracker"
         assert find_vm(name=name).pid == micro.pid
+
+
+def shift_wall_clock(delta_ns: int) -> None:
+    now_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    time.clock_settime_ns(time.CLOCK_REALTIME, now_ns + delta_ns)
+
+
+def test_a_clock_that_is_set_just_before_the_end_is_told(tmp_path):
+    """Between the last sample and the end nobody would look again."""
+    output, step_ns = tmp_path / "host.balloon", 40_000_000
+    with qemu_like("-m", "512M", path=program(QEMU)) as vm:
+        with recording(vm, output):
+            vm.send("inflate", 1000, 700)
+            shift_wall_clock(step_ns)
+        shift_wall_clock(-step_ns)
+    assert recorded_pages(output) == (700, 700)
+    marks = open_trace(output).table("marks", Side.HOST).to_pylist()
+    (step,) = [row for row in marks if row["mark"] == Mark.CLOCK_STEP]
+    assert step["value"] == pytest.approx(step_ns, rel=0.05)
+    assert step["since_ns"] < step["ts_ns"]

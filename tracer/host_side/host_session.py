@@ -89,10 +89,16 @@ class Recorded:
                 self.capture.flush()
                 self.sink.request()
 
-    def finish(self, reason: str) -> Ended:
-        """Close the trace in order and free the probes; an error ends up in what is returned."""
+    def finish(self, reason: str, clocks: Iterable[ClockEvent] = ()) -> Ended:
+        """Close the trace in order and free the probes; an error ends up in what is returned.
+
+        Args:
+            reason: Why the trace ends here.
+            clocks: What the clocks did since the last sample.
+        """
         try:
             with self._resources:
+                self.capture.note_clocks(clocks)
                 self.capture.finish(reason)
             self._options.tell_dumps(self.sink)
         except AerostatError as error:
@@ -198,8 +204,9 @@ class HostSession:
 
     def finish(self, reason: str) -> None:
         """Close every trace."""
+        clocks = self._clocks.check()
         for recorded in list(self._recorded):
-            self._drop(recorded, recorded.finish(reason))
+            self._drop(recorded, recorded.finish(reason, clocks))
 
     def abandon(self, problem: BaseException) -> None:
         """Leave every trace as it is, with what happened as its reason."""
