@@ -144,7 +144,8 @@ def _strategy_result(
         wire_bytes=plan.wire_bytes,
         translated_entries=done[0].translated_entries,
         rejected_entries=done[0].rejected_entries,
-        projected_send_ns=None if send_ns is None else round(send_ns * plan.wire_requests),
+        # A driver that sends several requests before it waits pays once for all of them.
+        projected_send_ns=None if send_ns is None else round(send_ns * done[0].run.ring.kicks),
         predicted_discard_ns=None,
         runs=runs[plan.name],
         warmups=tuple(each.run for each in done[:warmup]),

@@ -125,7 +125,7 @@ class Pump:
         before_s = sys.getswitchinterval()
         sys.setswitchinterval(min(before_s, _SWITCH_S))
         # A full collection looks at each of the 70,000 objects that imports have left, and holds
-        # every thread for 20 to 40 ms meanwhile: several times what fills a ring of 1 MiB.
+        # every thread meanwhile: 40 ms on a busy machine, and 10 fill a ring of 1 MiB.
         gc.freeze()
         wait_s = 0.0
         while rings := self._rings:
