@@ -56,7 +56,9 @@ def test_a_full_ring_loses_what_it_counts_and_not_one_event_more(ring, detail, t
         assert lost(trace, "calls", "ring") > 0
         assert recorded + lost(trace, "calls", "ring") == did.calls
     assert trace.is_complete
-    assert "loss" in {finding.code for finding in check_trace(trace)}
+    # A ring of 64 KiB may hold all requests of a fast machine: then nothing is called lost either.
+    any_lost = lost_requests + lost(trace, "calls", "ring") > 0
+    assert ("loss" in {finding.code for finding in check_trace(trace)}) is any_lost
 
 
 def test_a_vm_over_its_quota_is_cut_off_for_the_rest_of_the_second(tmp_path: Path):
