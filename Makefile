@@ -51,18 +51,23 @@ $(VENV)/.stamp-python: $(VENV)/.stamp-venv pyproject.toml setup.py $(NATIVE)
 demo: setup ## boot the lab's VM, record both sides, join, replay, compare strategies
 	@$(BIN)/aerostat lab --demo --force -o out/demo.balloon
 
-# Everything runs, whatever failed before it; pytest comes last, so its closing line is the last.
+# Tiers that only compute are shared out among the CPUs; the others time things, load BPF or boot VMs, and
+# have the machine to themselves. Everything runs, whatever failed before it; pytest comes last, so its
+# closing line is the last.
+COMPUTING := $(addprefix tests/,golden hostile property unit)
 test: setup ## lint, types, and every tier of tests this machine can run
 	@status=0; \
 	$(BIN)/ruff check . || status=1; \
 	$(BIN)/ruff format --check . || status=1; \
 	$(BIN)/mypy || status=1; \
 	[ $$status = 0 ] || echo "make test: lint or types FAILED, see above"; \
-	$(BIN)/python -m pytest || status=1; \
+	$(BIN)/python -m pytest -n logical --dist loadfile $(COMPUTING) || status=1; \
+	[ $$status = 0 ] || echo "make test: FAILED before the tiers that have the machine to themselves"; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(COMPUTING)) || status=1; \
 	exit $$status
 
-fuzz: setup ## fuzz what reads untrusted bytes; SECONDS=600 for each target (20 when left out)
-	@AEROSTAT_FUZZ_SECONDS=$(or $(SECONDS),20) $(BIN)/python -m pytest -s tests/fuzz
+fuzz: setup ## fuzz what reads untrusted bytes; SECONDS=600 for each target (10 when left out)
+	@AEROSTAT_FUZZ_SECONDS=$(or $(SECONDS),10) $(BIN)/python -m pytest -s tests/fuzz
 
 bench: setup ## measure speed and memory against the goals; BENCH="drain memory" runs those alone
 	@mkdir -p out && $(BIN)/python -m tests.bench $(BENCH)

@@ -37,9 +37,6 @@ PRIVILEGED = {"kernel", "vm"}
 VARIABLE = "AEROSTAT_PRIVILEGED_TESTS"
 MODE = os.environ.get(VARIABLE)
 
-OUTCOMES = pytest.StashKey[dict[str, Counter]]()
-REASONS = pytest.StashKey[dict[str, Counter]]()
-
 
 @cache
 def lacking(tier: str) -> str:
@@ -59,7 +56,7 @@ def lacking(tier: str) -> str:
 
 def tier_of(path: Path) -> str:
     """The tier is the first directory below tests/."""
-    parts = path.relative_to(TESTS).parts
+    parts = path.relative_to(TESTS).parts if path.is_relative_to(TESTS) else ()
     return parts[0] if len(parts) > 1 else ""
 
 
@@ -74,8 +71,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if MODE not in {None, "0", "1"}:
         raise pytest.UsageError(f"{VARIABLE} is {MODE!r}; it must be unset, 0 or 1")
-    config.stash[OUTCOMES] = defaultdict(Counter)
-    config.stash[REASONS] = defaultdict(Counter)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Tiers(), "tiers")
 
 
 def pytest_collection_modifyitems(items):
@@ -120,39 +117,48 @@ def refuse_unexpected_skip(report) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
+def pytest_runtest_makereport():
     report = yield
     refuse_unexpected_skip(report)
-    counts = item.config.stash[OUTCOMES][tier_of(item.path)]
-    if report.when == "call" or report.outcome != "passed":
-        counts[report.outcome] += 1
-    if report.skipped and not hasattr(report, "wasxfail"):
-        item.config.stash[REASONS][tier_of(item.path)][skip_reason(report)] += 1
     return report
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector):
+def pytest_make_collect_report():
     report = yield
     refuse_unexpected_skip(report)
-    if report.outcome != "passed" and collector.path.is_relative_to(TESTS):
-        tier = tier_of(collector.path)
-        collector.config.stash[OUTCOMES][tier][report.outcome] += 1
-        if report.skipped:
-            collector.config.stash[REASONS][tier][skip_reason(report)] += 1
     return report
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    if hasattr(config, "workerinput"):
-        return
-    terminalreporter.section("tiers")
-    for tier in TIERS:
-        counts = config.stash[OUTCOMES].get(tier, Counter())
-        if not counts:
-            terminalreporter.write_line(f"{tier:<10} not run")
-            continue
-        line = ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
-        terminalreporter.write_line(f"{tier:<10} {line}")
-        for reason, count in config.stash[REASONS].get(tier, Counter()).most_common():
-            terminalreporter.write_line(f"{'':<10}   {count} skipped: {reason}")
+class Tiers:
+    """Counts reports by tier, of this process or of the workers that tests are shared among."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Counter] = defaultdict(Counter)
+        self.reasons: dict[str, Counter] = defaultdict(Counter)
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            self.count(report)
+
+    def pytest_collectreport(self, report):
+        if report.outcome != "passed":
+            self.count(report)
+
+    def count(self, report):
+        tier = tier_of(TESTS.parent / report.nodeid.split("::")[0])
+        self.outcomes[tier][report.outcome] += 1
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.reasons[tier][skip_reason(report)] += 1
+
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.section("tiers")
+        for tier in TIERS:
+            counts = self.outcomes.get(tier)
+            if not counts:
+                terminalreporter.write_line(f"{tier:<10} not run")
+                continue
+            line = ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped"))
+            terminalreporter.write_line(f"{tier:<10} {line}")
+            for reason, count in self.reasons[tier].most_common():
+                terminalreporter.write_line(f"{'':<10}   {count} skipped: {reason}")

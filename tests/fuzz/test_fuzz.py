@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FOUND = Path(__file__).parent / "found"
 OUT = ROOT / "out" / "fuzz"
-SECONDS = int(os.environ.get("AEROSTAT_FUZZ_SECONDS", "20"))
+SECONDS = int(os.environ.get("AEROSTAT_FUZZ_SECONDS", "10"))
 TARGETS = {"wire": 8192, "ring": 4096, "segment": 16384, "manifest": 16384, "trace": 16384}
 """Most bytes of an input."""
 MEMORY_MB = 2048
