@@ -32,6 +32,26 @@ def test_the_compiler_is_not_in_a_recorder_that_has_attached() -> None:
     assert done.stdout == "[] False\n"
 
 
+def test_the_compiler_is_found_from_anywhere(tmp_path: Path) -> None:
+    """The installed command has no checkout in its path, and the compiler's process no site."""
+    program = """
+from pathlib import Path
+from tracer.engine.compile_process import compile_apart
+import bpf
+headers = Path(bpf.__path__[0]) / "headers"
+made = compile_apart("x.c", "int x(void *ctx) { return 0; }", [], headers)
+print(sorted(made.functions), made.maps)
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.stdout == "['x'] {}\n", done.stderr
+
+
 def fields(pid: int) -> list[str]:
     """State, parent and what follows of /proc/PID/stat; empty where there is no such process."""
     try:

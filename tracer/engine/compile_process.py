@@ -21,7 +21,7 @@ from tracer.engine.bpf_programs import denial, denial_remedy
 from tracer.engine.compiler import LENGTH
 from tracer.errors import BccError
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 _START = """\
 import runpy, sys
 sys.path[:] = {path!r}
