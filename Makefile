@@ -54,7 +54,7 @@ demo: setup ## boot the lab's VM, record both sides, join, replay, compare strat
 # Tiers that only compute are shared out among the CPUs; the others time things, load BPF or boot VMs, and
 # have the machine to themselves. Everything runs, whatever failed before it; pytest comes last, so its
 # closing line is the last.
-COMPUTING := $(addprefix tests/,golden hostile property unit)
+COMPUTING := $(addprefix tests/,fuzz golden hostile notebooks property unit)
 test: setup ## lint, types, and every tier of tests this machine can run
 	@status=0; \
 	$(BIN)/ruff check . || status=1; \
