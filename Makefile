@@ -54,8 +54,8 @@ demo: setup ## boot the lab's VM, record both sides, join, replay, compare strat
 # Tiers that only compute take what CPU time the others leave, which time things, load BPF or boot VMs.
 # Everything runs, whatever failed before it; a closing line of pytest is the last.
 COMPUTING := $(addprefix tests/,fuzz golden hostile notebooks property unit)
-test: setup ## lint, types, and every tier of tests this machine can run
-	@status=0; mkdir -p out; \
+test: setup ## lint, types, and every tier of tests this machine can run; LONG=1: the long ones too
+	@status=0; mkdir -p out; export AEROSTAT_LONG_TESTS=$(or $(LONG),0); \
 	$(BIN)/ruff check . || status=1; \
 	$(BIN)/ruff format --check . || status=1; \
 	$(BIN)/mypy || status=1; \

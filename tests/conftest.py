@@ -7,6 +7,8 @@ name. AEROSTAT_PRIVILEGED_TESTS decides about the kernel and vm tiers:
     0       skip them all, and say so
     1       the machine is meant to have everything: any skip, in any tier, that is not listed in
             tests/expected_skips.toml is a failure
+
+AEROSTAT_LONG_TESTS=1 adds the tests marked long; without it they are deselected, and counted so.
 """
 
 import fnmatch
@@ -36,6 +38,7 @@ MARKED = {"memory", "kernel", "vm"}
 PRIVILEGED = {"kernel", "vm"}
 VARIABLE = "AEROSTAT_PRIVILEGED_TESTS"
 MODE = os.environ.get(VARIABLE)
+WITH_LONG = os.environ.get("AEROSTAT_LONG_TESTS") == "1"
 
 
 @cache
@@ -75,7 +78,11 @@ def pytest_configure(config):
         config.pluginmanager.register(Tiers(), "tiers")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    long = [item for item in items if not WITH_LONG and item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     for item in items:
         tier = tier_of(item.path)
         if tier in MARKED:

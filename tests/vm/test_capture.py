@@ -107,9 +107,11 @@ def test_recovered_functions_are_the_handlers_of_the_live_queues(vm):
 
 
 def test_stripped_qemu_gives_every_handler_at_an_emulated_instruction(vm):
+    """But for hints: QEMU polls their queue, so the way of a popped element alone is probed."""
     handlers = host_probes.find_sites(vm.pid).handlers
     assert [handler.way for handler in handlers] == ["recovered"] * 4
-    assert all(handler.pop_is_emulated for handler in handlers)
+    stepped = {handler.queue for handler in handlers if not handler.pop_is_emulated}
+    assert stepped <= {Queue.FREE_PAGE_HINT}
     assert len({handler.function.start for handler in handlers}) == 4
 
 
@@ -240,6 +242,7 @@ def test_the_host_sees_targets_and_actual_without_a_monitor(trace):
     assert probes["actual"].hits >= 2 * 40
 
 
+@pytest.mark.long
 def test_every_way_to_the_system_calls_sees_the_same_ones(vm):
     """In the guest, whose kernel has them all: so they are what a user's host would use."""
     script = (Path(__file__).parent / "call_ways.py").read_text()

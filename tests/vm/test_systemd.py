@@ -144,6 +144,7 @@ def until(true, wait_s: float = 120.0) -> None:
         time.sleep(0.5)
 
 
+@pytest.mark.long
 def test_the_unit_lives_under_systemd(vm: LabVm, tmp_path: Path) -> None:
     agent = vm.agent
     assert agent.run(["cat", "/proc/1/comm"]).strip() == "systemd"
