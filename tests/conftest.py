@@ -41,6 +41,17 @@ MODE = os.environ.get(VARIABLE)
 WITH_LONG = os.environ.get("AEROSTAT_LONG_TESTS") == "1"
 
 
+@pytest.fixture(autouse=True)
+def all_cpus():
+    """Give back what CPUs a test leaves itself: a run pins its process, which is a test's here.
+
+    What follows would run on one CPU, the guests of the vm tier with it.
+    """
+    allowed = os.sched_getaffinity(0)
+    yield
+    os.sched_setaffinity(0, allowed)
+
+
 @cache
 def lacking(tier: str) -> str:
     """Say what this machine lacks for a privileged tier; empty when it lacks nothing."""
