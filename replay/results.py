@@ -88,8 +88,9 @@ class RingCounts:
     """What stage b did on the virtqueues.
 
     Args:
-        kicks: Times that the driver notified the device.
-        interrupts: Times that the device notified the driver.
+        kicks: Times that the driver notified the device; with EVENT_IDX a side that is still
+            looking for more needs no notification, so a few less than requests now and then.
+        interrupts: Times that the device notified the driver; the same holds.
         descriptors: That the device read; an indirect table's are among them.
         bytes: That the device read to know what the requests say: descriptors and content.
     """

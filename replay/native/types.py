@@ -265,8 +265,8 @@ class Exchange:
         driver_cpu_ns: CPU time of that thread meanwhile.
         device_cpu_ns: CPU time of the device's.
         requests: Buffers that the device took; one a wire request.
-        kicks: Notifications of the device.
-        interrupts: Notifications of the driver.
+        kicks: Notifications of the device; one that still looks for more is spared its own.
+        interrupts: Notifications of the driver; the same holds.
         descriptors: That the device read.
         ring_bytes: What the device read to know what a request says: descriptors and content.
         refused: Buffers that the device would not take as they were.

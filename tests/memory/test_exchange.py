@@ -9,7 +9,14 @@ import pytest
 
 from replay.memory import GuestMemory, rules_for
 from replay.native.exchange import exchange
-from replay.native.types import Agreed, NativeError, Operations, Service, WireRequests
+from replay.native.types import (
+    Agreed,
+    Exchange,
+    NativeError,
+    Operations,
+    Service,
+    WireRequests,
+)
 from replay.ranges import Runs
 from replay.residency import Residency
 from tracer.trace.schema import Queue, Wire
@@ -43,6 +50,21 @@ def blocks(*ranges: tuple[int, int]) -> bytes:
     return b"".join(struct.pack("<QIHH", pfn << 12, pages << 12, 2, 0) for pfn, pages in ranges)
 
 
+def was_kicked(found: Exchange, agreed: Agreed, times: int) -> bool:
+    """Whether the device was notified as often as it has to be.
+
+    With EVENT_IDX a device that still looks for more says so in the ring, and where it takes a
+    request before the driver has asked whether to kick, that kick is spared.
+    """
+    return found.kicks == times or (agreed.event_idx and 1 <= found.kicks <= times)
+
+
+def was_interrupted(found: Exchange, agreed: Agreed, at_most: int) -> bool:
+    """Whether the driver was: one that is still looking is spared in the same way."""
+    least = 1 if agreed.event_idx else at_most
+    return least <= found.interrupts <= at_most
+
+
 @EVERY_FEATURE
 @pytest.mark.parametrize("form", [Wire.PFNS, Wire.RANGE_WORDS])
 def test_everything_arrives_as_it_was_sent(agreed: Agreed, form: Wire) -> None:
@@ -60,8 +82,8 @@ def test_everything_arrives_as_it_was_sent(agreed: Agreed, form: Wire) -> None:
     assert found.received.tobytes() == sent.wire.tobytes()
     assert found.received_start.tolist() == sent.start.tolist()
     assert (found.requests, found.refused) == (len(parts), 0)
-    # One request in flight: nothing can be spared.
-    assert (found.kicks, found.interrupts) == (len(parts), len(parts))
+    assert was_kicked(found, agreed, len(parts))
+    assert was_interrupted(found, agreed, len(parts))
     assert found.served is None
     assert found.wall_ns == found.send_ns > 0
     assert found.driver_cpu_ns > 0
@@ -94,17 +116,18 @@ def test_ranges_are_added_until_the_ring_is_full(agreed: Agreed, count: int, kic
     found = exchange(sent, agreed)
     assert found.received.tobytes() == sent.wire.tobytes()
     assert (found.requests, found.descriptors, found.refused) == (count, count, 0)
-    assert found.kicks == kicks
-    assert kicks <= found.interrupts <= count
+    assert was_kicked(found, agreed, kicks)
+    assert was_interrupted(found, agreed, count)
 
 
 def test_the_driver_waits_where_it_is_told_to_and_before_it_turns_to_another_queue() -> None:
     parts = ranges_one_by_one(10)
     wait = [0] * 10
     wait[3] = 1
-    assert exchange(requests(*parts, wait=wait)).kicks == 2
+    agreed = Agreed(event_idx=False)
+    assert exchange(requests(*parts, wait=wait), agreed).kicks == 2
     parts[5:] = [(Queue.DEFLATE, form, content) for _, form, content in parts[5:]]
-    assert exchange(requests(*parts, wait=0)).kicks == 2
+    assert exchange(requests(*parts, wait=0), agreed).kicks == 2
 
 
 @EVERY_FEATURE
@@ -115,7 +138,9 @@ def test_more_requests_than_the_indices_can_count(agreed: Agreed) -> None:
     start = np.arange(0, 4 * count + 4, 4).astype(np.uint64)
     found = exchange(WireRequests(wire, start, 0 * ones, 0 * ones, ones), agreed)
     assert found.received.tobytes() == wire.tobytes()
-    assert (found.requests, found.kicks, found.interrupts) == (count, count, count)
+    assert found.requests == count
+    assert was_kicked(found, agreed, count)
+    assert was_interrupted(found, agreed, count)
 
 
 def test_nothing_to_send() -> None:

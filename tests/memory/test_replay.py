@@ -72,7 +72,9 @@ def test_wire_content_agrees_with_the_plan(make_trace):
     assert found["range"].wire_requests == 2
     for strategy in found.values():
         (run,) = strategy.runs
-        assert run.ring.kicks == run.ring.interrupts == strategy.wire_requests
+        # One request in flight; a side that is still looking for more is spared its notification.
+        assert 0 < run.ring.kicks <= strategy.wire_requests
+        assert 0 < run.ring.interrupts <= strategy.wire_requests
     assert found["qemu"].runs[0].ring.bytes == (INFLATED + DEFLATED) // 256 * (16 + 1024)
     # Header and words, and the table that holds their descriptors.
     sent = found["range"]
