@@ -25,9 +25,14 @@ print([name for name in ("libLLVM", "libclang", "libbcc") if name in maps], "bcc
 """
 
 
-def test_the_compiler_is_not_in_a_recorder_that_has_attached() -> None:
+def test_the_compiler_is_not_in_a_recorder_that_has_attached(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", MAPPED], check=True, capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", MAPPED],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
     )
     assert done.stdout == "[] False\n"
 
@@ -40,7 +45,7 @@ from tracer.engine.compile_process import compile_apart
 import bpf
 headers = Path(bpf.__path__[0]) / "headers"
 made = compile_apart("x.c", "int x(void *ctx) { return 0; }", [], headers)
-print(sorted(made.functions), made.maps)
+print(sorted(made["functions"]), made["maps"])
 """
     done = subprocess.run(
         [sys.executable, "-I", "-c", program],
@@ -49,7 +54,7 @@ print(sorted(made.functions), made.maps)
         cwd=tmp_path,
         check=False,
     )
-    assert done.stdout == "['x'] {}\n", done.stderr
+    assert done.stdout == "['x'] []\n", done.stderr
 
 
 def fields(pid: int) -> list[str]:
@@ -71,8 +76,14 @@ def compiling(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     with qemu_like("-m", "256M") as vm:
         command = [sys.executable, "-m", "aerostat", "record", "--pid", str(vm.pid)]
         command += ["-o", str(tmp_path / "host.balloon")]
+        nothing_kept = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
         with subprocess.Popen(
-            command, cwd=ROOT, stderr=subprocess.PIPE, text=True, process_group=0
+            command,
+            cwd=ROOT,
+            env=nothing_kept,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
         ) as recorder:
             try:
                 until_s = time.monotonic() + WAIT_S

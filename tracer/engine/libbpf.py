@@ -15,7 +15,6 @@ from tracer.errors import BccError, ProbeError
 
 _KIND_STRUCT, _KIND_UNION = 4, 5
 _KIND_FUNC = 12
-_MAP_TYPE_RINGBUF = 27
 _BTF_DIRECTORY = Path("/sys/kernel/btf")
 _WITH_BTF = "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y"
 
@@ -198,48 +197,3 @@ class Btf:
     def function_id(self, name: str) -> int | None:
         """Return the BTF id of a function, or None where the kernel does not list it."""
         return self._find(name, _KIND_FUNC)
-
-
-def create_ring(name: str, size_bytes: int) -> int:
-    """Make a ring buffer map (BPF_MAP_TYPE_RINGBUF, since 5.8).
-
-    Args:
-        name: For `bpftool map`; at most 15 characters are kept.
-        size_bytes: Its data size, a power of two of pages.
-
-    Returns:
-        A file descriptor, the caller's.
-
-    Raises:
-        ProbeError: The kernel refuses it.
-    """
-    fd = int(
-        library().bpf_map_create(_MAP_TYPE_RINGBUF, name[:15].encode(), 0, 0, size_bytes, None)
-    )
-    if fd < 0:
-        raise ProbeError(
-            f"cannot make a ring of {size_bytes} bytes",
-            reason=os.strerror(ctypes.get_errno()),
-            remedy="use a smaller --ring; before Linux 5.11 it counts against RLIMIT_MEMLOCK",
-        )
-    return fd
-
-
-def put_map(outer_fd: int, index: int, inner_fd: int) -> None:
-    """Put a map into an array of maps.
-
-    Raises:
-        ProbeError: The kernel refuses it.
-    """
-    key, value = c_uint32(index), c_uint32(inner_fd)
-    result = library().bpf_map_update_elem(outer_fd, ctypes.byref(key), ctypes.byref(value), 0)
-    if result:
-        raise ProbeError(
-            "the kernel refuses a ring in an array of rings",
-            reason=os.strerror(ctypes.get_errno()),
-        )
-
-
-def drop_map(outer_fd: int, index: int) -> None:
-    """Take a map out of an array of maps; nothing where there is none."""
-    library().bpf_map_delete_elem(outer_fd, ctypes.byref(c_uint32(index)))

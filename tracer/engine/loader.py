@@ -1,4 +1,4 @@
-"""Our BPF programs: compiled by a process of its own, loaded here by their instructions."""
+"""Our BPF programs: compiled elsewhere or before; maps made and instructions loaded here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ import numpy as np
 
 from tracer.engine.attachments import Attachments
 from tracer.engine.bpf_programs import EMPTY, load_program
-from tracer.engine.compile_process import compile_apart
+from tracer.engine.compile_cache import compile_once
+from tracer.engine.compiled import MapDescription
+from tracer.engine.map_creation import make_map
 from tracer.engine.maps import Map
+from tracer.errors import BccError
 
 _LOAD_IMMEDIATE, _OPCODE = 0x18, 0xFF
 _PSEUDO_MAP_FD = 1
 """BPF_LD|BPF_IMM|BPF_DW with this source register takes a map, by its descriptor
 (include/uapi/linux/bpf.h)."""
+_INNER = "ring_of_"
+"""Before the name of an array of maps: the map in bpf/ that says of what kind they are."""
 
 
 def _joined(root: Path, sources: tuple[str, ...]) -> str:
@@ -56,11 +61,21 @@ class Program(Attachments):
         root = Path(str(importlib.resources.files("bpf")))
         flags = [f"-I{root}", *(f"-D{name}={value:#x}" for name, value in defines.items())]
         text = _joined(root, sources)
-        compiled = compile_apart(", ".join(sources), text, flags, root / "headers")
+        compiled = compile_once(", ".join(sources), text, flags, root)
         self._functions, self._described = compiled.functions, compiled.maps
-        self._ours = {each.fd_in_text: each.fd for each in compiled.maps.values()}
+        self._fds: dict[str, int] = {}
         self._maps: dict[str, Map] = {}
         self._loaded: dict[tuple[str, int], int] = {}
+        try:
+            for name, described in compiled.maps.items():
+                self._fds[name] = self._made(name, described)
+        except BccError:
+            self.close()
+            raise
+
+    def _made(self, name: str, described: MapDescription) -> int:
+        inner = self._fds[_INNER + name] if described.shape.holds_maps else None
+        return make_map(name, described.shape, inner)
 
     def __enter__(self) -> Program:
         return self
@@ -71,14 +86,14 @@ class Program(Attachments):
     def close(self) -> None:
         """Detach every probe that was not claimed, unload, and free the maps."""
         self.detach()
-        for fd in (*self._loaded.values(), *self._ours.values()):
+        for fd in (*self._loaded.values(), *self._fds.values()):
             os.close(fd)
         self._loaded.clear()
-        self._ours.clear()
+        self._fds.clear()
 
     def map_fd(self, name: str) -> int:
         """Return the descriptor of a map; it stays ours."""
-        return self._described[name].fd
+        return self._fds[name]
 
     def counter(self, index: int) -> int:
         """Sum one entry of the per-CPU array `counters` over all CPUs."""
@@ -88,7 +103,7 @@ class Program(Attachments):
         """Return a map."""
         if name not in self._maps:
             described = self._described[name]
-            self._maps[name] = Map(described.fd, described.key, described.leaf)
+            self._maps[name] = Map(self._fds[name], described.key, described.leaf)
         return self._maps[name]
 
     def _load(self, function: str, kind: int) -> int:
@@ -97,7 +112,8 @@ class Program(Attachments):
         return self._loaded[function, kind]
 
     def _text(self, function: str) -> bytes:
-        return with_maps(self._functions[function], self._ours)
+        ours = {each.number: self._fds[name] for name, each in self._described.items()}
+        return with_maps(self._functions[function], ours)
 
 
 class EmptyPrograms(Attachments):

@@ -14,7 +14,7 @@ import numpy as np
 
 from tracer.engine import decode
 from tracer.engine.attach import Attachment
-from tracer.engine.libbpf import create_ring, drop_map, put_map
+from tracer.engine.map_creation import create_ring, drop_map, put_map
 from tracer.engine.ring import Records, Ring
 from tracer.sites import host_probes
 from tracer.sites.host_probes import QemuSites
