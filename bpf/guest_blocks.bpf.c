@@ -2,13 +2,21 @@
  * Guest side, third part: what names free blocks by a scatterlist, reports and hints.
  */
 #ifdef TRACE_BLOCKS
-/* A page's frame number is its place in the vmemmap array, which KASLR moves. */
+/*
+ * Address of the variable that holds where the vmemmap array begins, 0 where it begins at its
+ * default. In a map, since KASLR moves it at each boot: so the programs stay the same.
+ */
+BPF_ARRAY(vmemmap_symbol, u64, 1);
+
+/* A page's frame number is its place in the vmemmap array. */
 static __always_inline u64 vmemmap_base(void)
 {
 	u64 base = VMEMMAP_DEFAULT;
+	int first = 0;
+	u64 *symbol = vmemmap_symbol.lookup(&first);
 
-	if (VMEMMAP_SYMBOL)
-		bpf_probe_read_kernel(&base, 8, (void *)VMEMMAP_SYMBOL);
+	if (symbol && *symbol)
+		bpf_probe_read_kernel(&base, 8, (void *)*symbol);
 	return base;
 }
 

@@ -81,6 +81,10 @@ class GuestAgent:
         """Say whether a guest path exists."""
         return bool(self._ask("exists", path=path))
 
+    def list_files(self, path: str) -> dict[str, int]:
+        """Return the size in bytes of each file below a guest directory, by relative path."""
+        return _whole_numbers(self._ask("list", path=path))
+
     def counters(self) -> dict[str, int]:
         """Return the guest's `balloon_*_pages` and `Mem*_bytes` counters."""
         return _whole_numbers(self._ask("counters"))
@@ -112,7 +116,7 @@ class GuestAgent:
         Raises:
             AgentError: It cannot be read, is too large, or names a path outside itself.
         """
-        sizes = _whole_numbers(self._ask("list", path=source))
+        sizes = self.list_files(source)
         if sum(sizes.values()) > limit_bytes:
             raise AgentError(f"the guest directory {source} holds more than {limit_bytes} bytes")
         target.mkdir(parents=True)

@@ -23,6 +23,10 @@ $b mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work 
     fail "cannot lay the writable layer"
 $b mkdir -p /newroot/opt
 $b cp -a /project /newroot/opt/aerostat
+if [ -d /programs ]; then
+    $b mkdir -p /newroot/root/.cache/aerostat
+    $b cp -a /programs /newroot/root/.cache/aerostat/programs
+fi
 for place in proc sys dev; do
     $b mount --move /$place /newroot/$place
 done

@@ -1,4 +1,4 @@
-"""Packs the guest's first file system: busybox, the kernel modules it needs, the project itself.
+"""Packs the guest's first file system: busybox, kernel modules, the project, compiled programs.
 
 The archive is the "newc" cpio form that Linux unpacks (kernel:
 Documentation/driver-api/early-userspace/buffer-format.rst). It is built in memory for every boot,
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
+from lab.guest_programs import kept_programs
 from lab.pairs import Kernel
 from tracer.trace.errors import AerostatError
 
@@ -101,6 +102,8 @@ def build_initramfs(kernel: Kernel, project: Path) -> bytes:
     for position, name in enumerate(MODULES):
         if name not in builtin:
             archive.file(f"modules/{position:02d}-{name}.ko", _module(kernel, name))
+    for path in kept_programs():
+        archive.file(f"programs/{path.name}", path.read_bytes())
     for path, relative in project_files(project):
         archive.file(f"project/{relative}", path.read_bytes(), int(path.stat().st_mtime))
     return archive.close()

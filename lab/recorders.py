@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from lab.errors import LabError
+from lab.guest_programs import keep_programs
 from lab.vm import LabVm
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress
@@ -80,6 +81,7 @@ class GuestRecorder:
             raise self._failed(f"did not end within {STOP_TIMEOUT_S:.0f} s of its interrupt")
         if status not in _FINISHED:
             raise self._failed(f"ended with status {status}")
+        keep_programs(self._agent)
 
     def copy_out(self, target: Path) -> None:
         """Copy the bundle it wrote to a new directory on the host."""

@@ -4,6 +4,7 @@ import pyarrow.compute as pc
 import pytest
 
 from lab.errors import LabError
+from lab.guest_programs import IN_GUEST, kept_programs
 from lab.recorders import GuestRecorder
 from lab.session import LabOptions, open_vm, record_scenario, run_lab
 from tracer.trace.reader import open_trace
@@ -41,6 +42,26 @@ def test_recorded_session_holds_both_sides_page_for_page(tmp_path):
         assert pages(requests, Side.GUEST, queue) == moved
         assert pages(requests, Side.HOST, queue) == moved
     assert outcome.targets == (MEMORY_BYTES // 4, MEMORY_BYTES)
+
+
+def test_a_guest_is_given_what_one_before_it_compiled(tmp_path):
+    """With the program kept, a guest without a compiler records all the same."""
+    options = LabOptions(output=tmp_path / "lab.balloon", memory_bytes=512 * MIB)
+    with open_vm(options) as vm:
+        recorder = GuestRecorder(vm)
+        recorder.start()
+        recorder.wait_ready()
+        recorder.stop()
+        kept = {path.name for path in kept_programs()}
+        assert kept
+        assert kept >= set(vm.agent.list_files(IN_GUEST))
+    with open_vm(options) as vm:
+        assert set(vm.agent.list_files(IN_GUEST)) == kept
+        vm.agent.run(["sh", "-c", "rm /usr/lib/x86_64-linux-gnu/libbcc.so*"])
+        recorder = GuestRecorder(vm)
+        recorder.start()
+        recorder.wait_ready()
+        recorder.stop()
 
 
 def test_session_refuses_to_overwrite_before_it_boots(tmp_path):

@@ -29,17 +29,20 @@ _MEMBERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DriverLayout:
     """Offsets in the running kernel that the guest's programs are compiled with.
 
     Attributes:
         defines: Macros of bpf/guest_*.bpf.c.
+        vmemmap_symbol: Address of the variable that holds vmemmap's base; 0 where there is none.
+            It moves at each boot, so it is no macro.
         unreadable: Groups of points (the first word of their names) that there is no program for,
             with the reason.
     """
 
     defines: dict[str, int] = field(default_factory=dict)
+    vmemmap_symbol: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def lacks(self, point: Point) -> str | None:
@@ -90,6 +93,7 @@ def _offsets(btf: Btf, *names: str) -> dict[str, int]:
 def _add_blocks(layout: DriverLayout, btf: Btf, device: _Device) -> None:
     """Add what reports and hints need: their queues, and how a page becomes an address."""
     try:
+        layout.vmemmap_symbol = _vmemmap_symbol()
         layout.defines.update(_blocks(btf))
     except ProbeError as error:
         layout.unreadable.update({"report": error.what, "hint": error.what})
@@ -117,7 +121,6 @@ def _blocks(btf: Btf) -> dict[str, int]:
         "SG_OFFSET": btf.member_offset_bytes("scatterlist", "offset"),
         "SG_LENGTH": btf.member_offset_bytes("scatterlist", "length"),
         "PAGE_STRUCT_BYTES": btf.struct_bytes("page"),
-        "VMEMMAP_SYMBOL": _vmemmap_symbol(),
         "VMEMMAP_DEFAULT": _VMEMMAP_DEFAULT,
         "TRACE_BLOCKS": 1,
     }

@@ -72,7 +72,11 @@ def compile_guest(layout: DriverLayout, *, fentry: bool) -> Program:
     defines = rings | layout.defines
     if fentry:
         defines["FENTRY"] = 1
-    return Program(SOURCES, defines)
+    program = Program(SOURCES, defines)
+    if "TRACE_BLOCKS" in defines:
+        symbol = program["vmemmap_symbol"]
+        symbol[0] = symbol.Leaf(layout.vmemmap_symbol)
+    return program
 
 
 def readable_points(layout: DriverLayout) -> tuple[Point, ...]:
