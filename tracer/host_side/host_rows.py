@@ -103,6 +103,8 @@ class HostRows:
 
     def _number(self, tokens: npt.NDArray[np.uint64]) -> None:
         """Remember which rows the next requests become, for the calls that name them."""
+        if not self._calls_observed:
+            return
         seqs = np.arange(self._next_seq, self._next_seq + len(tokens))
         self._tokens = np.concatenate((self._tokens, tokens))[-_REMEMBERED:]
         self._seqs = np.concatenate((self._seqs, seqs))[-_REMEMBERED:]
