@@ -159,7 +159,7 @@ def test_old_ones_go(compiled_times: list[str], tmp_path: Path) -> None:
     compiled()
     (file,) = kept(tmp_path)
     for age in range(1, 30):
-        old = file.with_name(f"{age}.json")
+        old = file.with_name(f"{age:064x}.json")
         old.write_bytes(file.read_bytes())
         os.utime(old, (1000 + age, 1000 + age))
     os.utime(file, (0, 0))
@@ -168,8 +168,44 @@ def test_old_ones_go(compiled_times: list[str], tmp_path: Path) -> None:
     names = {each.name for each in kept(tmp_path)}
     assert len(names) == 16
     assert file.name in names
-    assert "29.json" in names
-    assert "1.json" not in names
+    assert f"{29:064x}.json" in names
+    assert f"{1:064x}.json" not in names
+
+
+def test_what_is_not_ours_is_never_removed(compiled_times: list[str], tmp_path: Path) -> None:
+    compiled()
+    place = tmp_path / "aerostat/programs"
+    for number in range(40):
+        (place / f"{number}.txt").touch()
+    compiled(TEXT, "-DK=9")
+    assert len(list(place.glob("*.txt"))) == 40
+
+
+def test_a_way_through_another_users_directory_is_not_used(
+    compiled_times: list[str], tmp_path: Path
+) -> None:
+    first = compiled()
+    os.chown(tmp_path / "aerostat", 65534, -1)
+    assert compiled() == first
+    os.chown(tmp_path / "aerostat", 0, -1)
+    (tmp_path / "aerostat").chmod(0o777)
+    assert compiled() == first
+    assert len(compiled_times) == 3
+    (tmp_path / "aerostat").chmod(0o1777)
+    assert compiled() == first
+    assert len(compiled_times) == 3
+
+
+def test_what_lies_on_a_read_only_disk_is_used(compiled_times: list[str], tmp_path: Path) -> None:
+    first = compiled()
+    place = str(tmp_path / "aerostat")
+    subprocess.run(["mount", "--bind", place, place], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+        assert compiled() == first
+    finally:
+        subprocess.run(["umount", place], check=True)
+    assert len(compiled_times) == 1
 
 
 def test_an_error_is_not_kept(compiled_times: list[str], tmp_path: Path) -> None:

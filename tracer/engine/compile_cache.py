@@ -1,7 +1,8 @@
 """Keeps what the compiler answered, so that a recorder that starts again need not wait for it.
 
 An answer is kept under a digest of all that it depends on. Whoever could write it could have a
-privileged recorder load programs, so a directory or file that others may write to is not used.
+privileged recorder load programs, so a directory or file that others may write to is not used, nor
+one that is reached through a directory of another user's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import stat
 import tempfile
 from importlib.util import find_spec
@@ -22,6 +24,8 @@ from tracer.engine.compiled import Answer, Compiled
 _KEPT_FILES = 16
 """One host program, and one for each layout of a guest's driver: a few kernels' worth."""
 _MAX_BYTES = 8 << 20
+_OURS = re.compile(r"[0-9a-f]{64}\.json|tmp\w{8}\.new")
+"""Names that are made here, and so may be removed: an answer's, and that of one being written."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -68,13 +72,22 @@ def _directory() -> Path | None:
             place = Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache" / "aerostat"
         place = place / "programs"
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return place if _is_ours(place.stat()) else None
+        # As a link leads to: whoever may write to a directory on the way may exchange the rest.
+        place = place.resolve(strict=True)
+        safe = _is_ours(place.stat()) and all(_is_kept(each.stat()) for each in place.parents)
+        return place if safe else None
     except (OSError, KeyError):
         return None
 
 
 def _is_ours(status: os.stat_result) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _is_kept(status: os.stat_result) -> bool:
+    """Whether nobody but root and this user can rename what a directory of this status holds."""
+    others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX
+    return status.st_uid in (0, os.geteuid()) and not others
 
 
 def _key(text: str, flags: list[str], root: Path) -> str | None:
@@ -104,7 +117,9 @@ def _kept(file: Path) -> Compiled | None:
             if not _is_ours(status) or status.st_size > _MAX_BYTES:
                 return None
             found = Compiled.of(json.loads(handle.read()))
-            os.utime(handle.fileno())
+            # On a file system that is read-only it stays as old as it is.
+            with contextlib.suppress(OSError):
+                os.utime(handle.fileno())
             return found
     except (OSError, AttributeError, KeyError, TypeError, ValueError):
         return None
@@ -119,6 +134,13 @@ def _keep(file: Path, answer: Answer) -> None:
     except OSError:
         Path(name).unlink(missing_ok=True)
         raise
-    files = sorted(file.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in files[_KEPT_FILES:]:
+    files = [path for path in file.parent.iterdir() if _OURS.fullmatch(path.name)]
+    for old in sorted(files, key=_age_s)[_KEPT_FILES:]:
         old.unlink(missing_ok=True)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return -path.stat().st_mtime
+    except OSError:
+        return 0.0  # Another recorder has removed it: the oldest of all, and gone already.
