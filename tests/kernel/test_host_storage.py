@@ -72,3 +72,34 @@ def test_a_killed_recorder_of_a_vm(tmp_path):
     # A batch waits for a second, and then for the next look at the ring.
     assert kill["unseen_ns"] < 3 * S
     assert list(tmp_path.iterdir()) == []
+
+
+def open_parts(bundle: Path) -> dict[str, int]:
+    """The open segments by table: the inode of each."""
+    return {path.parent.name: path.stat().st_ino for path in bundle.glob("*/*.part")}
+
+
+def test_the_first_drain_of_a_flood_opens_no_segment(tmp_path):
+    output = tmp_path / "a.balloon"
+    with qemu_like(*GUEST) as vm, recording(vm, output, detail="calls", ring_bytes=1 << 20):
+        expected = open_parts(output)
+        did = vm.send("flood", 1)
+        part = output / "calls" / "_host-00001.arrow.part"
+        deadline_s = time.monotonic() + 60
+        while part.stat().st_size < 1 << 16:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        assert open_parts(output) == expected
+    assert expected.keys() == {"residency", "marks", "samples", "requests", "calls"}
+    trace = open_trace(output)
+    lost = sum(loss.count for loss in trace.losses if loss.stream == "requests")
+    assert trace.table("requests").num_rows + lost == did.requests
+
+
+def test_a_balloon_that_does_not_move_leaves_no_segment_of_its_requests(tmp_path):
+    output = tmp_path / "a.balloon"
+    with qemu_like(*GUEST) as vm, recording(vm, output):
+        assert "requests" in open_parts(output)
+    tables = {path.name for path in output.iterdir() if path.is_dir()}
+    assert not tables & {"requests", "calls"}
+    assert check_trace(open_trace(output)) == []

@@ -1,6 +1,7 @@
 """Segments close by size and by age, are synced between, and many small batches become one."""
 
 import json
+import os
 import time
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from tracer.trace.ipc_bounds import footer_blocks
 from tracer.trace.open_segment import OpenSegment
 from tracer.trace.reader import open_trace
 from tracer.trace.rewrite import finish_part
+from tracer.trace.salvage import salvage
 from tracer.trace.schema import SAMPLES, Mark, Side
 from tracer.trace.segment_reader import closed_batches
 from tracer.trace.storage import Storage
@@ -145,3 +147,41 @@ def test_zstd_is_smaller_and_read_as_ever(tmp_path):
         assert trace.dataset("requests").count_rows() == 2000
         sizes[compression] = sum(segment.bytes for segment in trace.manifest.segments)
     assert sizes["zstd"] < 0.7 * sizes["lz4"]
+
+
+def test_expected_tables_are_open_before_their_rows_and_leave_nothing_where_none_come(tmp_path):
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST) as writer:
+        writer.expect(["requests", "calls", "samples"])
+        parts = {part.parent.name: part.stat() for part in writer.path.rglob("*.part")}
+        assert parts.keys() == {"requests", "calls", "samples"}
+        writer.append("requests", requests([request(0)]))
+        (written,) = (writer.path / "requests").iterdir()
+        assert written.stat().st_ino == parts["requests"].st_ino
+        assert writer.close(described()).segments[0].file == "requests/host-00001.arrow"
+    assert {path.name for path in writer.path.iterdir()} == {"requests", "marks", "manifest.json"}
+    assert check_trace(open_trace(writer.path)) == []
+
+
+def test_an_expected_segment_gets_no_older_before_its_first_row(tmp_path):
+    storage = Storage(rotate_ns=50 * MS)
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST, storage=storage) as writer:
+        writer.expect(["residency"])
+        time.sleep(0.06)
+        writer.tick()
+        writer.append("residency", residency(3))
+        assert listed(writer) == []
+        time.sleep(0.06)
+        writer.tick()
+        assert listed(writer) == ["residency/host-00001.arrow"]
+
+
+def test_what_a_killed_writer_expected_is_gone_after_salvage(tmp_path):
+    left = tmp_path / "a.balloon"
+    writer = TraceWriter(left, Side.HOST, manifest=described())
+    writer.expect(["requests", "calls"])
+    writer.append("requests", requests([request(0)]))
+    os.close(writer._lock)  # as the kernel does for a process that is killed
+    report = salvage(left)
+    assert (report.rows["requests"], report.rows["calls"], report.dropped_bytes) == (1, 0, 0)
+    assert [*left.rglob("*.part")] == []
+    assert not [*left.glob("calls/*")]

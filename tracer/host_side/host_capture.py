@@ -88,6 +88,7 @@ class HostCapture:
             progress("scan resident memory")
             scanned = self._to_scan()
             residency = residency_batch(subject.vmm.pid, scanned, time.monotonic_ns())
+            writer.expect(self._expected())
             if subject.sites is None:
                 engine.watch_other_calls()
             attached = (*self._probes.attach(), *subject.unreached())
@@ -202,6 +203,11 @@ class HostCapture:
             probe_ns=self._account.probe_ns(),
             queues=self._account.queues(),
         )
+
+    def _expected(self) -> tuple[str, ...]:
+        """The tables that get rows from now on; in a flood, in the first moment."""
+        calls = ("calls",) if self.subject.calls_observed else ()
+        return ("residency", "marks", "samples", "requests", *calls)
 
     def _to_scan(self) -> tuple[Region, ...]:
         """What of the guest's memory is looked at for residency."""

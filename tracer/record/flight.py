@@ -6,6 +6,7 @@ import mmap
 import time
 import uuid
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -99,6 +100,9 @@ class FlightRecorder:
     def describe(self, manifest: Manifest) -> None:
         """Take note of what has become known, for the dumps."""
         self._manifest = manifest
+
+    def expect(self, tables: Iterable[str]) -> None:
+        """Nothing is to be made ready: a dump makes its segments when it is written."""
 
     def append(self, table: str, batch: pa.RecordBatch) -> None:
         """Hold rows.

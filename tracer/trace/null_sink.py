@@ -1,5 +1,6 @@
 """Where rows go that are only counted: nowhere."""
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,9 @@ class NullSink:
     def describe(self, manifest: Manifest) -> None:
         """Remember the manifest, which is small."""
         self.manifest = manifest
+
+    def expect(self, tables: Iterable[str]) -> None:
+        """Nothing is to be made ready."""
 
     def append(self, table: str, batch: pa.RecordBatch) -> None:
         """Forget rows."""

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +39,7 @@ class OpenSegment:
         table: Table of the rows.
         rows: Rows written.
         batches: Batches written.
-        began_ns: When it was opened, CLOCK_MONOTONIC.
+        began_ns: When its first row came, CLOCK_MONOTONIC; before that, when it was opened.
         synced_ns: When all that it held was last on the disk.
         span: First and last time that any of its rows names; None if none does.
     """
@@ -85,6 +86,8 @@ class OpenSegment:
             self._cut()
             raise
         self._whole_bytes = int(self._sink.tell())
+        if not self.rows:
+            self.began_ns = self.synced_ns = time.monotonic_ns()
         self.rows += batch.num_rows
         self.batches += 1
         span = span_of(self.table, batch)
@@ -114,6 +117,8 @@ class OpenSegment:
         if self.rows == 0:
             self._part.unlink(missing_ok=True)
             self._sink.close()
+            with suppress(OSError):
+                self._part.parent.rmdir()  # unless other segments of the table are there
             return None
         if not self._gather():
             self._end()

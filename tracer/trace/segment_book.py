@@ -1,6 +1,7 @@
 """The segments of one side while it is recorded: open, closed, removed."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,21 @@ class SegmentBook:
         parts = (*self._open.values(), *self._ending)
         return sum(FOOTER_BYTES + BLOCK_BYTES * part.batches for part in parts)
 
+    def open(self, tables: Iterable[str]) -> None:
+        """Open a segment of each table that has none open; one that gets no row is removed again.
+
+        Raises:
+            OSError: The disk is full, or fails. Those before that table are open.
+        """
+        for table in tables:
+            if table not in self._open:
+                number = self._numbers[table] + 1
+                file = segment_file(table, self._side, number)
+                self._open[table] = OpenSegment(
+                    self._bundle, table, self._side, file, self._storage.compression
+                )
+                self._numbers[table] = number
+
     def append(self, table: str, batch: pa.RecordBatch) -> None:
         """Append rows to the open segment of a table, or open one.
 
@@ -75,13 +91,7 @@ class SegmentBook:
             OSError: The disk is full, or fails. Nothing of the batch is kept, and what the segment
                 has is closed with the others; the next rows go to a new one.
         """
-        if table not in self._open:
-            number = self._numbers[table] + 1
-            file = segment_file(table, self._side, number)
-            self._open[table] = OpenSegment(
-                self._bundle, table, self._side, file, self._storage.compression
-            )
-            self._numbers[table] = number
+        self.open((table,))
         try:
             self._open[table].write(batch)
         except OSError:
@@ -102,6 +112,8 @@ class SegmentBook:
         doublings = min(sum(self._numbers.values()) // SEGMENTS_PER_AGE, AGE_DOUBLINGS)
         closed = False
         for table, segment in [*self._open.items()]:
+            if not segment.rows:
+                continue  # It waits for its first row, however long that takes.
             age_ns = now_ns - segment.began_ns
             if segment.size_bytes >= limit_bytes or age_ns >= sync_ns << doublings:
                 self._ending.append(self._open.pop(table))

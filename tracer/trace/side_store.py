@@ -1,7 +1,7 @@
 """One side's rows on the disk, kept within the room there is; what does not fit is counted."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +63,12 @@ class SideStore:
     def describe(self, manifest: Manifest) -> None:
         """Write a manifest that says more."""
         self._unless_full(lambda: self._save(manifest))
+
+    def expect(self, tables: Iterable[str]) -> None:
+        """Open the segments of tables before their rows come."""
+        if self.stop_reason is None:
+            self._unless_full(lambda: self._segments.open(tables))
+            self._unless_full(self._hold)
 
     def append(self, table: str, batch: pa.RecordBatch) -> None:
         """Write rows, or count them as lost if there is no room."""

@@ -1,5 +1,6 @@
 """What a recorder writes to: a trace on disk, or a flight recorder's memory."""
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -37,6 +38,13 @@ class Sink(Protocol):
 
     def describe(self, manifest: Manifest) -> None:
         """Take note of what has become known; `close` may still change it."""
+        ...
+
+    def expect(self, tables: Iterable[str]) -> None:
+        """Make ready for rows of these tables, so that their first rows cost no more than later.
+
+        Call it before probes attach. A table that stays empty leaves nothing behind.
+        """
         ...
 
     def append(self, table: str, batch: pa.RecordBatch) -> None:

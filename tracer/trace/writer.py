@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -82,6 +82,17 @@ class TraceWriter:
             TraceError: The disk fails.
         """
         self._guard(lambda: self._store.describe(manifest))
+
+    def expect(self, tables: Iterable[str]) -> None:
+        """Open segments of these tables now: that takes several waits for the disk each.
+
+        Args:
+            tables: Names of the tables. One that stays empty has no segment in the closed trace.
+
+        Raises:
+            TraceError: The disk fails.
+        """
+        self._guard(lambda: self._store.expect(tables))
 
     def append(self, table: str, batch: pa.RecordBatch) -> None:
         """Append rows. Those that there is no room for are lost, and `loss` is told.
