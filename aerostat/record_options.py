@@ -138,7 +138,7 @@ flight_options = _group(
         type=duration,
         default="1s",
         show_default=True,
-        help="With --flight: one request that takes so long.",
+        help="With --flight: one request that takes so long, whether it ends or not.",
     ),
 )
 """The flight recorder."""

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Mark
 
 WAIT_S = 60
+S = 10**9
 
 
 class Recorder:
@@ -155,6 +157,32 @@ def test_the_flight_recorder_keeps_what_led_to_a_stuck_target(tmp_path):
         or "short" in (marks(trace, Mark.TRIGGER)[0]["text"])
     )
     assert marks(trace, Mark.TARGET)[0]["value"] == 512 << 20
+
+
+def test_the_flight_recorder_keeps_what_led_to_a_request_that_does_not_end(tmp_path):
+    """The VMM is stopped in the middle of one; what it does once it goes on is no second stall."""
+    output = tmp_path / "host.balloon"
+    kept = tmp_path / "host-00001.balloon"
+    options = ["--flight", "60s", "--stall", "1s", "--sample-every", "100ms"]
+    with qemu_like("-m", "256M") as vm, recording(vm, output, *options) as recorder:
+        vm.send("inflate", 1000, 512, 1)
+        hung = threading.Thread(target=vm.send, args=("hang", 2000, 256))
+        hung.start()
+        try:
+            until((kept / "manifest.json").exists)
+            time.sleep(2)  # it goes on to hang, and is told of once
+        finally:
+            os.kill(vm.pid, signal.SIGCONT)
+            hung.join()
+        time.sleep(2)
+        assert recorder.end() == ExitCode.OK
+    assert [path.name for path in tmp_path.glob("*.balloon")] == [kept.name]
+    trace = open_trace(kept)
+    assert trace.manifest.end_reason == "trigger: stall"
+    assert trace.table("requests").num_rows == 2
+    (trigger,) = marks(trace, Mark.TRIGGER)
+    assert "a request of the inflate or deflate queue is with the host" in trigger["text"]
+    assert 1 * S < trigger["value"] < 60 * S
 
 
 @pytest.mark.parametrize("is_orderly", [False, True])

@@ -11,6 +11,7 @@
  *   stats                          one statistics buffer
  *   garbage PFN ...                one inflate request of just these
  *   flood SECONDS [PAGES_PER_S]    inflate and deflate the same 256 pages, as fast as possible or so fast
+ *   hang FIRST_PFN COUNT           inflate, and get SIGSTOP in the middle of the first request
  *   size PFNS                      PFNs per request from now on
  *   driver GPA                     where requests lie in guest memory from now on
  *   touch GPA LENGTH               the guest writes to its memory
@@ -23,6 +24,7 @@
 #define _GNU_SOURCE
 #include "qemu_memory.h"
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,7 +66,7 @@ static VirtQueue queues[8];
 static int queue_count;
 static VirtQueue *inflate_queue, *deflate_queue, *stats_queue, *hint_queue, *report_queue, *other_queue;
 static VirtQueueElement *held_stats;
-static uint64_t request_pfns = 256, driver_gpa = 1 << 20;
+static uint64_t request_pfns = 256, driver_gpa = 1 << 20, pages_to_hang;
 
 EXPORTED VirtQueue *virtio_add_queue(void *device, int size, void (*handle)(void *, VirtQueue *))
 {
@@ -101,6 +103,8 @@ EXPORTED struct section memory_region_find(void *system_memory, uint64_t gpa, ui
 {
 	struct section section = { part_at(system_memory, part_count, gpa, size), 0 };
 
+	if (pages_to_hang && !--pages_to_hang)
+		raise(SIGSTOP);
 	if (section.part)
 		section.offset = gpa - section.part->gpa;
 	return section;
@@ -347,6 +351,13 @@ static void run_inflate(int argc, const uint64_t *argv)
 	send_pfns(inflate_queue, argv[0], argv[1], argc > 2 ? (int64_t)argv[2] : 1);
 }
 
+static void run_hang(int argc, const uint64_t *argv)
+{
+	(void)argc;
+	pages_to_hang = request_pfns / 2;
+	send_pfns(inflate_queue, argv[0], argv[1], 1);
+}
+
 static void run_deflate(int argc, const uint64_t *argv)
 {
 	send_pfns(deflate_queue, argv[0], argv[1], argc > 2 ? (int64_t)argv[2] : 1);
@@ -459,7 +470,7 @@ static void run_runstate(int argc, const uint64_t *argv)
 static const struct command commands[] = {
 	{ "inflate", run_inflate, 2 }, { "deflate", run_deflate, 2 }, { "report", run_report, 2 },
 	{ "hint", run_hint, 2 },       { "stats", run_stats, 0 },     { "garbage", run_garbage, 1 },
-	{ "poll", run_poll, 1 },
+	{ "poll", run_poll, 1 },       { "hang", run_hang, 2 },
 	{ "flood", run_flood, 1 },     { "size", run_size, 1 },       { "driver", run_driver, 1 },
 	{ "touch", run_touch, 2 },     { "noise", run_noise, 1 },     { "target", run_target, 1 },
 	{ "actual", run_actual, 1 },   { "runstate", run_runstate, 1 }, {},

@@ -6,6 +6,7 @@ import pytest
 
 from tests.unit.test_metrics import BUSY
 from tests.unit.trace_samples import call, calls, request, requests
+from tracer.record.live import UnderWay
 from tracer.record.triggers import Kind, TriggerRules, Triggers
 from tracer.trace.schema import Mark, Queue, Side
 
@@ -215,3 +216,40 @@ def test_a_signal_is_due_at_once(triggers):
     for second in (11, 12, 13):
         triggers.signal(second * S)
         assert triggers.due(second * S).kind is Kind.SIGNAL
+
+
+OUTPUT = (Queue.INFLATE, Queue.DEFLATE)
+
+
+def look(triggers, requests, seconds):
+    """Show the same requests under way every second; [second] of what was due."""
+    found = []
+    for second in seconds:
+        triggers.under_way(requests, second * S)
+        if triggers.due(second * S) is not None:
+            found.append(second)
+    return found
+
+
+def test_a_request_that_never_ends_is_one_stall(triggers):
+    assert look(triggers, [UnderWay(OUTPUT, 5 * S)], range(5, 1000)) == [7]
+
+
+def test_the_end_of_a_stall_that_was_seen_is_no_new_one(triggers):
+    assert look(triggers, [UnderWay(OUTPUT, 5 * S)], range(5, 1000)) == [7]
+    triggers.under_way([], 1000 * S)
+    triggers.rows("requests", requests([request(0, pop_ns=5 * S, push_ns=999 * S)]))
+    assert triggers.due(1001 * S) is None
+
+
+def test_each_request_that_stalls_is_told_of_where_nothing_need_be_quiet():
+    triggers = Triggers(dataclasses.replace(RULES, quiet_ns=0))
+    assert look(triggers, [UnderWay(OUTPUT, 5 * S)], range(5, 50)) == [7]
+    assert look(triggers, [UnderWay((Queue.REPORTING,), 50 * S)], range(50, 100)) == [52]
+
+
+def test_short_requests_and_held_statistics_are_no_stall(triggers):
+    for second in range(5, 100):
+        short = UnderWay(OUTPUT, second * S - S)
+        held = UnderWay((Queue.STATS,), S)
+        assert look(triggers, [short, held, UnderWay((), S)], [second]) == []

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from tracer.engine import decode
 from tracer.engine.attach import Attachment
 from tracer.engine.map_creation import create_ring, drop_map, put_map
 from tracer.engine.ring import Records, Ring
+from tracer.engine.threads import VmThreads
 from tracer.sites import host_probes
 from tracer.sites.host_probes import QemuSites
 from tracer.trace.schema import Call
@@ -125,12 +125,18 @@ class VmProbes:
         engine: The programs.
         target: The VM.
         slot: Its place in the arrays of rings.
+
+    Attributes:
+        requests: Its ring of requests.
+        calls: Its ring of system calls.
+        threads: Those of its threads that the programs know.
     """
 
     def __init__(self, engine: HostEngine, target: Target, slot: int) -> None:
         self._engine, self._target, self._slot = engine, target, slot
         self._vms = engine.program["vms"]
         self._key = self._vms.Key(target.pid)
+        self.threads = VmThreads(engine.program["inflight"], target.pid)
         self._detach: Callable[[], None] = lambda: None
         self._resources = contextlib.ExitStack()
         with self._resources:
@@ -220,29 +226,7 @@ class VmProbes:
         memories = self._engine.program["memories"]
         with contextlib.suppress(KeyError):
             del memories[memories.Key(self._target.pid)]
-        return self._take_threads(lambda _: True)
-
-    def take_dead_threads(self) -> Records:
-        """Take threads that have ended out of the programs' memory, with the runs they left open.
-
-        Returns:
-            HOST_CALLS[n]: those runs.
-        """
-        tasks = Path(f"/proc/{self._target.pid}/task")
-        return self._take_threads(lambda tid: not (tasks / str(tid)).exists())
-
-    def _take_threads(self, is_wanted: Callable[[int], bool]) -> Records:
-        inflight = self._engine.program["inflight"]
-        runs = []
-        for key, leaf in list(inflight.items()):
-            tgid, tid = key.value >> 32, key.value & 0xFFFFFFFF
-            if tgid != self._target.pid or not is_wanted(tid):
-                continue
-            if leaf.run.count:
-                runs.append(np.frombuffer(bytes(leaf.run), decode.HOST_CALLS))
-            with contextlib.suppress(KeyError):
-                del inflight[key]
-        return np.concatenate(runs) if runs else np.empty(0, decode.HOST_CALLS)
+        return self.threads.take_all()
 
     def close(self) -> None:
         """Detach and free everything of this VM."""

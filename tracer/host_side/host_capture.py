@@ -21,7 +21,7 @@ from tracer.host_side.host_rows import HostRows
 from tracer.host_side.host_tally import Tally
 from tracer.record.capture import LossCounter
 from tracer.record.clock_watch import ClockEvent
-from tracer.record.live import VmStats
+from tracer.record.live import UnderWay, VmStats
 from tracer.record.machine import clock_anchor, side_info
 from tracer.record.residency import residency_batch
 from tracer.record.samples import HostSampler
@@ -148,7 +148,7 @@ class HostCapture:
         self._quota.look()
         self._events.mark_actual()
         if self.subject.sites is None:
-            self._rows.add(self._requests.read(), self._probes.take_dead_threads())
+            self._rows.add(self._requests.read(), self._probes.threads.take_dead())
         if self.subject.settings.counts_only:
             return
         row = self._sample_row()
@@ -178,6 +178,10 @@ class HostCapture:
         if self._actual_begin is not None and actual_end is not None:
             counters |= {"actual_bytes_begin": self._actual_begin, "actual_bytes_end": actual_end}
         self._writer.close(self._manifest(end, counters, reason))
+
+    def under_way(self) -> list[UnderWay]:
+        """Read which requests the VMM is at right now."""
+        return self._probes.threads.under_way()
 
     def stats(self) -> VmStats:
         """Sum up what was seen so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress
 from tracer.trace.schema import Side
 from tracer.vms.vmm import Vmm
+
+_LOOK_S = 0.25
+"""Time between two looks of a flight recorder at requests that do not end. A look takes three
+system calls, and two more for each thread of any VM that is in a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Recorded:
         progress: Progress,
     ) -> None:
         self.vmm, self.output, self._options = subject.vmm, output, options
+        self._next_look_s = 0.0
         self._resources = contextlib.ExitStack()
         with self._resources:
             self.sink = self._resources.enter_context(options.open_sink(output, Side.HOST))
@@ -72,10 +78,19 @@ class Recorded:
     def drain(self) -> int:
         """Take what waits in its rings; return how many request records there were."""
         taken = self.capture.drain()
-        if isinstance(self.sink, FlightRecorder) and self.sink.is_due:
-            self.capture.flush()  # A request is kept with its calls, or a ledger would not close.
+        if isinstance(self.sink, FlightRecorder):
+            self._look_for_stalls(self.sink)
+            if self.sink.is_due:
+                self.capture.flush()  # A request is kept with its calls, or no ledger would close.
         self._options.tend(self.sink)
         return taken
+
+    def _look_for_stalls(self, flight: FlightRecorder) -> None:
+        """Show the requests that have not ended, now and then."""
+        now_s = time.monotonic()
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_S
+            flight.under_way(self.capture.under_way())
 
     def sample(self, clocks: Iterable[ClockEvent]) -> None:
         """Write a row of samples and what the clocks did; let the flight recorder look."""

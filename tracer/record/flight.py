@@ -15,7 +15,7 @@ from typing import Self
 import pyarrow as pa
 
 from tracer.record.flight_dump import Dump, DumpWriter, Held
-from tracer.record.live import VmStats
+from tracer.record.live import UnderWay, VmStats
 from tracer.record.triggers import Incident, TriggerRules, Triggers
 from tracer.trace.manifest import Loss, Manifest, SideInfo
 from tracer.trace.rows import checked, mark_row, span_of
@@ -147,6 +147,14 @@ class FlightRecorder:
     def watch(self, stats: VmStats) -> None:
         """Let the triggers see how the VM is doing; about once a second."""
         self._triggers.stats(stats)
+
+    def under_way(self, requests: Iterable[UnderWay]) -> None:
+        """Let the triggers see the requests that have not ended: one that never ends is a stall.
+
+        Args:
+            requests: All that are under way now.
+        """
+        self._triggers.under_way(requests, time.monotonic_ns())
 
     def request(self) -> None:
         """Dump at the next `tick`: somebody sent SIGUSR1."""

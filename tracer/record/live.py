@@ -8,6 +8,19 @@ from tracer.trace.schema import Queue
 
 
 @dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A request that has begun and not ended.
+
+    Attributes:
+        queues: Those that it may be of.
+        begin_ns: When it was popped, CLOCK_MONOTONIC.
+    """
+
+    queues: tuple[Queue, ...]
+    begin_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class VmStats:
     """Sums since the VM's probes were attached; None where not observed.
 

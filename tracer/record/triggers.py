@@ -3,20 +3,21 @@
 Pure: it is fed with rows, marks and figures, and asked what is due. It reads no clock.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracer.record.live import VmStats
+from tracer.record.live import UnderWay, VmStats
 from tracer.trace.schema import Mark, Queue
 
 _MIB = 1 << 20
 _SETTLING_NS = 2 * 10**9
 """After a new target the guest may still be busy with the one before."""
 _STALLS = ((("pop_ns", "push_ns"), "host"), (("send_ns", "wake_ns"), "guest"))
-_STALL_QUEUES = pa.array([Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING], pa.uint8())
+_STALL_QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
 _MOST_TEXT = 500
 _FAULTS = ("guest-panicked", "internal-error", "io-error", "watchdog")
 _IN_ORDER = "shutdown"
@@ -43,7 +44,8 @@ class TriggerRules:
         stuck_bytes: A target is stuck if `actual` is further away from it than this, and has not
             come nearer by as much, for `stuck_ns`.
         stuck_ns: See there.
-        stall_ns: A request took longer than this, from pop to push or from send to wake.
+        stall_ns: A request took longer than this, from pop to push or from send to wake, or has
+            been with the host for longer and is not returned yet.
         quiet_ns: After a decision nothing is due for so long. What goes on, with shorter breaks
             than this, is one incident.
     """
@@ -84,6 +86,7 @@ class Triggers:
         self._lowest_bytes: int | None = None
         self._exited_ns: int | None = None
         self._is_shut_down = False
+        self._stalled_ns: frozenset[int] = frozenset()
 
     def is_due(self, now_ns: int) -> bool:
         """Say whether `due` would say something now."""
@@ -135,7 +138,7 @@ class Triggers:
         """Rows were written; requests that took too long are a stall."""
         if table != "requests":
             return
-        rows = batch.filter(pc.is_in(batch["queue"], _STALL_QUEUES))
+        rows = batch.filter(pc.is_in(batch["queue"], pa.array(_STALL_QUEUES, pa.uint8())))
         for (begin, end), side in _STALLS:
             took_ns = pc.subtract(rows[end], rows[begin])
             longest_ns = pc.max(took_ns).as_py()
@@ -144,6 +147,28 @@ class Triggers:
                 queue = Queue(rows["queue"][row].as_py()).name.lower()
                 text = f"a request of the {queue} queue took the {side} {longest_ns / 1e9:.2f} s"
                 self._see(Kind.STALL, rows[end][row].as_py(), longest_ns, text)
+
+    def under_way(self, requests: Iterable[UnderWay], now_ns: int) -> None:
+        """Look at the requests that the host has taken and not returned: a stall need not end.
+
+        Args:
+            requests: All of them, each time; what began at a time that was seen before is known.
+            now_ns: CLOCK_MONOTONIC.
+        """
+        stalled = {
+            request.begin_ns: " or ".join(queue.name.lower() for queue in request.queues)
+            for request in requests
+            if now_ns - request.begin_ns > self._rules.stall_ns
+            and not set(request.queues).isdisjoint(_STALL_QUEUES)
+        }
+        for begin_ns in sorted(stalled.keys() - self._stalled_ns):
+            took_ns = now_ns - begin_ns
+            queues = stalled[begin_ns]
+            text = f"a request of the {queues} queue is with the host for {took_ns / 1e9:.2f} s"
+            self._see(Kind.STALL, now_ns, took_ns, f"{text}, and not returned")
+        if stalled:
+            self._last_seen_ns[Kind.STALL] = now_ns  # goes on: its end will be no new incident
+        self._stalled_ns = frozenset(stalled)
 
     def stats(self, stats: VmStats) -> None:
         """New figures of the VM; a balloon that does not follow its target is an incident."""
