@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from tracer.trace.progress import Progress, silent
@@ -79,4 +79,6 @@ class _Lines:
         # Recorders report from their own threads, so phases take turns: each is named once.
         if phase not in self._seen:
             self._seen.add(phase)
-            print(f"aerostat: {phase}", file=sys.stderr, flush=True)
+            # Nobody may be reading any more: that is no reason to end the work.
+            with suppress(OSError):
+                print(f"aerostat: {phase}", file=sys.stderr, flush=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aerostat.judge import why_not_whole
+from aerostat.output import printable
 from tracer.record.notify import Notifier
-from tracer.trace.errors import CaptureIncompleteError
-from tracer.trace.manifest import Manifest
+from tracer.trace.errors import AerostatError, CaptureIncompleteError
 
 if TYPE_CHECKING:
     from aerostat.metrics import MetricsExport
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from tracer.vms.vmm import Vmm
 
 _SAY_AGAIN_S = 60
+_NAMED_WRONG = 5
+"""Recordings that are not whole and are named at the end; a service may see thousands."""
+_SETTLE_NICE = 10
 
 
 class Listeners:
@@ -58,7 +64,10 @@ class Listeners:
     def ready(self) -> None:
         """Every probe is attached."""
         if self._ready_file is not None:
-            self._ready_file.touch()
+            try:
+                self._ready_file.touch()
+            except OSError as problem:
+                self.say(f"cannot make {self._ready_file}: {problem.strerror or problem}")
         self._notifier.ready(f"recording to {self._output}")
         self.say(f"recording to {self._output}; Ctrl-C ends it")
 
@@ -82,7 +91,7 @@ class Listeners:
         if dump.problem is not None:
             self.say(f"cannot keep what led to this: {dump.reason}: {dump.problem}")
             return
-        self._kept.append(dump.path)
+        self._kept = [*self.kept, dump.path]
         self.say(f"kept {dump.path}: {dump.reason}")
 
     def doubt(self, vmm: Vmm) -> None:
@@ -97,9 +106,10 @@ class Listeners:
         self._notifier.stopping("closing")
 
     def say(self, text: str) -> None:
-        """Write one line to stderr."""
+        """Write one line to stderr, unless whoever read it is gone."""
         if not self._quiet:
-            click.echo(f"aerostat: {text}", err=True)
+            with contextlib.suppress(OSError):
+                click.echo(f"aerostat: {printable(text)}", err=True)
 
     def hooks(self) -> dict[str, Any]:
         """The arguments of CaptureOptions that end up here."""
@@ -117,8 +127,16 @@ def listeners(given: dict[str, Any]) -> Iterator[Listeners]:
     """Make them from the options of `aerostat record`, and end them.
 
     Raises:
-        AerostatError: The metrics file or address is not to be had.
+        AerostatError: The metrics file or address is not to be had, or the ready file has no
+            directory.
     """
+    ready_file = given["ready_file"]
+    if ready_file is not None and not ready_file.parent.is_dir():
+        raise AerostatError(
+            f"cannot make the ready file {ready_file}",
+            reason=f"there is no directory {ready_file.parent}",
+            remedy="give a file in a directory that exists",
+        )
     with contextlib.ExitStack() as resources:
         metrics = None
         if given["metrics_file"] is not None or given["metrics_listen"] is not None:
@@ -126,12 +144,15 @@ def listeners(given: dict[str, Any]) -> Iterator[Listeners]:
 
             export = MetricsExport(file=given["metrics_file"], listen=given["metrics_listen"])
             metrics = resources.enter_context(export)
-        made = Listeners(Path(given["output"]), given["ready_file"], metrics, quiet=given["quiet"])
+        made = Listeners(Path(given["output"]), ready_file, metrics, quiet=given["quiet"])
         yield made
 
 
 class Ended:
     """What became of the VMs of `record --all`.
+
+    Ledgers are closed in a thread of their own: that reads a whole trace, and the other VMs are
+    recorded meanwhile.
 
     Args:
         told: Says it to the user.
@@ -140,39 +161,59 @@ class Ended:
 
     def __init__(self, told: Listeners, *, settles: bool) -> None:
         self._told, self._settles = told, settles
+        self._lock = threading.Lock()
         self._wrong: list[str] = []
+        self._wrong_count = 0
+        self._settling = ThreadPoolExecutor(1, "aerostat-settle", initializer=_give_way)
 
     def take(self, end: HostEnded) -> None:
-        """Close the ledger of a VM that is recorded no more, and say how it ended."""
-        from tracer.account.merge import settle
-
-        name = f"{end.vmm.name or 'a VM'} (pid {end.vmm.pid})"
+        """Have the ledger of a VM closed that is recorded no more, and say how it ended."""
+        name = f"{end.vmm.label or 'a VM'} (pid {end.vmm.pid})"
         if end.error is not None:
-            self._wrong.append(f"{name}: {end.error.what}")
+            self._note(f"{name}: {end.error.what}")
             self._told.say(f"{name} is not recorded: {end.error}")
             return
         self._told.say(f"{name}: {end.reason}; see: aerostat show {end.trace}")
         if self._settles and end.trace is not None:
-            self._look_at(settle(end.trace), str(end.trace))
+            self._settling.submit(self._settle, end.trace)
 
-    def _look_at(self, manifest: Manifest, name: str) -> None:
-        problem = why_not_whole(manifest)
+    def _settle(self, bundle: Path) -> None:
+        from tracer.account.merge import settle
+
+        try:
+            problem = why_not_whole(settle(bundle))
+        except AerostatError as error:
+            problem = str(error)
+        except Exception as error:
+            # Whatever is wrong with one trace, the other VMs are recorded on.
+            problem = f"its ledger cannot be closed: {type(error).__name__}: {error}"
         if problem is not None:
-            self._wrong.append(f"{name}: {problem}")
+            self._note(f"{bundle}: {problem}")
+
+    def _note(self, wrong: str) -> None:
+        with self._lock:
+            self._wrong_count += 1
+            if len(self._wrong) < _NAMED_WRONG:
+                self._wrong.append(wrong)
 
     def judge(self, kept: list[Path]) -> None:
-        """Raise where a trace, or what a flight recorder kept, is not whole.
+        """Wait for ledgers; raise where a trace, or what a flight recorder kept, is not whole.
 
         Raises:
             CaptureIncompleteError: With the first few of what is wrong.
         """
-        from tracer.account.merge import settle
-
         for bundle in kept:
-            self._look_at(settle(bundle), str(bundle))
-        if self._wrong:
+            self._settling.submit(self._settle, bundle)
+        self._settling.shutdown(wait=True)
+        if self._wrong_count:
             raise CaptureIncompleteError(
-                f"{len(self._wrong)} recordings are not whole",
-                reason="; ".join(self._wrong[:5]),
+                f"{self._wrong_count} recordings are not whole",
+                reason="; ".join(self._wrong),
                 remedy="aerostat show TRACE says what is missing and where",
             )
+
+
+def _give_way() -> None:
+    """Let this thread have what CPU time the recording leaves."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _SETTLE_NICE)

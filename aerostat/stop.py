@@ -1,4 +1,4 @@
-"""Turn SIGINT and SIGTERM into an orderly end of a capture."""
+"""Turn SIGINT, SIGTERM and a terminal that hangs up into an orderly end of a capture."""
 
 import signal
 import threading
@@ -11,6 +11,9 @@ from types import FrameType
 def stop_on_signal(*, keep: bool = False) -> Iterator[tuple[threading.Event, threading.Event]]:
     """Hand out an event that the first SIGINT or SIGTERM sets; a second one interrupts at once.
 
+    SIGHUP sets it too, as when an ssh session ends, unless it is ignored (nohup). It may come
+    twice, from the terminal and from the shell, and interrupts nothing.
+
     Args:
         keep: Take SIGUSR1 too, which else ends the process.
 
@@ -21,13 +24,14 @@ def stop_on_signal(*, keep: bool = False) -> Iterator[tuple[threading.Event, thr
     stop, kept = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if stop.is_set() and number != signal.SIGHUP:
             raise KeyboardInterrupt
         stop.set()
 
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
     if keep:
         before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda *_: kept.set())
     try:

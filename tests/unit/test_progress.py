@@ -76,3 +76,21 @@ def test_the_first_signal_stops_and_the_second_interrupts(number: signal.Signals
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_hangs_up_stops_and_interrupts_nothing() -> None:
+    with stop_on_signal() as (stop, _):
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.is_set()
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_what_nohup_started_goes_on() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as (stop, _):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
