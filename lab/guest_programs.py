@@ -5,12 +5,12 @@ It goes back to guests alone. This machine's own recorder never loads what a gue
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lab.agent import GuestAgent
 from lab.cache import cache_dir
 
-IN_GUEST = "/root/.cache/aerostat/programs"
+IN_GUEST = str(PurePosixPath("/root", ".cache/aerostat/programs"))
 """Where tracer/engine/compile_cache.py keeps root's."""
 _NAME = re.compile(r"[0-9a-f]{64}\.json")
 _MAX_BYTES = 1 << 20
