@@ -8,6 +8,7 @@ from aerostat import render
 from aerostat.effect_tables import draw_effects, in_words
 from aerostat.send_tables import draw_sending, siblings_in_words
 from replay.results import Fidelity, Results, StrategyResult
+from replay.stats import widest_coverage
 from replay.summary import Beside, Spread, Summary
 
 REFERENCE = "qemu"
@@ -80,7 +81,8 @@ def _draw_times(results: Results) -> None:
     rows += [_refused_row(refused.name, len(columns)) for refused in results.refused]
     spare = ("harness in d", "over nop", "x oracle", "merge", "c translate", "b send")
     settings = results.settings
-    title = f"times: medians of {settings.runs} runs with their 95 % intervals in percent"
+    title = f"times: medians of {settings.runs} runs with their {interval_percent(settings.runs)} %"
+    title += " intervals in percent"
     title += f", {siblings_in_words(settings.siblings)}"
     render.draw(title, columns, rows, spare=spare)
     if line := prediction_line(results):
@@ -88,6 +90,11 @@ def _draw_times(results: Results) -> None:
     names = {strategy.name for strategy in results.strategies}
     if "oracle" not in names:
         render.say("How far from the bound: not observed; replay the oracle as well (-s oracle).")
+
+
+def interval_percent(runs: int) -> int:
+    """What an interval of so many runs covers: 95 %, or what the widest does where that is less."""
+    return int(100 * min(0.95, widest_coverage(runs)))
 
 
 def _times(strategy: StrategyResult) -> list[str]:

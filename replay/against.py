@@ -11,8 +11,8 @@ from replay.stats import paired_ratio
 from replay.strategies import STRATEGIES
 from tracer.trace.errors import AerostatError
 
-MIN_PAIRS = 4
-"""Of fewer pairs no interval says anything."""
+MIN_PAIRS = 6
+"""Fewer have no interval of 95 %: of five pairs all lie on one side by chance once in 16."""
 FREES_AS_MUCH = 0.999
 """Share of the reference's freed pages: pages of the harness's own may lie in the memory's last
 page tables."""
@@ -26,7 +26,7 @@ class Against:
         name: The strategy.
         deployable: A device can do it: it looks at nothing that is still to come, and discards.
         times: Reference over strategy in stages b, c and d and in merging, the median of the pairs:
-            above 1 the strategy is faster. None where there are fewer than 4 pairs.
+            above 1 the strategy is faster. None where there are fewer than 6 pairs.
         low: Lower end of its interval of 95 %.
         high: Upper end.
         discard_times: The same of stage d alone.

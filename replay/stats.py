@@ -225,43 +225,54 @@ class PairedRatio:
 
 
 def paired_ratio(
-    base: Sequence[float], candidate: Sequence[float], confidence: float = 0.95, seed: int = 1
+    base: Sequence[float], candidate: Sequence[float], confidence: float = 0.95
 ) -> PairedRatio:
     """Ratio of samples that were taken in pairs: what drifts over minutes falls on both of a pair.
 
     Args:
         base: One sample per pair.
         candidate: Its partners, in the same order.
-        confidence: Of the bootstrap interval (percentile; the pairs are what is resampled).
-        seed: Of the resampling.
+        confidence: Of the interval, as for `median_interval`.
 
     Raises:
         ValueError: The lengths differ, or there are fewer than two pairs.
     """
-    ratios = np.asarray(candidate, np.float64) / np.asarray(base, np.float64)
-    if len(base) != len(candidate) or len(ratios) < MIN_PAIRS:
+    if len(base) != len(candidate) or len(base) < MIN_PAIRS:
         raise ValueError("paired samples come in two or more pairs")
-    low, high = median_interval(ratios, confidence, seed)
+    ratios = np.asarray(candidate, np.float64) / np.asarray(base, np.float64)
+    low, high = median_interval(ratios, confidence)
     return PairedRatio(float(np.median(ratios)), low, high)
 
 
 def median_interval(
-    samples: Sequence[float] | Samples, confidence: float = 0.95, seed: int = 1
+    samples: Sequence[float] | Samples, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Bootstrap interval of a median (percentile).
+    """Interval of a median between order statistics, whatever the samples' distribution.
+
+    Between neighbouring order statistics it is interpolated (Hettmansperger and Sheather 1986). A
+    percentile bootstrap would leave out the ends of a few samples: of 7 it covers 88 %, not 95 %.
 
     Args:
         samples: Two or more.
-        confidence: Of the interval.
-        seed: Of the resampling.
+        confidence: Of the interval. Too few samples have none so sure: then the interval is from
+            their least to their greatest, and covers `widest_coverage`.
     """
-    found = stats.bootstrap(
-        (np.asarray(samples, np.float64),),
-        np.median,
-        n_resamples=RESAMPLES,
-        batch=_batch(len(samples)),
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    ordered = np.sort(np.asarray(samples, np.float64))
+    count = len(ordered)
+    depth = np.arange(1, (count + 1) // 2 + 1)
+    # Chance that the median lies between the sample of each depth from below and from above.
+    covers = 1 - 2 * stats.binom.cdf(depth - 1, count, 0.5)
+    inner = int(np.searchsorted(-covers, -confidence, side="right"))
+    if inner == 0 or inner == len(depth):
+        at = max(inner - 1, 0)
+        return float(ordered[at]), float(ordered[count - 1 - at])
+    part = (covers[inner - 1] - confidence) / (covers[inner - 1] - covers[inner])
+    weight = (count - inner) * part / (inner + (count - 2 * inner) * part)
+    low = (1 - weight) * ordered[inner - 1] + weight * ordered[inner]
+    high = (1 - weight) * ordered[count - inner] + weight * ordered[count - 1 - inner]
+    return float(low), float(high)
+
+
+def widest_coverage(samples: int) -> float:
+    """Chance that a median lies between the least and the greatest of so many samples."""
+    return float(1 - 0.5 ** (samples - 1)) if samples else 0.0

@@ -23,7 +23,11 @@ most VMMs do, and the bound that no deployable strategy reaches."""
 
 @dataclass(frozen=True)
 class Spread:
-    """A median and its bootstrap interval (percentile, 95 %); the ends are null with one sample."""
+    """A median and its interval of 95 %; the ends are null with one sample.
+
+    Fewer than 6 samples have no interval so sure: theirs is from the least to the greatest
+    (`replay.stats.median_interval`).
+    """
 
     median: float
     low: float | None
@@ -37,7 +41,7 @@ class Beside:
     Args:
         reference: The other strategy.
         ratio: Median of the rounds' ratios; null where the other took no time.
-        low: Lower end of its interval (95 %); null with fewer than two rounds.
+        low: Lower end of its interval, as of a `Spread`; null with fewer than two rounds.
         high: Upper end.
         excess_ns: The strategy's time less the other's.
     """

@@ -46,7 +46,11 @@ if TYPE_CHECKING:
     help="A strategy to replay, NAME or NAME:parameter=value; give it again for more, or `all`."
     " nop, the harness alone, is always added.",
 )
-@click.option("--against", type=strategy, help="Also set every strategy beside this one.")
+@click.option(
+    "--against",
+    type=strategy,
+    help="Also set every strategy beside this one; wants --runs 6 or more.",
+)
 @click.option(
     "--runs",
     type=click.IntRange(1, 10_000),
@@ -155,7 +159,7 @@ def command(
       aerostat replay host.balloon -s request -s deferred:hold_bytes=16M,hold_ns=50ms
       aerostat replay host.balloon --residency 1/8 --siblings 1
       aerostat replay host.balloon --memory-limit 4G --json
-      aerostat replay host.balloon -s all --against range
+      aerostat replay host.balloon -s all --against range --runs 7
       aerostat replay --seed-headline
       aerostat replay --fidelity plain.balloon fragmented.balloon --runs 5
     """

@@ -77,7 +77,7 @@ def at_least(bound: float) -> Goal:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: the median of its samples with a bootstrap interval of 95 %."""
+    """One figure: the median of its samples with an interval of 95 %."""
 
     what: str
     unit: str

@@ -12,7 +12,7 @@ from tests.memory.conftest import MakeTrace
 from tests.unit.test_cli_traces import documented_keys, keys_of, run_json
 from tracer.trace.errors import ExitCode
 
-SMALL = ("--memory-limit", "40M", "--runs", "4", "--warmup", "0")
+SMALL = ("--memory-limit", "40M", "--runs", "6", "--warmup", "0")
 PART = 256
 
 
@@ -21,7 +21,7 @@ def document() -> dict:
     from aerostat import headline
 
     options = HeadlineOptions(
-        default_trace(), ("bulk",), runs=4, warmup=0, memory_limit_bytes=40 << 20
+        default_trace(), ("bulk",), runs=6, warmup=0, memory_limit_bytes=40 << 20
     )
     return json.loads(json.dumps(headline.document(measure_headline(options))))
 
@@ -44,7 +44,7 @@ def test_every_strategy_discards_every_page_once(document: dict, residency: str)
     found = runs_of(document, residency)
     assert list(found) == ["nop", "qemu", "range", "bulk"]
     for name, runs in found.items():
-        assert len(runs) == 4
+        assert len(runs) == 6
         for run in runs:
             gone = pages if residency == "touched" and name != "nop" else 0
             freed = run["resident_before_pages"] - run["resident_after_pages"]
@@ -112,10 +112,10 @@ def test_a_lossy_trace_is_not_stretched_unasked(make_trace: MakeTrace, capsys) -
 
 
 def test_strategies_against_one_of_them(make_trace: MakeTrace, capsys) -> None:
-    arguments = ("replay", str(make_trace()), "-s", "qemu", "--against", "range", "--runs", "4")
+    arguments = ("replay", str(make_trace()), "-s", "qemu", "--against", "range", "--runs", "6")
     code, found = run_json(capsys, *arguments, "--json")
     assert code == 0
     assert [each["name"] for each in found["against"]] == ["nop", "qemu", "range"]
     assert keys_of(found) <= documented_keys("replay")
     assert main([*arguments]) == 0
-    assert "against range: medians of 4 pairs" in capsys.readouterr().out
+    assert "against range: medians of 6 pairs" in capsys.readouterr().out

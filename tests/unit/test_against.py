@@ -10,7 +10,7 @@ from replay.results import StrategyResult
 from tests.unit.replay_results import make_strategy
 from tracer.trace.errors import AerostatError
 
-BASE = [1000, 2000, 3000, 4000, 5000]
+BASE = [1000, 2000, 3000, 4000, 5000, 6000]
 
 
 def make(name: str, factor: float, protocol: str = "pfns", freed: int = 10) -> StrategyResult:
@@ -49,7 +49,7 @@ def test_a_bound_or_a_strategy_that_frees_less_beats_nothing() -> None:
 
 def test_too_few_pairs_say_nothing() -> None:
     few = [
-        replace(make(name, factor), runs=make(name, factor).runs[:3])
+        replace(make(name, factor), runs=make(name, factor).runs[:5])
         for name, factor in (("range", 1), ("request", 0.5))
     ]
     found = against(few, "range")[1]

@@ -18,7 +18,7 @@ def test_every_head_says_how_many_siblings_ran(count: int, text: str, capsys) ->
     results = make_results(make_strategy("qemu", [10, 20]))
     draw_results(replace(results, settings=replace(results.settings, siblings=count)))
     printed = capsys.readouterr().out
-    assert f"times: medians of 2 runs with their 95 % intervals in percent, {text}" in printed
+    assert f"times: medians of 2 runs with their 50 % intervals in percent, {text}" in printed
     assert f"memory: medians of 2 runs; {text}" in printed
     assert "stage b over virtqueues: medians of 2 runs, no sibling threads" in printed
 

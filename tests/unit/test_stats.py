@@ -10,9 +10,11 @@ from replay.stats import (
     Verdict,
     compare_counts,
     compare_samples,
+    median_interval,
     paired_ratio,
     ratio_interval,
     scatter,
+    widest_coverage,
 )
 
 GATES = Gates()
@@ -135,6 +137,27 @@ def test_paired_ratio_is_the_median_of_the_pairs_ratios():
     assert found.ratio == pytest.approx(1.1)
     # The pairs drift by a factor of 16, their ratio not at all.
     assert (found.low, found.high) == (pytest.approx(1.1), pytest.approx(1.1))
+
+
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says() -> None:
+    """The seed's headline makes 7 runs: a percentile bootstrap covers 88 % there."""
+    draws = np.random.default_rng(5).lognormal(0, 0.5, (2000, 7))
+    ends = [median_interval(draw) for draw in draws]
+    covered = np.mean([low <= 1 <= high for low, high in ends])
+    assert 0.93 <= covered <= 0.975
+
+
+@pytest.mark.parametrize(("count", "percent"), [(2, 50), (3, 75), (4, 87.5), (5, 93.75)])
+def test_few_samples_have_the_interval_that_they_have(count: int, percent: float) -> None:
+    found = [5.0, 1.0, 4.0, 2.0, 3.0][:count]
+    assert median_interval(found) == (min(found), max(found))
+    assert widest_coverage(count) == percent / 100
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=80))
+def test_an_interval_of_a_median_holds_the_median(values: list[float]) -> None:
+    low, high = median_interval(values)
+    assert min(values) <= low <= np.median(values) <= high <= max(values)
 
 
 def test_paired_ratio_refuses_samples_that_are_no_pairs():
