@@ -1,7 +1,7 @@
 """What an ELF file says about its code: symbols, function bounds, call sites, build id.
 
 The only module that imports elftools. Addresses are ELF virtual addresses unless they are named
-`file_offset`, which is what a uprobe is attached to.
+`file_offset`, which is what a uprobe is attached to. The file may be anybody's: see elf_bounds.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracer.errors import SymbolError
+from tracer.sites.elf_bounds import (
+    LONGEST_FUNCTION_BYTES,
+    MOST_REFERENCES,
+    MOST_SECTIONS,
+    REMEDY,
+    bounded,
+    is_empty,
+)
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -59,12 +67,14 @@ class Binary:
             self._elf: ELFFile = ELFFile(self._file)
         except (OSError, ELFError) as error:
             raise SymbolError(f"cannot read the program file {path}", reason=str(error)) from error
-        if self._elf["e_machine"] != "EM_X86_64":
-            raise SymbolError(
-                f"cannot look for probe points in {path}",
-                reason=f"machine is {self._elf['e_machine']}, only x86-64 code is understood",
-                remedy="record this VM from inside its guest",
-            )
+        machine, sections = self._elf["e_machine"], self._elf.num_sections()
+        if machine == "EM_X86_64" and sections <= MOST_SECTIONS:
+            return
+        reason = f"machine is {machine}, only x86-64 code is understood"
+        if machine == "EM_X86_64":
+            reason = f"it says that it has {sections} sections"
+        self._file.close()
+        raise SymbolError(f"cannot look for probe points in {path}", reason=reason, remedy=REMEDY)
 
     def close(self) -> None:
         """Close the file; sections already read stay usable."""
@@ -76,7 +86,7 @@ class Binary:
         section: Any
         for section in self._elf.iter_sections():
             if section["sh_type"] == "SHT_NOTE":
-                for note in section.iter_notes():
+                for note in bounded(section, self.path).iter_notes():
                     if note["n_type"] == "NT_GNU_BUILD_ID":
                         return str(note["n_desc"])
         return None
@@ -86,9 +96,9 @@ class Binary:
         found: dict[str, tuple[int, ...]] = {}
         for name in (".dynsym", ".symtab"):
             section: Any = self._elf.get_section_by_name(name)
-            if section is None:
+            if section is None or is_empty(section):
                 continue
-            for symbol in section.iter_symbols():
+            for symbol in bounded(section, self.path).iter_symbols():
                 address = int(symbol["st_value"])
                 if symbol["st_shndx"] != "SHN_UNDEF" and address:
                     known = found.get(symbol.name, ())
@@ -113,7 +123,9 @@ class Binary:
     def section_bytes(self, name: str) -> tuple[int, bytes] | None:
         """Return a section's address and content, or None where there is no such section."""
         section = self._elf.get_section_by_name(name)
-        return None if section is None else (int(section["sh_addr"]), section.data())
+        if section is None:
+            return None
+        return int(section["sh_addr"]), bounded(section, self.path).data()
 
     def file_offset(self, address: int) -> int:
         """Translate an address to the file offset that a uprobe wants.
@@ -170,15 +182,18 @@ class Binary:
         if row < 0:
             return None
         start, entry = (int(value) for value in self.functions[row])
-        found = self.section_bytes(".eh_frame")
-        if found is None:
+        if self._eh_frame is None:
             return None
-        base, data = found
+        base, data = self._eh_frame
         if not 0 <= entry - base <= len(data) - 16:
             return None
         (length_bytes,) = struct.unpack_from("<I", data, entry - base + 12)
-        function = Function(start, start + length_bytes)
+        function = Function(start, start + min(length_bytes, LONGEST_FUNCTION_BYTES))
         return function if function.holds(address) else None
+
+    @cached_property
+    def _eh_frame(self) -> tuple[int, bytes] | None:
+        return self.section_bytes(".eh_frame")
 
     def references(self, target: int) -> np.ndarray:
         """Find instructions that address `target` relative to the instruction pointer.
@@ -190,10 +205,19 @@ class Binary:
             int64[n]: addresses of the 4-byte displacement inside each instruction. An immediate of
             0, 1, 2 or 4 bytes may follow; all four readings are tried, so a hit is a candidate that
             the caller confirms by where it lies.
+
+        Raises:
+            SymbolError: There are more than any QEMU has.
         """
         base, text = self._text
         hits = [self._relative(text, base, target, immediate) for immediate in (0, 1, 2, 4)]
-        return np.unique(np.concatenate(hits))
+        found = np.unique(np.concatenate(hits))
+        if len(found) <= MOST_REFERENCES:
+            return found
+        reason = f"{len(found)} instructions seem to"
+        raise SymbolError(
+            f"cannot find what uses {target:#x} in {self.path}", reason=reason, remedy=REMEDY
+        )
 
     @staticmethod
     def _relative(text: np.ndarray, base: int, target: int, immediate: int) -> np.ndarray:
@@ -240,7 +264,7 @@ class Binary:
         if section is None:
             return []
         names = []
-        for note in section.iter_notes():
+        for note in bounded(section, self.path).iter_notes():
             desc = note["n_descdata"] if "n_descdata" in note else note["n_desc"]
             raw = desc if isinstance(desc, bytes) else str(desc).encode("latin-1")
             provider, name = raw[24:].split(b"\0")[:2]

@@ -12,6 +12,7 @@ from tracer.engine.libbpf import Btf
 from tracer.engine.loader import Program
 from tracer.errors import ProbeError, SymbolError
 from tracer.sites.elf import Binary
+from tracer.sites.elf_bounds import odd_file
 from tracer.sites.probes import HOST_EVENT_POINTS, Kind, Point, Way, host_request_points
 from tracer.sites.recover import HANDLERS, Handler, find_handlers, queue_index_offset
 
@@ -75,10 +76,10 @@ def find_sites(pid: int) -> QemuSites:
     Reads `/proc/PID/exe`, which is right even where an upgrade has replaced the file on disk.
 
     Raises:
-        SymbolError: The handlers are not found.
+        SymbolError: The handlers are not found, or the file cannot be made sense of.
     """
     exe = Path(f"/proc/{pid}/exe")
-    with contextlib.closing(Binary(exe)) as binary:
+    with odd_file(exe), contextlib.closing(Binary(exe)) as binary:
         if "virtqueue_pop" not in binary.symbols:
             raise SymbolError(
                 f"process {pid} has no virtqueue functions to probe",
