@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from replay.compare import Comparison, Line, Policy, overall
+from replay.compare import Comparison, Line, Policy, UnlikeError, overall
 from replay.stats import Difference, Gates, Samples, Verdict, compare_counts, compare_samples
 from tracer.trace.errors import CaptureIncompleteError
 from tracer.trace.missing import missing_events, unseen_requests
@@ -47,14 +47,16 @@ def compare_traces(base: Trace, candidate: Trace, policy: Policy | None = None) 
     Args:
         base: The baseline.
         candidate: What is judged against it.
-        policy: What counts; unlike_work allows traces that miss events. Its decisive metrics are
-            those of results; here these are `DECISIVE`.
+        policy: What counts; unlike_work allows traces that miss events, and unlike details. Its
+            decisive metrics are those of results; here these are `DECISIVE`.
 
     Raises:
         CaptureIncompleteError: A trace misses events and the policy does not allow it.
+        UnlikeError: They are of unlike machines or details and the policy does not allow it.
     """
     policy = policy or Policy()
-    notes = [note for trace in (base, candidate) for note in _losses(trace, policy)]
+    notes = _refuse_unlike(base, candidate, policy)
+    notes += [note for trace in (base, candidate) for note in _losses(trace, policy)]
     notes += [note for trace in (base, candidate) for note in _no_requests(trace)]
     lines: list[Line] = []
     for queue in QUEUES:
@@ -79,6 +81,45 @@ def compare_traces(base: Trace, candidate: Trace, policy: Policy | None = None) 
     if verdict in (Verdict.BETTER, Verdict.WORSE):
         notes.append(ONE_SESSION)
     return Comparison(verdict, tuple(lines), tuple(notes))
+
+
+def _refuse_unlike(base: Trace, candidate: Trace, policy: Policy) -> list[str]:
+    """Raise, or return what differs as warnings where the policy allows it.
+
+    Another kernel or VMM is what two traces are compared for, so neither is held against them. What
+    one of them did not observe is not either.
+    """
+    old, new = (_machine(trace) for trace in (base, candidate))
+    unlike = {
+        what: f"{what} is {old[what]!r} in the baseline and {new[what]!r} in the candidate"
+        for what in sorted(old.keys() & new.keys())
+        if old[what] != new[what]
+    }
+    details = [unlike.pop(what) for what in list(unlike) if what.endswith(" detail")]
+    machines = list(unlike.values())
+    if machines and not policy.unlike_environments:
+        raise UnlikeError(
+            "the two traces come from unlike machines",
+            reason="; ".join(machines),
+            remedy="record both on one machine, or --unlike-environments to compare anyway",
+        )
+    if details and not policy.unlike_work:
+        raise UnlikeError(
+            "the two traces were recorded in unlike detail, and probes take part of the times",
+            reason="; ".join(details),
+            remedy="record both with the same --detail, or --unlike-work to compare anyway",
+        )
+    return machines + details
+
+
+def _machine(trace: Trace) -> dict[str, str | int]:
+    """What times of a trace depend on besides kernel and VMM, as far as it was observed."""
+    vm = trace.manifest.vm
+    seen = {"accelerator": vm.accel, "vCPUs": vm.vcpus} if vm is not None else {}
+    for name, side in trace.manifest.sides.items():
+        for what in ("arch", "cpus", "thp", "detail"):
+            seen[f"{name} {what}"] = getattr(side, what)
+    return {what: value for what, value in seen.items() if value is not None}
 
 
 def _losses(trace: Trace, policy: Policy) -> list[str]:

@@ -35,9 +35,13 @@ _SPARE = ("candidate", "baseline", "decisive", "interval", "p")
     help="Highest probability that a difference is chance.",
 )
 @click.option(
-    "--unlike-environments", is_flag=True, help="Compare results of machines that are not alike."
+    "--unlike-environments", is_flag=True, help="Compare what machines made that are not alike."
 )
-@click.option("--unlike-work", is_flag=True, help="Compare results of unlike traces or settings.")
+@click.option(
+    "--unlike-work",
+    is_flag=True,
+    help="Compare results of unlike traces or settings, and traces of unlike detail.",
+)
 @click.option(
     "--markdown",
     "as_markdown",

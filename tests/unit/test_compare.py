@@ -66,6 +66,14 @@ def test_the_floor_decides_nothing() -> None:
     assert comparison.verdict is Verdict.SAME
 
 
+def test_a_stage_d_of_no_operations_decides_nothing() -> None:
+    """qemu on memory of 2 MiB pages never discards: its stage d is an empty loop."""
+    base = make_results(make_strategy("qemu", [60] * 9, operations=0))
+    other = make_results(make_strategy("qemu", [75] * 9, operations=0))
+    line = next(x for x in compare(base, other).lines if x.metric == "discard_ns")
+    assert (line.difference.verdict, line.decisive) == (Verdict.WORSE, False)
+
+
 def test_only_decisive_metrics_weigh() -> None:
     base = make_results(make_strategy("qemu", times()))
     slow = make_results(make_strategy("qemu", times(1.2)))

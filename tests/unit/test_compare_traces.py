@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from replay.compare import Comparison, Policy
+from replay.compare import Comparison, Policy, UnlikeError
 from replay.compare_traces import compare_traces
 from replay.stats import Verdict
 from tracer.trace.errors import CaptureIncompleteError, ExitCode
-from tracer.trace.manifest import Manifest, SideInfo
+from tracer.trace.manifest import Manifest, SideInfo, VmInfo
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import REQUESTS, Queue, Side, Wire
 from tracer.trace.writer import TraceWriter
@@ -55,6 +55,31 @@ def record(
         writer.loss("requests", lost, 0, 10)
         writer.close(Manifest(sides={"host": SideInfo(page_size_bytes=4096, begin_ns=0)}))
     return open_trace(path)
+
+
+def record_on(path: Path, *, cpus: int, accel: str, detail: str) -> Trace:
+    """One empty recording that says of what machine it is."""
+    side = SideInfo(page_size_bytes=4096, begin_ns=0, cpus=cpus, detail=detail)
+    with TraceWriter(path, Side.HOST) as writer:
+        writer.close(Manifest(sides={"host": side}, vm=VmInfo(accel=accel)))
+    return open_trace(path)
+
+
+def test_traces_of_unlike_machines_are_refused_unless_told(tmp_path: Path) -> None:
+    base = record_on(tmp_path / "a.balloon", cpus=2, accel="tcg", detail="discards")
+    other = record_on(tmp_path / "b.balloon", cpus=64, accel="kvm", detail="discards")
+    with pytest.raises(UnlikeError, match=r"accelerator is 'tcg' .* 'kvm'.*host cpus is 2 .* 64"):
+        compare_traces(base, other)
+    told = compare_traces(base, other, Policy(unlike_environments=True)).warnings
+    assert any("host cpus is 2 in the baseline" in warning for warning in told)
+
+
+def test_traces_of_unlike_detail_are_refused_unless_told(tmp_path: Path) -> None:
+    base = record_on(tmp_path / "a.balloon", cpus=2, accel="kvm", detail="discards")
+    other = record_on(tmp_path / "b.balloon", cpus=2, accel="kvm", detail="calls")
+    with pytest.raises(UnlikeError, match="unlike detail"):
+        compare_traces(base, other, Policy(unlike_environments=True))
+    assert compare_traces(base, other, Policy(unlike_work=True)).warnings
 
 
 def verdicts(comparison: Comparison) -> dict[str, Verdict]:
