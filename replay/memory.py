@@ -215,6 +215,9 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         """
         rules = rules_for(self.backing)
         outcome = native.execute(self.mapping, operations, rules, watch, cpus)
+        if self.thp != "always" and (operations.advice == Advice.REMAP).any():
+            # A new mapping has not the advice of the old one: what is touched again may be huge.
+            native.advise_all(self.mapping, mmap.MADV_NOHUGEPAGE)
         native.expect(self.mapping, operations, rules, outcome.failed, self.state)
         return outcome
 

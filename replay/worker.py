@@ -80,7 +80,7 @@ def call_in_fresh_process(
         if not receiver.poll(timeout_ns / 1e9):
             raise WorkerError(
                 f"{job.title} did not end within {timeout_ns / 1e9:.0f} s",
-                remedy="replay fewer pages (--memory-limit), or allow more time",
+                remedy="replay fewer pages: --memory-limit; from Python, raise timeout_ns",
             )
         answer = receiver.recv()
         answered = True

@@ -16,7 +16,9 @@ class Remap(Request):
     """
 
     name = "remap"
-    source = "Firecracker, balloon/util.rs (remove_range), for memory restored from a snapshot"
+    source = (
+        "Firecracker, vstate/memory.rs (discard_range), for memory mapped from a snapshot's file"
+    )
 
     def advice(self, context: Context) -> Advice:
         """A new mapping, wherever."""

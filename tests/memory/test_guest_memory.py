@@ -1,5 +1,7 @@
 """Discards on real mappings: what is planned goes, everything else stays."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,6 +108,28 @@ def test_huge_pages_are_restored_and_split() -> None:
     assert check.gone_pages == 513
     assert check.resident_pages == 1124 - 513
     assert check.findings.wrong == 0
+
+
+def flags_of(memory: GuestMemory) -> list[set[str]]:
+    """VmFlags of every mapping that lies in the memory (proc(5), smaps)."""
+    found, inside = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split()[0]
+        if "-" in head and not head.endswith(":"):
+            first = int(head.partition("-")[0], 16)
+            inside = 0 <= first - memory.mapping.base < memory.size_bytes
+        elif inside and head == "VmFlags:":
+            found.append(set(line.split()[1:]))
+    return found
+
+
+@pytest.mark.parametrize("backing", ["anon", "file-private"])
+def test_memory_mapped_anew_gets_no_huge_pages_either(backing: str) -> None:
+    """Else `touch` would be quick there where the machine's setting of THP is always."""
+    with GuestMemory(SIZE_BYTES, backing, seed=1) as memory:
+        memory.restore(small((0, 2048)))
+        memory.execute(operations(Advice.REMAP, (512, 512), (1536, 128)))
+        assert all("nh" in flags for flags in flags_of(memory))
 
 
 def test_willneed_changes_nothing() -> None:

@@ -45,6 +45,14 @@ def test_nothing_is_charged_where_nothing_is_sorted(name: str) -> None:
     assert merged(name) is None
 
 
+@pytest.mark.parametrize(("says", "charged"), [("merge = False", False), ("pass", True)])
+def test_ones_own_says_whether_it_sorts(tmp_path, says: str, charged: bool) -> None:
+    base = "from replay.strategies.request import Request\n"
+    path = tmp_path / "mine.py"
+    path.write_text(f'{base}class Mine(Request):\n    name = "mine"\n    {says}\n')
+    assert (merged(f"{path}:Mine") is not None) is charged
+
+
 def test_each_request_by_itself() -> None:
     assert runs("request") == [
         (3, 1, 0),
