@@ -63,8 +63,10 @@ def pages(trace: Trace) -> int:
 def test_vms_that_start_and_end_are_taken_up_and_closed(tmp_path):
     directory = tmp_path / "traces.d"
     one = qemu_like("-m", "256M", "-name", "guest=first")
-    with one as first, recording_all(directory) as recorder:
-        until(lambda: attached(directory, "first"))
+    ready = tmp_path / "ready"
+    with one as first, recording_all(directory, "--ready-file", str(ready)) as recorder:
+        until(ready.exists)
+        assert attached(directory, "first"), "ready means that what is there is recorded"
         did = first.send("inflate", 1000, 3000, -1)
         with qemu_like("-m", "256M", "-name", "guest=second") as second:
             until(lambda: attached(directory, "second"))

@@ -179,6 +179,7 @@ def _run(
     session: HostSession, options: HostOptions, stop: threading.Event | None, progress: Progress
 ) -> None:
     try:
+        session.take_up()  # Ready means: the probes of every VM that is there are attached.
         options.ready()
         reason = run_loop(session, options, stop or threading.Event(), progress)
     except BaseException as problem:

@@ -209,9 +209,12 @@ class HostCapture:
         )
 
     def _expected(self) -> tuple[str, ...]:
-        """The tables that get rows from now on; in a flood, in the first moment."""
+        """The tables that get rows from now on; in a flood, in the first moment.
+
+        Not marks: the first of them, and with it their segment, says that the probes are attached.
+        """
         calls = ("calls",) if self.subject.calls_observed else ()
-        return ("residency", "marks", "samples", "requests", *calls)
+        return ("residency", "samples", "requests", *calls)
 
     def _to_scan(self) -> tuple[Region, ...]:
         """What of the guest's memory is looked at for residency."""

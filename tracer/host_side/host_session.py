@@ -167,6 +167,16 @@ class HostSession:
         recorded = Recorded(self._engine, subject, self._options, output, self._progress)
         self._recorded.append(recorded)
 
+    def take_up(self) -> None:
+        """Begin to record the VMs that have appeared; one that cannot be is told of."""
+        for vmm, output in self._follow() if self._follow is not None else ():
+            try:
+                self.add(vmm, output)
+            except ProcessEndedError:
+                continue  # Gone before a probe could be attached: nothing of it is missing.
+            except AerostatError as error:
+                self._on_end(Ended(vmm, None, str(error), error))
+
     @property
     def longest_wait_s(self) -> float:
         """How long the memory that the rings are emptied into may be left alone."""
@@ -197,13 +207,7 @@ class HostSession:
             except AerostatError as error:
                 recorded.fail(error)
                 self._drop(recorded, Ended(recorded.vmm, recorded.output, str(error), error))
-        for vmm, output in self._follow() if self._follow is not None else ():
-            try:
-                self.add(vmm, output)
-            except ProcessEndedError:
-                continue  # Gone before a probe could be attached: nothing of it is missing.
-            except AerostatError as error:
-                self._on_end(Ended(vmm, None, str(error), error))
+        self.take_up()
         self._options.keep.clear()
         self._options.told(self.stats())
 
