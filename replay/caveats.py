@@ -33,18 +33,10 @@ def run_warnings(
         strategies: Their results, in the same order.
         residency: The pages that had memory behind them when each run began.
     """
-    found = []
+    found = [*failure_warnings(strategies), *floor_warnings(strategies)]
     empty: dict[tuple[int, int], list[str]] = {}
     for plan, strategy in zip(plans, strategies, strict=True):
         runs = strategy.runs
-        failures = max(run.failures for run in runs)
-        if failures:
-            name = errno.errorcode.get(runs[0].first_errno, str(runs[0].first_errno))
-            found.append(
-                f"{strategy.name}: {failures} of {strategy.operations} operations failed, "
-                f"the first with {name} ({os.strerror(runs[0].first_errno)}), so its time is not "
-                "that of the work: see docs/strategies.md for what it needs, or leave it out"
-            )
         still = max(run.still_resident_pages for run in runs)
         if still:
             found.append(
@@ -65,14 +57,35 @@ def run_warnings(
                 f"{strategy.name}: its discards gave no memory back, so its time is that of "
                 "nothing: use a strategy that works on this backing"
             )
-        floor = median(run.floor_ns for run in runs)
-        if strategy.operations and floor > FLOOR_SHARE * median(run.discard_ns for run in runs):
-            found.append(
-                f"{strategy.name}: the harness's floor is over 5 % of its discard time: "
-                "take the floor off before comparing it, or replay a longer trace"
-            )
     found += [_of_empty(names, *pages, residency) for pages, names in empty.items()]
     return tuple(found)
+
+
+def failure_warnings(strategies: Sequence[StrategyResult]) -> tuple[str, ...]:
+    """Warn of operations that failed: the time of a failure is not that of the work."""
+    found = []
+    for strategy in strategies:
+        worst = max(strategy.runs, key=lambda run: run.failures)
+        if worst.failures:
+            name = errno.errorcode.get(worst.first_errno, str(worst.first_errno))
+            found.append(
+                f"{strategy.name}: {worst.failures} of {strategy.operations} operations failed, "
+                f"the first with {name} ({os.strerror(worst.first_errno)}), so its time is not "
+                "that of the work: see docs/strategies.md for what it needs, or leave it out"
+            )
+    return tuple(found)
+
+
+def floor_warnings(strategies: Sequence[StrategyResult]) -> tuple[str, ...]:
+    """Warn where the harness is a part of stage d that matters."""
+    return tuple(
+        f"{strategy.name}: the harness's floor is over 5 % of its discard time: "
+        "take the floor off before comparing it, or replay a longer trace"
+        for strategy in strategies
+        if strategy.operations
+        and median(run.floor_ns for run in strategy.runs)
+        > FLOOR_SHARE * median(run.discard_ns for run in strategy.runs)
+    )
 
 
 def sibling_warnings(strategies: Sequence[StrategyResult], siblings: int) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import Literal
 from replay.against import Against, against
 from replay.assemble import strategy_results
 from replay.budget import MARGIN_BYTES, PAGE_TABLE_SHARE, available_bytes, named_pages
-from replay.caveats import thread_warnings
+from replay.caveats import failure_warnings, floor_warnings, sibling_warnings, thread_warnings
 from replay.environment import Environment, fingerprint
 from replay.plan import Context, context_of
 from replay.planning import Refused
@@ -29,7 +29,7 @@ from replay.residency import Residency
 from replay.results import StrategyResult
 from replay.rounds import Work, chosen_cpu, run_all
 from replay.schedule import ReplayOptions, check_options, refuse_loss
-from replay.stability import machine_warnings
+from replay.stability import machine_warnings, read_cpu_time, run_stability
 from replay.stretch import Stretched, recorded_order, stretch
 from tracer.trace.errors import AerostatError
 from tracer.trace.manifest import Region
@@ -268,7 +268,9 @@ def _case(
     stretched, context, environment = where
     resident = assumed(residency, stretched.requests, context)
     work = Work(list(planned), context, resident, empty())
+    cpu_time = read_cpu_time()
     made = zip(planned, *run_all(replay, work, progress), strict=True)
+    stolen_share = cpu_time.stolen_share(read_cpu_time())
     strategies = strategy_results(list(made), replay.warmup)
     plans = [each.plan for each in planned]
     return Case(
@@ -276,7 +278,11 @@ def _case(
         resident_bytes=resident.resident_pages << PFN_SHIFT,
         warnings=(
             *machine_warnings(environment, replay.siblings),
+            *run_stability(replay, strategies, stolen_share),
             *thread_warnings(plans, replay.siblings, environment.cpus_allowed),
+            *sibling_warnings(strategies, replay.siblings),
+            *failure_warnings(strategies),
+            *floor_warnings(strategies),
         ),
         strategies=strategies,
         against_pfns=against(strategies, PFNS),

@@ -14,6 +14,7 @@ from replay.stats import MIN_SAMPLES, scatter
 
 if TYPE_CHECKING:
     from replay.results import Run, Settings, StrategyResult
+    from replay.schedule import ReplayOptions
 
 STOLEN_SHARE = 0.01
 """Of the CPUs' time: more than this share taken by the host is told."""
@@ -93,12 +94,14 @@ def _boost(environment: Environment) -> str:
 
 
 def run_stability(
-    settings: Settings, strategies: Sequence[StrategyResult], stolen_share: float | None
+    settings: Settings | ReplayOptions,
+    strategies: Sequence[StrategyResult],
+    stolen_share: float | None,
 ) -> tuple[str, ...]:
     """What was seen to vary while the runs went on, and what to do about it.
 
     Args:
-        settings: Of the replay.
+        settings: Of the replay; its `runs` and `cpu` count.
         strategies: Its results.
         stolen_share: Share of CPU time that the host took meanwhile; None where it is not known.
     """

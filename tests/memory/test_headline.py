@@ -38,6 +38,20 @@ def test_it_is_a_stated_part_of_the_seeds_size(document: dict) -> None:
     assert document["allocate_ns"] is None
 
 
+def test_it_warns_of_what_makes_its_times_unsure() -> None:
+    options = HeadlineOptions(
+        default_trace(),
+        runs=2,
+        warmup=0,
+        residency=("untouched",),
+        cpu=None,
+        memory_limit_bytes=40 << 20,
+    )
+    (case,) = measure_headline(options).cases
+    assert any("2 runs are too few" in warning for warning in case.warnings)
+    assert any("free to move between CPUs" in warning for warning in case.warnings)
+
+
 @pytest.mark.parametrize("residency", ["untouched", "touched"])
 def test_every_strategy_discards_every_page_once(document: dict, residency: str) -> None:
     pages = PAGES // PART

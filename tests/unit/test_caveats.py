@@ -1,12 +1,13 @@
 """Warnings about a replay: which memory the discards met, and what the table cannot tell apart."""
 
+import errno
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from aerostat.replay_tables import draw_results, overlapping
-from replay.caveats import discarded_pages, run_warnings
+from replay.caveats import discarded_pages, failure_warnings, floor_warnings, run_warnings
 from replay.plan import Plan
 from replay.ranges import Runs, empty
 from replay.requests import Requests, from_pfns
@@ -66,3 +67,19 @@ def test_a_ratio_between_runs_that_overlap_is_not_read_as_a_difference(times, bl
 
 def test_without_the_reference_nothing_is_set_beside_it():
     assert overlapping(make_results(make_strategy("request", [1000]))) == []
+
+
+def test_a_failure_of_a_later_run_is_told_with_its_errno() -> None:
+    strategy = make_strategy("qemu", [100, 100, 100])
+    failed = replace(strategy.runs[2], failures=3, first_errno=errno.EPERM)
+    (warning,) = failure_warnings([replace(strategy, runs=(*strategy.runs[:2], failed))])
+    assert "3 of 10 operations failed, the first with EPERM" in warning
+    assert failure_warnings([strategy]) == ()
+
+
+def test_a_harness_that_is_a_part_of_stage_d_is_told() -> None:
+    strategy = make_strategy("qemu", [100, 100, 100])
+    slow = tuple(replace(run, floor_ns=6) for run in strategy.runs)
+    assert "over 5 %" in floor_warnings([replace(strategy, runs=slow)])[0]
+    none = tuple(replace(run, floor_ns=0) for run in strategy.runs)
+    assert floor_warnings([replace(strategy, runs=none)]) == ()
