@@ -23,7 +23,9 @@ def draw_sending(results: Results) -> None:
     title = f"stage b over virtqueues: medians of {results.settings.runs} runs, no sibling threads"
     render.draw(title, columns, rows, spare=spare)
     if all(strategy.projected_send_ns is None for strategy in results.strategies):
-        render.say("The trace was not recorded on both sides, so it has no pace of its own.")
+        render.say(
+            "The trace has no pace of its own: it takes inflates or deflates seen on both sides."
+        )
     render.say()
 
 

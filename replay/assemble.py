@@ -9,6 +9,8 @@ from importlib import metadata
 from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from replay.caveats import run_warnings, sibling_warnings, thread_warnings
 from replay.environment import Environment
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
@@ -18,7 +20,7 @@ from replay.rounds import chosen_cpu
 from replay.stability import machine_warnings, run_stability
 from replay.summary import summarise
 from tracer.trace.missing import missing_events
-from tracer.trace.schema import PFN_SHIFT
+from tracer.trace.schema import PFN_SHIFT, Queue
 
 if TYPE_CHECKING:
     from replay.budget import Fitted
@@ -118,7 +120,7 @@ def strategy_results(
     Args:
         made: The strategies, all runs of each, warm-up runs first, and the watched ones.
         warmup: How many those before are.
-        send_ns: Stage b of a request in the trace; None where it was not observed.
+        send_ns: Stage b of an inflate or deflate in the trace; None where it was not observed.
     """
     runs = {
         planned.plan.name: tuple(each.run for each in done[warmup:]) for planned, done, _ in made
@@ -144,14 +146,24 @@ def _strategy_result(
         wire_bytes=plan.wire_bytes,
         translated_entries=done[0].translated_entries,
         rejected_entries=done[0].rejected_entries,
-        # A driver that sends several requests before it waits pays once for all of them.
-        projected_send_ns=None if send_ns is None else round(send_ns * done[0].run.ring.kicks),
+        projected_send_ns=None if send_ns is None else round(send_ns * _balloon_kicks(made)),
         predicted_discard_ns=None,
         runs=runs[plan.name],
         warmups=tuple(each.run for each in done[:warmup]),
         watched=tuple(watched),
         summary=summarise(runs, plan.name),
     )
+
+
+def _balloon_kicks(made: Made) -> int:
+    """How often the driver waits for the device with an inflate or a deflate.
+
+    One that sends several requests before it waits pays once for all of them. Each report is
+    waited for, and the trace's pace is not that of reports.
+    """
+    planned, done, _ = made
+    reports = int(np.count_nonzero(planned.sending.queue == Queue.REPORTING))
+    return max(done[0].run.ring.kicks - reports, 0)
 
 
 def _trace_facts(replay: Replay) -> TraceFacts:
