@@ -37,6 +37,7 @@ class Watching:
         self._readings = Readings()
         self._end: Ended | None = None
         self._lost: dict[int | None, int] = {}
+        self._lost_before = 0
 
     def run(self, appeared: Callable[[], Iterable[Vmm]], *, detail: str, interval_s: float) -> None:
         """Attach, show, detach.
@@ -74,7 +75,7 @@ class Watching:
             vmm = self._end.vmm
             name = printable(vmm.name or "the VM")
             click.echo(f"aerostat: {name} (pid {vmm.pid}): {self._end.reason}", err=True)
-        lost = sum(self._lost.values())
+        lost = self._lost_before + sum(self._lost.values())
         if not lost:
             return ExitCode.OK
         warn(f"{lost:,} events were lost; what was shown is not all that happened")
@@ -92,6 +93,8 @@ class Watching:
 
     def _ended(self, end: Ended) -> None:
         """Take note of a VM that ended; one that was suspended is taken up anew at once."""
+        # Whatever has this pid next counts from nothing.
+        self._lost_before += self._lost.pop(end.vmm.pid, 0)
         if self._stop.is_set() or end.reason == SUSPENDED:
             self._readings.forget(end.vmm.pid)
         elif self._is_one:

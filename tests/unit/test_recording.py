@@ -18,9 +18,9 @@ from tracer.trace.layout import lock, read_manifest
 from tracer.vms.vmm import Vmm
 
 
-def vmm(name: str) -> Vmm:
+def vmm(name: str, pid: int = 7) -> Vmm:
     return Vmm(
-        pid=7,
+        pid=pid,
         exe=Path("/usr/bin/qemu-system-x86_64"),
         arguments=(),
         name=name,

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -191,8 +192,17 @@ def test_cloud_hypervisor_with_memory_zones(proc):
         "/usr/bin/cloud-hypervisor-static",
         *("--api-socket=/x", "--memory", "size=0"),
         *("--memory-zone", "id=a,size=1G", "id=b,size=3G", "--kernel", "k"),
+        "--memory-zone=id=c,size=1G",
     )
-    assert (found.name, found.memory_bytes) == ("/x", 4 * GIB)
+    assert (found.name, found.memory_bytes) == ("/x", 5 * GIB)
+
+
+def test_a_long_command_line_holds_nobody_up(proc):
+    """Anybody may start a program of that name, and root looks at it again and again."""
+    zones = [part for number in range(40_000) for part in ("--memory-zone", f"id={number:x}")]
+    begin_s = time.monotonic()
+    assert started(proc, "/usr/bin/cloud-hypervisor", *zones).memory_bytes is None
+    assert time.monotonic() - begin_s < 5
 
 
 def test_crosvm_and_krunvm(proc):

@@ -111,13 +111,18 @@ class Map:
             raise KeyError(key)
 
     def items(self) -> Iterator[tuple[Any, Any]]:
-        """Go through keys and values; what comes or goes meanwhile may be seen or not."""
+        """Go through keys and values, each once; what comes and goes meanwhile may be missed."""
         before, key = None, self.Key()
+        seen: set[bytes] = set()
         while not library().bpf_map_get_next_key(self.fd, before, ctypes.byref(key)):
             given = self.Key.from_buffer_copy(key)
+            before = ctypes.byref(given)
+            # From a key that has gone meanwhile a hash goes back to its begin.
+            if bytes(given) in seen:
+                continue
+            seen.add(bytes(given))
             with contextlib.suppress(KeyError):  # it may have gone
                 yield given, self[given]
-            before = ctypes.byref(given)
         if ctypes.get_errno() != errno.ENOENT:
             raise ProbeError("cannot read a map", reason=os.strerror(ctypes.get_errno()))
 

@@ -32,7 +32,7 @@ class VmThreads:
         return [
             UnderWay(_queues(leaf.handler), leaf.pop_ns)
             for _, _, leaf in self._threads()
-            if leaf.token != decode.NO_REQUEST
+            if leaf.token != decode.NO_REQUEST and leaf.pop_ns  # else it is being filled in
         ]
 
     def take_dead(self) -> Records:

@@ -12,7 +12,7 @@ from tracer.engine.ring import Records
 from tracer.errors import ProcessError
 from tracer.trace.manifest import Region
 from tracer.trace.schema import PFN_SHIFT, Call
-from tracer.vms.guest_files import files_of_regions, gpa_of_offsets
+from tracer.vms.guest_files import FileRegions, files_of_regions, gpa_of_offsets
 from tracer.vms.learned_map import LearnedMap
 from tracer.vms.memory_map import find_memory
 from tracer.vms.translation import MemoryMap
@@ -50,12 +50,15 @@ class GuestMap:
         )
         self.descriptors = frozenset(files_of_regions(vmm.pid, whole))
         self.misplaced = 0
+        self._files: FileRegions = {}
         self._settle()
 
     def _settle(self) -> None:
         regions = self._learned.regions
         self._map = MemoryMap(regions)
-        self._files = files_of_regions(self._vmm.pid, regions)
+        # A VM that has ended is learned from to its last request; its files are as they were.
+        with contextlib.suppress(ProcessError):
+            self._files = files_of_regions(self._vmm.pid, regions)
         spans = [(region.gpa, region.gpa + region.length_bytes) for region in regions]
         self._pfns = np.array(spans, np.int64).reshape(-1, 2) >> PFN_SHIFT
 

@@ -11,7 +11,6 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,8 @@ _PAGE_IS_PFNZERO = 1 << 5
 _PAGE_IS_HUGE = 1 << 6
 _SCAN_REGIONS = 8192
 _PAGEMAP_PRESENT = np.uint64(1 << 63)
+_READ_PAGES = 1 << 18
+"""Pages whose entries are read at once: 2 MiB of a VM of any size."""
 
 Int64s = npt.NDArray[np.int64]
 
@@ -80,14 +81,14 @@ def _region_rows(fd: int, region: Region) -> tuple[Int64s, Int64s, Int64s, Int64
     """Return pfn, pages, resident (0, 1) and huge (0, 1, -1 unknown) of a region's runs."""
     start = region.hva or 0
     try:
-        present = np.array(list(_scan(fd, start, start + region.length_bytes)), np.int64)
+        present = _scan(fd, start, start + region.length_bytes)
     except OSError as error:
         if error.errno not in (errno.ENOTTY, errno.EINVAL):
             raise ProcessError(
                 "cannot read which pages of the guest are resident", reason=str(error)
             ) from error
         present = _from_pagemap(fd, start, region.length_bytes)
-    present = present.reshape(-1, 3)
+    present = _joined(present)
     edges = np.unique(
         np.concatenate((present[:, 0], present[:, 1], [start, start + region.length_bytes]))
     )
@@ -108,8 +109,18 @@ def _region_rows(fd: int, region: Region) -> tuple[Int64s, Int64s, Int64s, Int64
     )
 
 
-def _scan(fd: int, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, end, is huge) of the present runs in [start, end), by PAGEMAP_SCAN."""
+def _joined(runs: Int64s) -> Int64s:
+    """Join (start, end, huge) of runs that go on where the one before ended and are as huge."""
+    if not len(runs):
+        return runs
+    is_new = (runs[1:, 0] != runs[:-1, 1]) | (runs[1:, 2] != runs[:-1, 2])
+    begins, ends = np.append(True, is_new), np.append(is_new, True)
+    return np.column_stack((runs[begins, 0], runs[ends, 1], runs[begins, 2]))
+
+
+def _scan(fd: int, start: int, end: int) -> Int64s:
+    """Return (start, end, is huge) of the present runs in [start, end), by PAGEMAP_SCAN."""
+    parts = [np.empty((0, 3), np.int64)]
     vector = mmap.mmap(-1, _SCAN_REGIONS * 24, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = np.frombuffer(vector, np.uint8).ctypes.data
     at = start
@@ -132,17 +143,27 @@ def _scan(fd: int, start: int, end: int) -> Iterator[tuple[int, int, int]]:
             )
         )
         count = fcntl.ioctl(fd, _PAGEMAP_SCAN, argument)
-        for row in np.frombuffer(vector, np.uint64, 3 * count).reshape(-1, 3).astype(np.int64):
-            yield int(row[0]), int(row[1]), int(row[2] & _PAGE_IS_HUGE != 0)
+        rows = np.frombuffer(vector, np.uint64, 3 * count).reshape(-1, 3).astype(np.int64)
+        rows[:, 2] = rows[:, 2] & _PAGE_IS_HUGE != 0
+        parts.append(rows)
         walked = struct.unpack_from("Q", argument, 32)[0]
         at = end if walked <= at else walked
+    return np.concatenate(parts)
 
 
 def _from_pagemap(fd: int, start: int, length_bytes: int) -> Int64s:
     """Return present runs from the pagemap's entries: (start, end, -1), before Linux 6.7."""
-    page = mmap.PAGESIZE
-    data = os.pread(fd, length_bytes // page * 8, start // page * 8)
-    present = (np.frombuffer(data, np.uint64) & _PAGEMAP_PRESENT) != 0
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], present, [False])).astype(np.int8)))
-    runs = edges.reshape(-1, 2).astype(np.int64) * page + start
-    return np.column_stack((runs, np.full(len(runs), -1, np.int64)))
+    parts = [np.empty((0, 3), np.int64)]
+    first, end = start // mmap.PAGESIZE, (start + length_bytes) // mmap.PAGESIZE
+    for at in range(first, end, _READ_PAGES):
+        count = min(_READ_PAGES, end - at)
+        data = os.pread(fd, count * 8, at * 8)
+        if len(data) < count * 8:
+            raise ProcessError(
+                "cannot read which pages of the guest are resident", reason="its process has ended"
+            )
+        present = (np.frombuffer(data, np.uint64) & _PAGEMAP_PRESENT) != 0
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], present, [False])).astype(np.int8)))
+        runs = (edges.reshape(-1, 2).astype(np.int64) + at) * mmap.PAGESIZE
+        parts.append(np.column_stack((runs, np.full(len(runs), -1, np.int64))))
+    return np.concatenate(parts)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tracer.vms.command_line import CommandLine, fields, last, size_bytes, text, values, vcpu_count
+from tracer.vms.command_line import CommandLine, fields, last, size_bytes, text, vcpu_count
 from tracer.vms.process import PROC, Process
 
 _CONFIG_BYTES = 1 << 20
@@ -72,11 +71,17 @@ def describe_libkrun(process: Process) -> CommandLine:
 
 
 def _lists(arguments: tuple[str, ...], option: str) -> list[str]:
-    """Return the values of an option that takes several words after itself."""
-    found = values(arguments, option)
-    for argument, following in pairwise(arguments):
-        if argument in found and not following.startswith("-"):
-            found.append(following)
+    """Return the values of an option that takes several words after itself, in order."""
+    found, is_open = [], False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name == option:
+            is_open = True
+            found += [value] if equals else []
+        elif argument.startswith("-"):
+            is_open = False
+        elif is_open:
+            found.append(argument)
     return found
 
 
