@@ -79,8 +79,11 @@ static __always_inline struct slot *begin_send(u64 *thread, u16 caller)
 
 	if (!slot) {
 		slot = open_slot(thread, caller, 0);
-		if (!slot)
+		if (!slot) {
+			/* No room to remember one more thread. */
+			count(GUEST_LOST_REQUESTS);
 			return 0;
+		}
 		slot->inner = 1;
 	} else if (slot->sent) {
 		/* A page migration sends twice: the new page in, the old page out. */

@@ -47,7 +47,8 @@ struct slot {
 	struct guest_request request;
 };
 BPF_HASH(slots, u64, struct slot, 64);
-BPF_PERCPU_ARRAY(fresh, struct slot, 1);
+/* Never written. A program may be preempted, so what it fills in is no scratch of its CPU. */
+BPF_ARRAY(fresh, struct slot, 1);
 
 /* When the device last used a buffer of a virtqueue, by its interrupt. */
 BPF_HASH(acks, u64, u64, 16);
@@ -55,8 +56,10 @@ BPF_HASH(acks, u64, u64, 16);
 static __always_inline void count(int which)
 {
 	u64 *value = counters.lookup(&which);
+
+	/* An interrupt, or a thread that takes over, may count on this CPU meanwhile. */
 	if (value)
-		*value += 1;
+		__sync_fetch_and_add(value, 1);
 }
 static __always_inline void clear(struct guest_request *request)
 {
@@ -76,21 +79,18 @@ static __always_inline void clear(struct guest_request *request)
 static __always_inline struct slot *open_slot(u64 *thread, u16 caller, u64 begin_ns)
 {
 	int zero = 0;
-	struct slot *slot = fresh.lookup(&zero);
+	struct slot *zeroes = fresh.lookup(&zero), *slot;
 
+	if (!zeroes)
+		return 0;
+	slots.update(thread, zeroes);
+	slot = slots.lookup(thread);
 	if (!slot)
 		return 0;
-	clear(&slot->request);
-	slot->slept_since_ns = 0;
-	slot->vb = 0;
-	slot->target_at = 0;
-	slot->sent = 0;
-	slot->inner = 0;
 	slot->request.begin_ns = begin_ns;
 	slot->request.caller = caller;
 	slot->request.tid = (u32)*thread;
-	slots.update(thread, slot);
-	return slots.lookup(thread);
+	return slot;
 }
 
 static __always_inline void emit(struct slot *slot)

@@ -37,30 +37,33 @@ static __always_inline int is_guest_file(struct host_memory *memory, u32 fd)
 	return 0;
 }
 
-/* A thread without a request: whether its call is on guest memory. */
-static __always_inline struct inflight *open_call(u64 *thread, struct arguments *arguments)
+static __always_inline int is_on_guest_memory(struct host_memory *memory, struct arguments *arguments)
+{
+	if (arguments->call == CALL_PROCESS_MADVISE)
+		return 1;       /* its pieces are looked at one by one */
+	if (arguments->call == CALL_FALLOCATE)
+		return (arguments->advice & FALLOC_PUNCH_HOLE) && is_guest_file(memory, arguments->fd);
+	return in_guest_memory(memory, arguments->address);
+}
+
+/* A thread without a request, new or known: 0 where its call is not to be recorded. */
+static __always_inline struct inflight *begin_call(u64 *thread, struct inflight *in,
+						   struct arguments *arguments)
 {
 	struct host_vm *vm = vm_of(*thread);
 	struct host_memory *memory;
 	u32 tgid = *thread >> 32;
-	int ours;
 
 	if (!vm || !(vm->flags & VM_ALL_CALLS))
 		return 0;
 	memory = memories.lookup(&tgid);
 	if (!memory)
 		return 0;
-	if (arguments->call == CALL_FALLOCATE)
-		ours = (arguments->advice & FALLOC_PUNCH_HOLE) && is_guest_file(memory, arguments->fd);
-	else if (arguments->call == CALL_PROCESS_MADVISE)
-		ours = 1;       /* its pieces are looked at one by one */
-	else
-		ours = in_guest_memory(memory, arguments->address);
-	if (!ours) {
+	if (!is_on_guest_memory(memory, arguments)) {
 		count(vm, HOST_OUTSIDE_CALLS, 1);
 		return 0;
 	}
-	return open_thread(thread, vm);
+	return in ? in : open_thread(thread, vm);
 }
 
 static __always_inline int call_enter(struct arguments arguments)
@@ -68,18 +71,8 @@ static __always_inline int call_enter(struct arguments arguments)
 	u64 thread = bpf_get_current_pid_tgid();
 	struct inflight *in = inflight.lookup(&thread);
 
-	if (in && in->token == NO_REQUEST && arguments.call != CALL_PROCESS_MADVISE) {
-		u32 tgid = thread >> 32;
-		struct host_memory *memory = memories.lookup(&tgid);
-
-		if (!memory)
-			return 0;
-		if (arguments.call == CALL_FALLOCATE ? !is_guest_file(memory, arguments.fd) :
-						       !in_guest_memory(memory, arguments.address))
-			return 0;
-	}
-	if (!in)
-		in = open_call(&thread, &arguments);
+	if (!in || in->token == NO_REQUEST)
+		in = begin_call(&thread, in, &arguments);
 	if (!in)
 		return 0;
 	in->address = arguments.address;

@@ -76,10 +76,10 @@ static __always_inline void put_entries(struct host_request *out, struct element
 		out->flags |= FLAG_TRUNCATED;
 }
 
-/* Which of the LOST_*_PAGES counts a request belongs to. */
-static __always_inline int pages_count(u32 handler, u16 queue_index)
+/* Which of the LOST_*_PAGES counts an inflate or a deflate belongs to; its index may not be known. */
+static __always_inline int pages_count(u16 queue_index)
 {
-	if (handler)
+	if (queue_index > 1)
 		return HOST_LOST_OTHER_PAGES;
 	return queue_index ? HOST_LOST_DEFLATE_PAGES : HOST_LOST_INFLATE_PAGES;
 }
@@ -101,7 +101,7 @@ static __always_inline void lose(struct host_vm *vm, struct inflight *in, struct
 	}
 	count(vm, which, 1);
 	if (!in->handler)
-		count(vm, pages_count(in->handler, queue_index), pfns_of(element));
+		count(vm, pages_count(queue_index), pfns_of(element));
 }
 
 /* Returns 1 where the record was lost. */

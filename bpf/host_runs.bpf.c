@@ -24,23 +24,26 @@ struct inflight {
 	struct host_calls run;
 };
 BPF_HASH(inflight, u64, struct inflight, MAX_THREADS);
-BPF_PERCPU_ARRAY(fresh, struct inflight, 1);
+/* Never written. A program may be preempted, so what it fills in is no scratch of its CPU. */
+BPF_ARRAY(fresh, struct inflight, 1);
 
 static __always_inline struct inflight *open_thread(u64 *thread, struct host_vm *vm)
 {
 	int zero = 0;
-	struct inflight *in = fresh.lookup(&zero);
+	struct inflight *zeroes = fresh.lookup(&zero), *in;
 
-	if (!in)
+	if (!zeroes)
 		return 0;
-	__builtin_memset(in, 0, sizeof(*in));
-	in->token = NO_REQUEST;
-	in->run.tid = (u32)*thread;
-	if (inflight.update(thread, in)) {
+	if (inflight.update(thread, zeroes)) {
 		count(vm, HOST_LOST_THREADS, 1);
 		return 0;
 	}
-	return inflight.lookup(thread);
+	in = inflight.lookup(thread);
+	if (!in)
+		return 0;
+	in->token = NO_REQUEST;
+	in->run.tid = (u32)*thread;
+	return in;
 }
 
 static __always_inline void emit_run(struct host_vm *vm, struct inflight *in)

@@ -62,7 +62,7 @@ enum aerostat_count {
 	HOST_QUOTA_CALLS,
 	HOST_LOST_INFLATE_PAGES,     /* named by requests that were lost, whatever the cause */
 	HOST_LOST_DEFLATE_PAGES,
-	HOST_LOST_OTHER_PAGES,
+	HOST_LOST_OTHER_PAGES,       /* of an inflate or a deflate whose queue could not be read */
 	HOST_LOST_PARTS,             /* further records of a request whose first is there */
 	HOST_LOST_THREADS,           /* no room to remember a thread */
 	HOST_LOST_PIECES,            /* of a vector, beyond AEROSTAT_PIECES */
@@ -232,7 +232,7 @@ struct guest_state {
 
 /* Indices of the map `counters` of the guest's programs. */
 enum guest_count {
-	GUEST_LOST_REQUESTS,    /* the ring was full: inflates, deflates, reports */
+	GUEST_LOST_REQUESTS,    /* ring full, or too many threads: inflates, deflates, reports */
 	GUEST_LOST_EVENTS,      /* hints and statistics */
 	GUEST_LOST_MARKS,       /* single events */
 	GUEST_HIT_TELL,

@@ -7,7 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from tracer.engine.vm_probes import Count
+from tracer.engine.host_engine import HostEngine
+from tracer.engine.ring import join_records
+from tracer.engine.vm_probes import Count, Quota, Target
 from tracer.sites.probes import Kind
 
 PAGE = mmap.PAGESIZE
@@ -194,3 +196,39 @@ def test_the_ring_wraps_without_losing_or_repeating(recorder, pages):
     assert len(calls) == 100_003
     expected = address + (np.arange(100_003) % 4001 + 7) * PAGE
     assert np.array_equal(calls["address"], expected.astype(np.uint64))
+
+
+def test_only_holes_in_guest_memory_are_discards_of_a_vmm_without_handlers(pages):
+    fallocate = ctypes.CDLL(None).fallocate64
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    keep_size_punch_hole = 3
+    memory, address = pages
+    guest = os.memfd_create("guest")
+    os.ftruncate(guest, 64 * PAGE)
+    target = Target(
+        pid=os.getpid(),
+        sites=None,
+        spans=((address, address + 16 * PAGE),),
+        descriptors=(guest,),
+        merge=False,
+        ring_bytes=1 << 16,
+        requests_ring_bytes=1 << 16,
+        quota=Quota(),
+    )
+    with HostEngine(calls=False) as engine:
+        engine.watch_other_calls()  # first: it measures with this process as a VM
+        probes = engine.add(target)
+        probes.attach()
+        for page in range(3):
+            assert fallocate(guest, keep_size_punch_hole, page * PAGE, PAGE) == 0
+            assert fallocate(guest, 0, page * PAGE, PAGE) == 0  # to have room for it beforehand
+            discard(memory, page)
+            discard(memory, 20 + page)
+        counts = probes.counts()
+        records = join_records([probes.calls.read(), probes.stop()])
+        probes.close()
+    os.close(guest)
+    seen = list(zip(records["call"], records["address"], strict=True))
+    wanted = [((1, page * PAGE), (0, address + page * PAGE)) for page in range(3)]
+    assert seen == [call for both in wanted for call in both]
+    assert counts[Count.OUTSIDE_CALLS] == 6
