@@ -170,6 +170,8 @@ class HostSession:
     def take_up(self) -> None:
         """Begin to record the VMs that have appeared; one that cannot be is told of."""
         for vmm, output in self._follow() if self._follow is not None else ():
+            # Each may take seconds, and there may be hundreds at the begin.
+            self._options.alive()
             try:
                 self.add(vmm, output)
             except ProcessEndedError:

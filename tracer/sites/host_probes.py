@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tracer.engine.attach import Attach, Attachment, attach_all
@@ -70,15 +70,43 @@ class QemuSites:
         return tuple(HANDLERS.index(handler.name) for handler in self.handlers)
 
 
+_KEPT_PROGRAMS = 16
+"""A host has a few versions of QEMU at a time, and many VMs of each."""
+_Identity = tuple[int, int, int, int]
+_kept: dict[_Identity, QemuSites] = {}
+
+
 def find_sites(pid: int) -> QemuSites:
     """Find the probe sites in the program that a process runs.
 
-    Reads `/proc/PID/exe`, which is right even where an upgrade has replaced the file on disk.
+    Reads `/proc/PID/exe`, which is right even where an upgrade has replaced the file on disk. That
+    takes a second, in which no VM is taken up, so a program is read for the first of its VMs alone.
 
     Raises:
         SymbolError: The handlers are not found, or the file cannot be made sense of.
     """
     exe = Path(f"/proc/{pid}/exe")
+    identity = _identity(exe)
+    if identity is not None and identity in _kept:
+        return replace(_kept[identity], exe=exe)
+    sites = _read_sites(pid, exe)
+    if identity is not None and identity == _identity(exe):
+        _kept[identity] = sites
+        while len(_kept) > _KEPT_PROGRAMS:
+            del _kept[next(iter(_kept))]
+    return sites
+
+
+def _identity(exe: Path) -> _Identity | None:
+    """Tell a file from every other one, and from itself before it was written to."""
+    try:
+        status = exe.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
+
+
+def _read_sites(pid: int, exe: Path) -> QemuSites:
     with odd_file(exe), contextlib.closing(Binary(exe)) as binary:
         if "virtqueue_pop" not in binary.symbols:
             raise SymbolError(

@@ -1,0 +1,62 @@
+"""Many VMs of one program: what is read of it is read once."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.standins.build import qemu_like
+from tracer.sites import host_probes
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    monkeypatch.setattr(host_probes, "_kept", {})
+
+
+def test_a_program_is_read_for_the_first_of_its_vms(monkeypatch):
+    read = []
+    really = host_probes._read_sites
+    monkeypatch.setattr(
+        host_probes, "_read_sites", lambda pid, exe: read.append(pid) or really(pid, exe)
+    )
+    first, second = (qemu_like("-m", "64M", "-name", name) for name in ("a", "b"))
+    with first as one, second as two:
+        sites = [host_probes.find_sites(vm.pid) for vm in (one, two, one)]
+        assert read == [one.pid]
+        assert [each.exe for each in sites] == [
+            Path(f"/proc/{vm.pid}/exe") for vm in (one, two, one)
+        ]
+        assert sites[0].file_offsets == sites[1].file_offsets
+
+
+def test_a_file_that_was_written_to_is_another_program(tmp_path: Path):
+    program = tmp_path / "program"
+    shutil.copyfile("/bin/true", program)
+    before = host_probes._identity(program)
+    time.sleep(0.02)
+    with program.open("r+b") as file:
+        file.write(b"\x7fELF")
+    stamp = program.stat().st_mtime
+    os.utime(program, (stamp, stamp))
+    assert host_probes._identity(program) not in (None, before)
+    assert host_probes._identity(tmp_path / "gone") is None
+
+
+def test_programs_are_not_kept_without_end(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(host_probes, "_read_sites", lambda pid, exe: _no_sites(exe))
+    numbers = iter(range(100))
+    monkeypatch.setattr(host_probes, "_identity", lambda exe: _in_pairs(numbers))
+    for _ in range(40):
+        host_probes.find_sites(1)
+    assert len(host_probes._kept) <= host_probes._KEPT_PROGRAMS
+
+
+def _in_pairs(numbers) -> tuple[int, int, int, int]:
+    return (0, next(numbers) // 2, 0, 0)
+
+
+def _no_sites(exe: Path) -> host_probes.QemuSites:
+    return host_probes.QemuSites(exe, None, None, (), {}, 0, {})
