@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 from replay.environment import differences
@@ -36,7 +37,8 @@ SEEN: dict[str, Callable[[StrategyResult], list[int]]] = {
 }
 """What is told beside times and counts, of runs that observed it; it decides only where a policy
 names it."""
-DECISIVE = ("discard_ns", "total_ns", "operations")
+DECISIVE = ("discard_ns", "total_ns", "operations", "freed_pages")
+"""What frees less memory is no better for being quicker."""
 FLOOR_STRATEGY = "nop"
 
 
@@ -109,6 +111,10 @@ def compare(base: Results, candidate: Results, policy: Policy | None = None) -> 
     """
     policy = policy or Policy()
     notes = (*_losses(base, candidate), *_refuse_unlike(base, candidate, policy))
+    notes += (*_failures("baseline", base), *_failures("candidate", candidate))
+    if base.aerostat_version != candidate.aerostat_version:
+        versions = f"{base.aerostat_version} and {candidate.aerostat_version}"
+        notes += (f"aerostat itself differs, {versions}: replay both anew to blame anything else",)
     old = {strategy.name: strategy for strategy in base.strategies}
     new = {strategy.name: strategy for strategy in candidate.strategies}
     shared = [name for name in old if name in new]
@@ -151,11 +157,22 @@ def _lines(old: StrategyResult, new: StrategyResult, policy: Policy) -> list[Lin
         add(metric, compare_samples(one, other, policy.gates, policy.seed))
     for metric, count in COUNTS.items():
         add(metric, compare_counts(count(old), count(new)))
+    if old.runs and new.runs:
+        add("freed_pages", _freed(old, new, policy))
     for metric, values in SEEN.items():
         one, other = values(old), values(new)
         if one and other:
             add(metric, compare_samples(one, other, policy.gates, policy.seed))
     return lines
+
+
+def _failures(which: str, results: Results) -> list[str]:
+    """Tell of operations that failed: what fails may well be quick."""
+    return [
+        f"{each.name}: {failures} of {each.operations} operations failed in the {which}"
+        for each in results.strategies
+        if (failures := max((run.failures for run in each.runs), default=0))
+    ]
 
 
 def _refuse_unlike(base: Results, candidate: Results, policy: Policy) -> tuple[str, ...]:
@@ -175,6 +192,17 @@ def _refuse_unlike(base: Results, candidate: Results, policy: Policy) -> tuple[s
             remedy="replay the same trace with the same settings, or --unlike-work",
         )
     return (*machines, *work)
+
+
+def _freed(old: StrategyResult, new: StrategyResult, policy: Policy) -> Difference:
+    """Judge the memory that came back: of this more is better."""
+    one, other = ([max(run.freed_pages, 0) for run in each.runs] for each in (old, new))
+    if any(one) and any(other):
+        found = compare_samples(one, other, policy.gates, policy.seed)
+    else:  # no ratio to nothing
+        found = compare_counts(int(median(one)), int(median(other)))
+    turned = {Verdict.WORSE: Verdict.BETTER, Verdict.BETTER: Verdict.WORSE}
+    return replace(found, verdict=turned.get(found.verdict, found.verdict))
 
 
 def _losses(*results: Results) -> list[str]:

@@ -74,6 +74,35 @@ def test_a_stage_d_of_no_operations_decides_nothing() -> None:
     assert (line.difference.verdict, line.decisive) == (Verdict.WORSE, False)
 
 
+@pytest.mark.parametrize("left", [20, 15])
+def test_quicker_because_less_is_freed_is_worse(left: int) -> None:
+    """20 pages are resident before: the baseline leaves 10, the other 15, or all."""
+    base = make_results(make_strategy("qemu", times()))
+    lazy = make_strategy("qemu", times(0.5, seed=1))
+    runs = tuple(dataclasses.replace(run, resident_after_pages=left) for run in lazy.runs)
+    other = make_results(dataclasses.replace(lazy, runs=runs))
+    found = verdicts(compare(base, other))
+    assert found["qemu", "discard_ns"] is Verdict.BETTER
+    assert found["qemu", "freed_pages"] is Verdict.WORSE
+    assert compare(base, other).verdict is Verdict.WORSE
+    assert verdicts(compare(other, base))["qemu", "freed_pages"] is Verdict.BETTER
+
+
+def test_failures_and_other_versions_are_told() -> None:
+    base = make_results(make_strategy("qemu", times()))
+    assert compare(base, base).warnings == ()
+    failed = dataclasses.replace(base.strategies[0].runs[3], failures=2)
+    runs = (*base.strategies[0].runs[:3], failed, *base.strategies[0].runs[4:])
+    other = dataclasses.replace(
+        base,
+        strategies=(dataclasses.replace(base.strategies[0], runs=runs),),
+        aerostat_version="0.2.0",
+    )
+    failures, version = compare(base, other).warnings
+    assert failures == "qemu: 2 of 10 operations failed in the candidate"
+    assert "0.1.0 and 0.2.0" in version
+
+
 def test_only_decisive_metrics_weigh() -> None:
     base = make_results(make_strategy("qemu", times()))
     slow = make_results(make_strategy("qemu", times(1.2)))
