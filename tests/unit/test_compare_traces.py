@@ -57,12 +57,42 @@ def record(
     return open_trace(path)
 
 
+def record_guest(path: Path, *, wait_ns: int) -> Trace:
+    """200 requests of one page in the guest, each of which waits about so long."""
+    times = np.random.default_rng(wait_ns).normal(wait_ns, wait_ns / 100, 200).astype(int).tolist()
+    rows = [
+        {
+            "side": int(Side.GUEST),
+            "seq": seq,
+            "queue": int(Queue.INFLATE),
+            "wire": int(Wire.PFNS),
+            "pages": 1,
+            "runs": [{"pfn": 2 * seq, "pages": 1}],
+            "send_ns": seq * 10**9,
+            "wake_ns": seq * 10**9 + took_ns,
+        }
+        for seq, took_ns in enumerate(times)
+    ]
+    with TraceWriter(path, Side.GUEST) as writer:
+        writer.append("requests", pa.RecordBatch.from_pylist(rows, REQUESTS))
+        writer.close(Manifest(sides={"guest": SideInfo(page_size_bytes=4096, begin_ns=0)}))
+    return open_trace(path)
+
+
 def record_on(path: Path, *, cpus: int, accel: str, detail: str) -> Trace:
     """One empty recording that says of what machine it is."""
     side = SideInfo(page_size_bytes=4096, begin_ns=0, cpus=cpus, detail=detail)
     with TraceWriter(path, Side.HOST) as writer:
         writer.close(Manifest(sides={"host": side}, vm=VmInfo(accel=accel)))
     return open_trace(path)
+
+
+def test_what_the_guest_waits_for_is_no_stage_b(tmp_path: Path) -> None:
+    base, other = (record_guest(tmp_path / f"{n}.balloon", wait_ns=n) for n in (10_000, 20_000))
+    found = {line.metric: line for line in compare_traces(base, other).lines}
+    assert found["round_trip_ns_per_page"].difference.verdict is Verdict.WORSE
+    assert found["round_trip_ns_per_page"].decisive
+    assert not any(metric.startswith("send") for metric in found)
 
 
 def test_traces_of_unlike_machines_are_refused_unless_told(tmp_path: Path) -> None:
