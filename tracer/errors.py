@@ -1,5 +1,8 @@
 """Errors of capture: what could not be found, attached or recorded."""
 
+import traceback
+from pathlib import Path
+
 from tracer.trace.errors import AerostatError, MissingPrivilegeError
 
 
@@ -21,3 +24,21 @@ class ProbeError(MissingPrivilegeError):
 
 class BccError(MissingPrivilegeError):
     """BCC is missing, is another package of that name, or refuses a program."""
+
+
+def foreseen(problem: Exception) -> AerostatError:
+    """Return an error of ours as it is, and of any other make one that says where it came from.
+
+    For whoever works for several VMs, and must not end for what is wrong with one.
+    """
+    if isinstance(problem, AerostatError):
+        return problem
+    frames = traceback.extract_tb(problem.__traceback__)
+    place = f", at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    error = AerostatError(
+        "recording has failed in an unforeseen way",
+        reason=f"{type(problem).__name__}: {problem}{place}",
+        remedy="report this with the output of `aerostat doctor --json`",
+    )
+    error.__cause__ = problem
+    return error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Sequence
+from ctypes import c_int64
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -212,7 +213,8 @@ class VmProbes:
         for event in self._vms[self._key].events:
             held = range(max(0, event.count - len(event.value)), event.count)
             places = [number % len(event.value) for number in held]
-            latest = tuple((event.value[at], event.ts_ns[at]) for at in places)
+            # All are signed in QEMU: a guest may say that it has less memory than none.
+            latest = tuple((c_int64(event.value[at]).value, event.ts_ns[at]) for at in places)
             logs.append(EventLog(count=event.count, latest=latest))
         return logs
 

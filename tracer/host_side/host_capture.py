@@ -233,10 +233,12 @@ class HostCapture:
         if sample is None:
             return None
         asked = self._ask_actual()
+        if asked is None or asked < 0:
+            asked = self._events.actual_bytes
         return {
             "side": Side.HOST,
             **sample,
-            "balloon_actual_bytes": self._events.actual_bytes if asked is None else asked,
+            "balloon_actual_bytes": asked,
             "balloon_target_bytes": self._events.target_bytes,
         }
 

@@ -88,10 +88,16 @@ class VmEvents:
 
     @property
     def actual_bytes(self) -> int | None:
-        """The device's latest `actual`, None before the first change."""
-        return None if self._actual is None else self._actual[0]
+        """The device's latest `actual`, None before the first change.
+
+        None too where that is below 0: the guest tells how large the balloon is, and QEMU takes it
+        off the memory's size unseen. The marks have it as it is.
+        """
+        return None if self._actual is None or self._actual[0] < 0 else self._actual[0]
 
     def _on_target(self, value: int, ts_ns: int, text: str | None) -> None:
+        if value <= 0:
+            return  # QEMU refuses it (qmp_balloon): it is no target.
         self.target_bytes = value
         self._writer.mark(Mark.TARGET, ts_ns, value=value, text=text)
         self._snapshot()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracer.engine.host_engine import HostEngine
-from tracer.errors import ProcessEndedError, SymbolError
+from tracer.errors import ProcessEndedError, SymbolError, foreseen
 from tracer.host_side.host_account import Settings, Subject
 from tracer.host_side.host_capture import HostCapture
 from tracer.record.capture import DRAIN_LONGEST_S, CaptureOptions
@@ -116,14 +116,15 @@ class Recorded:
                 self.capture.note_clocks(clocks)
                 self.capture.finish(reason)
             self._options.tell_dumps(self.sink)
-        except AerostatError as error:
+        except Exception as problem:
+            error = foreseen(problem)
             return Ended(self.vmm, self.output, str(error), error)
         return Ended(self.vmm, self.output, reason)
 
     def fail(self, problem: BaseException) -> None:
         """Free the probes and leave the trace as it is, with what happened as its reason."""
         # The writer looks at the exception that leaves its block; whoever calls this has it.
-        with contextlib.suppress(type(problem)), self._resources:
+        with contextlib.suppress(Exception, type(problem)), self._resources:
             raise problem
 
 
@@ -176,7 +177,8 @@ class HostSession:
                 self.add(vmm, output)
             except ProcessEndedError:
                 continue  # Gone before a probe could be attached: nothing of it is missing.
-            except AerostatError as error:
+            except Exception as problem:
+                error = foreseen(problem)
                 self._on_end(Ended(vmm, None, str(error), error))
 
     @property
@@ -195,9 +197,8 @@ class HostSession:
         for recorded in list(self._recorded):
             try:
                 taken += recorded.drain()
-            except AerostatError as error:
-                recorded.fail(error)
-                self._drop(recorded, Ended(recorded.vmm, recorded.output, str(error), error))
+            except Exception as problem:
+                self._lose(recorded, problem)
         return taken
 
     def sample(self) -> None:
@@ -206,9 +207,8 @@ class HostSession:
         for recorded in list(self._recorded):
             try:
                 recorded.sample(clocks)
-            except AerostatError as error:
-                recorded.fail(error)
-                self._drop(recorded, Ended(recorded.vmm, recorded.output, str(error), error))
+            except Exception as problem:
+                self._lose(recorded, problem)
         self.take_up()
         self._options.keep.clear()
         self._options.told(self.stats())
@@ -237,6 +237,12 @@ class HostSession:
     def stats(self) -> list[VmStats]:
         """Sum up what was seen of each VM so far."""
         return [recorded.capture.stats() for recorded in self._recorded]
+
+    def _lose(self, recorded: Recorded, problem: Exception) -> None:
+        """End one VM alone: what went wrong with it, foreseen or not, is no other VM's matter."""
+        recorded.fail(problem)
+        error = foreseen(problem)
+        self._drop(recorded, Ended(recorded.vmm, recorded.output, str(error), error))
 
     def _drop(self, recorded: Recorded, end: Ended) -> None:
         self._recorded.remove(recorded)
