@@ -83,9 +83,15 @@ class Bulk(Range):
             return found, np.zeros(len(found.page), np.int64)
         episode, first = np.unique(found.request, return_index=True)
         mean = np.add.reduceat(found.pages, first) // np.diff(np.append(first, len(found.page)))
-        pieces, thread = shared_out(found, self.threads, border)
-        thread[np.isin(pieces.request, episode[mean < border])] = 0
-        return pieces, thread
+        long = np.isin(found.request, episode[mean >= border])
+        shared, thread = shared_out(
+            Pieces(*(column[long] for column in found)), self.threads, border
+        )
+        whole = Pieces(*(column[~long] for column in found))
+        order = np.argsort(np.concatenate((shared.request, whole.request)), kind="stable")
+        both = zip(shared, whole, strict=True)
+        pieces = Pieces(*(np.concatenate(columns)[order] for columns in both))
+        return pieces, np.append(thread, np.zeros(len(whole.page), np.int64))[order]
 
     def _joined(self, found: Pieces, thread: Int64s | int) -> Bools:
         """Which pieces share the call before them: those of one arrival and one thread."""

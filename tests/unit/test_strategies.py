@@ -322,6 +322,16 @@ def test_bulk_shares_long_ranges_among_threads_and_no_short_ones():
     assert plan.calls == 2 + 2
 
 
+def test_bulk_cuts_no_range_of_an_episode_that_one_thread_does():
+    stream = [(IN, [*range(1024), *range(2048, 4048, 2)])]
+    alone, two = (
+        load_strategy(name).plan(from_pfns(stream), context((0, 8192)))
+        for name in ("bulk", "bulk:threads=2")
+    )
+    assert two.length_bytes.tolist() == alone.length_bytes.tolist()
+    assert (two.calls, two.threads) == (alone.calls, 1)
+
+
 @pytest.mark.parametrize(
     "parameter", ["ranges=1025", "threads=65", "threads=0", "border_bytes=5000"]
 )
