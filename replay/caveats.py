@@ -7,14 +7,12 @@ import os
 from collections.abc import Sequence
 from statistics import median
 
-import numpy as np
-
+from replay.backings import Advice
 from replay.check import HARMLESS
-from replay.plan import Plan
-from replay.ranges import intersect, merge, merge_sorted
+from replay.plan import Plan, covered_pages
+from replay.ranges import intersect, merge_sorted
 from replay.residency import Residency
 from replay.results import StrategyResult
-from tracer.trace.schema import PFN_SHIFT
 
 MOSTLY_EMPTY = 0.5
 """Below this share of discarded pages with memory behind them, times are those of empty memory."""
@@ -115,10 +113,7 @@ def discarded_pages(plan: Plan, residency: Residency) -> tuple[int, int]:
     Returns:
         Pages that had memory behind them when the run began, and all pages; both of 4 KiB.
     """
-    chosen = ~np.isin(plan.advice, HARMLESS)
-    page = (plan.offset_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
-    pages = (plan.length_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
-    discarded = merge(page, pages)
+    discarded = covered_pages(plan, [advice for advice in Advice if advice not in HARMLESS])
     resident = intersect(discarded, merge_sorted(residency.small, residency.huge))
     return resident.total_pages, discarded.total_pages
 

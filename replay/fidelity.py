@@ -32,7 +32,8 @@ def captured_discards(trace: Trace) -> tuple[int | None, int | None]:
     calls = calls.filter(pc.and_(pc.equal(calls["side"], int(Side.HOST)), ours))
     if calls.num_rows:
         return _total(calls["count"]), _total(calls["total_ns"])
-    requests = trace.table("requests")
+    # The ranges of requests, which are most of a table, are not to be copied.
+    requests = trace.table("requests").select(["side", "discard_calls", "discard_ns"])
     requests = requests.filter(pc.equal(requests["side"], int(Side.HOST)))
     return _total(requests["discard_calls"]), _total(requests["discard_ns"])
 
@@ -50,7 +51,8 @@ def send_time_ns(trace: Trace) -> float | None:
     Returns:
         ns a request, or None unless both sides saw the balloon's requests.
     """
-    table = trace.table("requests")
+    times = ["send_ns", "wake_ns", "pop_ns", "push_ns"]
+    table = trace.table("requests").select(["side", "queue", *times])
     balloon = pc.is_in(table["queue"], pa.array([Queue.INFLATE, Queue.DEFLATE], pa.uint8()))
     table = table.filter(balloon)
     guest = table.filter(pc.equal(table["side"], int(Side.GUEST)))

@@ -30,7 +30,7 @@ class RunError(AerostatError):
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Everything one run needs; it is pickled into the worker.
+    """Everything one run needs; the worker gets it pickled, and maps what lies in shared memory.
 
     Args:
         title: Trace, strategy and run, for messages.
@@ -81,7 +81,7 @@ def run_job(job: Job) -> Done:
     exchanged = _send(job)
     if job.cpu is not None:
         os.sched_setaffinity(0, {job.cpu})
-    merged = job.merging.run(job.regions) if job.merging is not None else None
+    merge_ns, merge_cpu_ns = _merge(job)
     translation = native.translate(
         exchanged.received, exchanged.received_start, job.sending.form, job.regions
     )
@@ -104,8 +104,8 @@ def run_job(job: Job) -> Done:
         ring=RingCounts(
             exchanged.kicks, exchanged.interrupts, exchanged.descriptors, exchanged.ring_bytes
         ),
-        merge_ns=0 if merged is None else merged.wall_ns,
-        merge_cpu_ns=0 if merged is None else merged.cpu_ns,
+        merge_ns=merge_ns,
+        merge_cpu_ns=merge_cpu_ns,
         translate_ns=translation.wall_ns,
         translate_cpu_ns=translation.cpu_ns,
         discard_ns=outcome.wall_ns,
@@ -133,6 +133,14 @@ def run_job(job: Job) -> Done:
 def _sibling_pages(job: Job, memory: GuestMemory) -> Words:
     """What siblings may read without changing anything; nothing where there are none."""
     return memory.kept_pages(job.operations, SIBLING_PAGES if job.sibling_cpus else 0)
+
+
+def _merge(job: Job) -> tuple[int, int]:
+    """Wall and CPU time of merging; what it gave is not kept."""
+    if job.merging is None:
+        return 0, 0
+    merged = job.merging.run(job.regions)
+    return merged.wall_ns, merged.cpu_ns
 
 
 def _send(job: Job) -> Exchange:

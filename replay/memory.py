@@ -26,7 +26,7 @@ from replay.native.types import (
     Watch,
     Words,
 )
-from replay.plan import Plan
+from replay.plan import Plan, covered_pages
 from replay.ranges import Runs, align_out, expand
 from replay.residency import Residency, Thp
 from tracer.trace.errors import AerostatError
@@ -94,7 +94,7 @@ def operations_of(plan: Plan) -> Operations:
         np.ascontiguousarray(plan.offset_bytes, np.uint64),
         np.ascontiguousarray(plan.length_bytes, np.uint64),
         np.ascontiguousarray(plan.request, np.int64),
-        None if plan.joined is None else np.ascontiguousarray(plan.joined, np.uint8),
+        None if plan.joined is None else np.ascontiguousarray(plan.joined).view(np.uint8),
         None if plan.thread is None else np.ascontiguousarray(plan.thread, np.uint8),
     )
 
@@ -233,12 +233,14 @@ class GuestMemory(AbstractContextManager["GuestMemory"]):
         Returns:
             uint64, pages of the mapping; none where operations touch all that is resident.
         """
-        pages = len(self.state)
-        begin = (operations.offset_bytes >> np.uint64(PFN_SHIFT)).astype(np.int64)
-        length = (operations.length_bytes >> np.uint64(PFN_SHIFT)).astype(np.int64)
-        edges = np.bincount(begin, minlength=pages + 1).astype(np.int64)
-        edges -= np.bincount(begin + length, minlength=pages + 1)
-        kept = np.flatnonzero((self.state == Page.STAMPED) & (np.cumsum(edges[:pages]) == 0))
+        if most == 0:
+            return np.zeros(0, np.uint64)
+        touched = covered_pages(operations)
+        edges = np.zeros(len(self.state) + 1, np.int8)
+        edges[touched.start] = 1
+        edges[touched.end] -= 1  # no run begins where another ends
+        covered = np.cumsum(edges[:-1], dtype=np.int8)
+        kept = np.flatnonzero((self.state == Page.STAMPED) & (covered == 0))
         spread = np.linspace(0, len(kept) - 1, min(most, len(kept))).astype(np.int64)
         return kept[spread].astype(np.uint64)
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from replay.backings import BACKINGS, Advice, Backing
 from replay.layout import Layout
-from replay.native.types import Effect
-from replay.ranges import Bools, Int64s, Runs, empty, merge
+from replay.native.types import Effect, Operations
+from replay.ranges import Bools, Int64s, Runs, empty, merge, merge_sorted
 from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ Protocol = Literal["pfns", "range_words", "scatterlist"]
 
 MAX_CALL_RANGES = 1024
 """UIO_MAXIOV: process_madvise takes no more ranges (Linux 5.10 and later)."""
+COVERED_AT_ONCE = 1 << 18
+"""Operations whose pages are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,23 @@ def gone_pages(plan: Plan, context: Context) -> Runs:
 
     MADV_FREE only allows the kernel to take a page, so its pages are not among them.
     """
-    chosen = np.isin(plan.advice, context.memory.advice_with(Effect.FREES))
-    if not chosen.any():
-        return empty()
-    start = (plan.offset_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
-    pages = (plan.length_bytes[chosen] >> np.uint64(PFN_SHIFT)).astype(np.int64)
-    return merge(start, pages)
+    return covered_pages(plan, context.memory.advice_with(Effect.FREES))
+
+
+def covered_pages(plan: Plan | Operations, advice: Sequence[Advice] = tuple(Advice)) -> Runs:
+    """Pages of the replayed memory that operations lie on.
+
+    Args:
+        plan: A plan, or its operations.
+        advice: Operations of these kinds.
+    """
+    found = empty()
+    shift = np.uint64(PFN_SHIFT)
+    # Part by part: whole columns of numbers beside the plan's would take more than the plan.
+    for first in range(0, len(plan.advice), COVERED_AT_ONCE):
+        part = slice(first, first + COVERED_AT_ONCE)
+        chosen = np.isin(plan.advice[part], advice)
+        start = (plan.offset_bytes[part][chosen] >> shift).astype(np.int64)
+        pages = (plan.length_bytes[part][chosen] >> shift).astype(np.int64)
+        found = merge_sorted(found, merge(start, pages))
+    return found

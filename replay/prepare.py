@@ -22,6 +22,7 @@ from replay.planning import Refused, make_plan
 from replay.requests import Requests
 from replay.residency import Residency
 from replay.sending import Sending, sending
+from replay.shared import share
 from replay.strategies import STRATEGIES, load_strategy
 from replay.strategies.base import Strategy
 from replay.support import unsupported
@@ -55,7 +56,8 @@ def plan_all(
         progress: Told of phase `plan`.
 
     Returns:
-        Those that can work on this memory and this kernel, and those that cannot.
+        Those that can work on this memory and this kernel, and those that cannot. Large columns lie
+        in shared memory, which the process of each run maps.
 
     Raises:
         AerostatError: None but nop can work here, or there is too little memory for so many pages.
@@ -75,12 +77,18 @@ def plan_all(
         if isinstance(plan, Refused):
             refused.append(plan)
             continue
+        if name == wanted[-1]:
+            requests.memo.clear()  # no plan needs it any more, and it may be large
         check_plan(requests, plan, context)
-        sent = sending(requests, plan)
-        recorded = planned[0].sending if planned else sent  # nop sends what was recorded
+        # nop, the first of all, sends what was recorded.
+        sent = sending(requests, plan, planned[0].sending if planned else None)
+        recorded = planned[0].sending if planned else sent
         merged = merging(strategy, plan, requests, recorded, context.layout.memory_pages)
         planned.append(Planned(strategy, plan, sent, merged))
-    requests.memo.clear()  # no plan needs it any more, and it may be large
+        del plan, sent, merged  # or the last ones would be kept while they move
+    requests.memo.clear()
+    for each in planned:
+        share(each.plan, each.sending)
     progress("plan", len(wanted), len(wanted))
     if refused and len(planned) == 1:
         raise AerostatError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from replay.hostpage import completed
+from replay.native.selecting import outside_pages
 from replay.plan import context_of
 from replay.ranges import Bools, Int64s, rising
 from replay.requests import load_requests, memory_map
@@ -79,9 +80,7 @@ def _count_sizes(requests: Requests, found: Counter[Reject]) -> None:
 
 
 def _count_outside(requests: Requests, context: Context, found: Counter[Reject]) -> None:
-    pfn, pages, _ = requests.runs_of(*BALLOON)
-    start, length = rising(pfn, pages)
-    found[Reject.OUTSIDE] = int((length - context.layout.inside(start, length)).sum())
+    found[Reject.OUTSIDE] = outside_pages(requests.columns, BALLOON, context.layout.columns)
 
 
 def _count_parts(requests: Requests, context: Context, found: Counter[Reject]) -> None:

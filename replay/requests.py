@@ -92,13 +92,18 @@ class Requests:
 
     def before(self, index: int) -> Requests:
         """The first `index` requests."""
-        runs = int(self.run_offsets[index])
+        return self.between(0, index)
+
+    def between(self, first: int, end: int) -> Requests:
+        """Requests `[first, end)`."""
+        offsets = self.run_offsets[first : end + 1]
+        runs = slice(int(offsets[0]), int(offsets[-1]))
         return Requests(
-            self.queue[:index],
-            self.time_ns[:index],
-            self.run_offsets[: index + 1],
-            self.run_pfn[:runs],
-            self.run_pages[:runs],
+            self.queue[first:end],
+            self.time_ns[first:end],
+            offsets - offsets[0],
+            self.run_pfn[runs],
+            self.run_pages[runs],
         )
 
 

@@ -6,14 +6,8 @@ import numpy as np
 
 from replay.budget import named_pages
 from replay.layout import Layout
-from replay.ranges import (
-    Runs,
-    compact,
-    intersect,
-    merge_sorted,
-    pfns_from_runs,
-    subtract,
-)
+from replay.native.ownership import Known, PlanColumns, follow
+from replay.ranges import Runs, intersect, merge_sorted, subtract
 from replay.requests import Requests
 from replay.residency import Residency
 from tracer.trace.schema import Queue
@@ -37,11 +31,12 @@ def handed_back(requests: Requests, layout: Layout, residency: Residency) -> Run
 
 def in_balloon(requests: Requests, layout: Layout) -> Runs:
     """Pages that the balloon holds when the trace ends: those last inflated, not deflated."""
-    pfn, pages, request = requests.runs_of(Queue.INFLATE, Queue.DEFLATE)
-    page = layout.pages_of(pfns_from_runs(pfn, pages))
-    to_host = requests.queue[np.repeat(request, np.abs(pages))] == Queue.INFLATE
-    inside = page >= 0
-    held = np.zeros(layout.memory_pages, np.bool_)
-    # Where a page comes more than once, numpy keeps the last value.
-    held[page[inside]] = to_host[inside]
-    return compact(np.flatnonzero(held))
+    nothing = np.zeros(0, np.int64)
+    no_plan = PlanColumns(
+        nothing.astype(np.uint8), nothing.astype(np.uint64), nothing.astype(np.uint64), nothing
+    )
+    memory = (layout.columns, layout.memory_pages)
+    owned = follow(requests.columns, no_plan, {}, (nothing, nothing, nothing), memory).state
+    none = np.zeros(1, np.uint8)  # of this type, or a page would take eight bytes
+    edges = np.flatnonzero(np.diff(owned & np.uint8(Known.OWNED), prepend=none, append=none))
+    return Runs(edges[::2], edges[1::2] - edges[::2])

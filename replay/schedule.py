@@ -108,6 +108,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     limit_bytes = options.memory_limit_bytes
     fitted = fit_to_machine(requests, residency, context, planned, limit_bytes)
     if fitted.reason:
+        planned.clear()  # before there are others
         planned, refused = plan_all(options.strategies, fitted.requests, context, progress)
     environment, cpu_time = fingerprint(), read_cpu_time()
     touched = handed_back(fitted.requests, context.layout, fitted.residency)

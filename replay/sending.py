@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.check import PlanError
+from replay.native.selecting import wire_pfns
 from replay.native.types import Bytes, Times, WireRequests, Words
 from replay.plan import Context, Plan, SentRanges
-from replay.ranges import Int64s, pfns_from_runs
+from replay.ranges import Int64s
 from replay.requests import Requests
 from replay.strategies.base import sent_as_recorded, sent_reports
 from replay.wire import (
@@ -24,8 +25,6 @@ from replay.wire import (
 )
 from tracer.trace.schema import PFN_SHIFT, Queue, Wire
 
-MAX_WIRE_PFN = (1 << 32) - 1
-"""Highest number in a PFN array."""
 _FORMS = {
     "pfns": Wire.PFNS,
     "range_words": Wire.RANGE_WORDS,
@@ -44,27 +43,26 @@ class Sending(WireRequests):
     request: Int64s
 
 
-def sending(requests: Requests, plan: Plan) -> Sending:
+def sending(requests: Requests, plan: Plan, recorded: Sending | None = None) -> Sending:
     """Build what the driver sends under a plan's protocol.
 
     Under `pfns` these are the recorded requests, 256 PFNs at most in each. Under another protocol
     they are the ranges that the plan's requests name: the seed's header and at most 4096 words, or
     one descriptor a range. Reports are sent as recorded under every protocol, 32 blocks at most.
 
+    Args:
+        requests: The requests.
+        plan: A plan of them.
+        recorded: What another plan sends under `pfns`, where that is known: all send the same.
+
     Raises:
         PlanError: The plan says that something else is sent: other counts or sizes, or ranges that
             do not fit a request of its protocol.
     """
-    is_report = plan.sent_queue == Queue.REPORTING
     if plan.protocol == "pfns":
-        balloon = _pfn_arrays(requests)
-    elif plan.sent_ranges is None:
-        raise _refuse(plan, f"its protocol is {plan.protocol}, and it names no ranges to send")
+        sent = recorded or _in_order(_pfn_arrays(requests), _reports(requests))
     else:
-        wire = np.cumsum(~is_report) - 1  # of each request among the balloon's
-        ranges = plan.sent_ranges._replace(wire=wire[plan.sent_ranges.wire])
-        balloon = _ranges(plan, ranges, plan.sent_request[~is_report], plan.sent_queue[~is_report])
-    sent = _in_order(balloon, _reports(requests))
+        sent = _in_order(_named_ranges(plan), _reports(requests))
     if not np.array_equal(sent.request, plan.sent_request):
         raise _refuse(plan, f"it sends {plan.wire_requests} requests, its protocol {len(sent)}")
     size = np.diff(sent.start.astype(np.int64))
@@ -73,6 +71,16 @@ def sending(requests: Requests, plan: Plan) -> Sending:
         what = f"{int(plan.sent_bytes[wrong])} bytes, its content is {int(size[wrong])}"
         raise _refuse(plan, f"wire request {wrong} has {what}")
     return sent
+
+
+def _named_ranges(plan: Plan) -> Sending:
+    """What the balloon's requests hold under a protocol of ranges."""
+    if plan.sent_ranges is None:
+        raise _refuse(plan, f"its protocol is {plan.protocol}, and it names no ranges to send")
+    is_report = plan.sent_queue == Queue.REPORTING
+    wire = np.cumsum(~is_report) - 1  # of each request among the balloon's
+    ranges = plan.sent_ranges._replace(wire=wire[plan.sent_ranges.wire])
+    return _ranges(plan, ranges, plan.sent_request[~is_report], plan.sent_queue[~is_report])
 
 
 def operation_ends(plan: Plan, sent: Sending, context: Context) -> Times:
@@ -120,10 +128,7 @@ def _starts(size_bytes: Int64s) -> Words:
 
 def _pfn_arrays(requests: Requests) -> Sending:
     sent = sent_as_recorded(requests)
-    pfn, pages, _ = requests.runs_of(Queue.INFLATE, Queue.DEFLATE)
-    # A cast would send what 32 bits cannot hold as a page of low memory. The highest number is no
-    # guest's memory, as is what it stands for.
-    pfns = np.minimum(pfns_from_runs(pfn, pages), MAX_WIRE_PFN).astype("<u4")
+    pfns = wire_pfns(requests.columns, (Queue.INFLATE, Queue.DEFLATE))
     return _sending(
         pfns.view(np.uint8), sent.bytes, "pfns", requests.queue[sent.request], sent.request
     )

@@ -10,10 +10,13 @@ import numpy as np
 
 from replay.backings import Advice
 from replay.budget import require_planning
+from replay.check import HARMLESS
+from replay.native.selecting import outside_pages
+from replay.native.tallying import Tally, count_steps, tally
 from replay.plan import Context, Plan
 from replay.planning import Refused, make_plan
-from replay.ranges import Int64s, Runs, align_in, pfns_from_runs, rising
-from replay.rejections import Rejection, rejections
+from replay.ranges import Runs, align_in
+from replay.rejections import BALLOON, Rejection, rejections
 from replay.requests import Requests
 from replay.residency import HUGE_PAGES
 from replay.strategies import STRATEGIES
@@ -23,7 +26,8 @@ from replay.strategies.oracle import phase_ranges
 from replay.strategies.parallel import Parallel
 from tracer.trace.schema import PFN_SHIFT, Queue
 
-SHORT_PAGES = 1 << 12
+NAMING = (*BALLOON, Queue.REPORTING)
+"""Queues of requests that name pages."""
 
 
 class Window(NamedTuple):
@@ -134,7 +138,7 @@ def what_if(
     chosen = list(STRATEGIES.values() if strategies is None else strategies)
     counted = {each.label: each for s in chosen for each in (s, *_curve(s, windows, named))}
     bounds = {name: STRATEGIES[name].plan(requests, context) for name in ("qemu", "oracle")}
-    oracle = _discards(bounds["oracle"])[0]
+    oracle = _discards(tally(bounds["oracle"].advice, bounds["oracle"].length_bytes))[0]
     summaries, refused = [], []
     for label, strategy in counted.items():
         plan = bounds.get(label) or make_plan(strategy, requests, context)
@@ -155,9 +159,9 @@ def _curve(strategy: Strategy, windows: Sequence[Window], named: bool) -> list[S
 
 def summarise(strategy: Strategy, plan: Plan, qemu_calls: int, oracle_discards: int) -> Summary:
     """Count one plan beside qemu's calls and the oracle's discards on the same trace."""
-    pages = (plan.length_bytes >> np.uint64(PFN_SHIFT)).view(np.int64)
-    total_pages = int(pages.sum())
-    discards, discard_pages = _discards(plan)
+    found = tally(plan.advice, plan.length_bytes)
+    total_pages = sum(found.pages.values())
+    discards, discard_pages = _discards(found)
     window = Window()
     if isinstance(strategy, Holding):
         window = Window(strategy.hold_bytes, strategy.hold_ns)
@@ -166,7 +170,7 @@ def summarise(strategy: Strategy, plan: Plan, qemu_calls: int, oracle_discards: 
         window.hold_bytes,
         window.hold_ns,
         len(plan),
-        {advice.name: count for advice in Advice if (count := _count(plan, advice))},
+        {a.name: found.operations[a] for a in Advice if a in found.operations},
         plan.calls,
         plan.threads,
         total_pages,
@@ -175,54 +179,29 @@ def summarise(strategy: Strategy, plan: Plan, qemu_calls: int, oracle_discards: 
         discard_pages << PFN_SHIFT,
         plan.wire_requests,
         plan.wire_bytes,
-        _histogram(pages),
+        found.powers,
         plan.calls / qemu_calls if qemu_calls else None,
         discards / oracle_discards if oracle_discards else None,
     )
 
 
-def _histogram(pages: Int64s) -> dict[int, int]:
-    """Lengths by power of two; short ones are counted before they are sorted into powers."""
-    short = np.bincount(np.minimum(pages, SHORT_PAGES))[:SHORT_PAGES]
-    length = np.concatenate((np.flatnonzero(short), pages[pages >= SHORT_PAGES]))
-    times = np.append(short[short > 0], np.ones(len(length) - np.count_nonzero(short), np.int64))
-    powers = np.bincount(np.frexp(length.astype(np.float64))[1] - 1, times)
-    return {power: int(powers[power]) for power in np.flatnonzero(powers).tolist()}
-
-
-def _count(plan: Plan, advice: Advice) -> int:
-    return int(np.count_nonzero(plan.advice == advice))
-
-
-def _discards(plan: Plan) -> tuple[int, int]:
+def _discards(found: Tally) -> tuple[int, int]:
     """Operations that give memory back, and the pages that they cover."""
-    giving = (plan.advice != Advice.WILLNEED) & (plan.advice != Advice.POPULATE_WRITE)
-    covered = int(plan.length_bytes.sum(where=giving)) >> PFN_SHIFT
-    return int(np.count_nonzero(giving)), covered
+    giving = [code for code in found.operations if code not in HARMLESS]
+    return sum(found.operations[code] for code in giving), sum(found.pages[c] for c in giving)
 
 
 def mergeability(requests: Requests, context: Context) -> Mergeability:
     """Count how pages follow each other within inflate and deflate requests."""
-    pfn, pages, request = requests.runs_of(Queue.INFLATE, Queue.DEFLATE)
-    step = np.diff(pfns_from_runs(pfn, pages))
-    by = np.repeat(request, np.abs(pages))
-    within = by[1:] == by[:-1]
-    steps = int(np.count_nonzero(within))
+    steps = count_steps(requests.columns, BALLOON)
     given = phase_ranges(requests, context)
     inflated = int(given.pages.sum())
     whole = align_in(Runs(given.page, given.pages), HUGE_PAGES).total_pages
     return Mergeability(
-        len(by),
-        int(np.count_nonzero((step == 1) & within)) / steps if steps else None,
-        int(np.count_nonzero((step == -1) & within)) / steps if steps else None,
+        int(requests.pages[np.isin(requests.queue, BALLOON)].sum()),
+        steps.rising / steps.all if steps.all else None,
+        steps.falling / steps.all if steps.all else None,
         whole / inflated if inflated else None,
-        outside_pages(requests, context),
+        outside_pages(requests.columns, NAMING, context.layout.columns),
         rejections(requests, context),
     )
-
-
-def outside_pages(requests: Requests, context: Context) -> int:
-    """Pages that inflate, deflate and reporting requests name outside guest memory."""
-    pfn, pages, _ = requests.runs_of(Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
-    start, length = rising(pfn, pages)
-    return int((length - context.layout.inside(start, length)).sum())

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Protocol, TypeVar, cast
 
 from replay.job import Done, Job, run_job, watch_job
+from replay.shared import Packed
 from replay.watched import WatchedRun
 from tracer.trace.errors import AerostatError
 
@@ -63,7 +64,7 @@ def call_in_fresh_process(
     Args:
         context: `process_context()`.
         work: A function of a module; it is named to the process, not sent.
-        job: Its argument; is pickled, as the answer is.
+        job: Its argument; is pickled, as the answer is, but for arrays in shared memory.
         timeout_ns: Longest time the process may take.
 
     Raises:
@@ -71,7 +72,7 @@ def call_in_fresh_process(
         AerostatError: What `work` raised.
     """
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(work, job, sender), daemon=True)
+    process = context.Process(target=_serve, args=(work, Packed(job), sender), daemon=True)
     answered = False
     try:
         with _bare_main():

@@ -17,6 +17,7 @@ SOURCES = (
     "huge.c",
     "lanes.c",
     "merge.c",
+    "ownership.c",
     "paced.c",
     "pages.c",
     "ring_device.c",
@@ -25,6 +26,7 @@ SOURCES = (
     "sets.c",
     "siblings.c",
     "stages.c",
+    "tally.c",
     "touch.c",
     "watch.c",
 )

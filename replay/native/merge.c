@@ -10,6 +10,7 @@ enum {
     WORD_SHIFT = 6, /* 64 pages a word, 64 words a word of the level above */
     LEVELS = 4,
     FEW = 32,          /* so few runs are sorted */
+    PART = 4096,       /* runs of a large group that are looked at together */
     DENSE_PAGES = 512, /* a run this long takes ten words to mark: a sort would take as long */
 };
 
@@ -23,6 +24,7 @@ struct runs {
 struct sink {
     int64_t *start, *pages, *group;
     int64_t count;
+    int64_t room;
     int64_t of; /* the group that is merged now */
     int64_t begin, end; /* the run that may still grow; empty at first */
 };
@@ -41,10 +43,12 @@ static inline void put(struct sink *sink)
 {
     if (sink->end == sink->begin)
         return;
-    sink->start[sink->count] = sink->begin;
-    sink->pages[sink->count] = sink->end - sink->begin;
-    if (sink->group)
-        sink->group[sink->count] = sink->of;
+    if (sink->count < sink->room) {
+        sink->start[sink->count] = sink->begin;
+        sink->pages[sink->count] = sink->end - sink->begin;
+        if (sink->group)
+            sink->group[sink->count] = sink->of;
+    }
     sink->count++;
 }
 
@@ -72,6 +76,12 @@ static bool make_room(struct bitmap *map)
             return false;
     }
     return true;
+}
+
+static void free_bitmap(struct bitmap *map)
+{
+    for (int i = 0; i < LEVELS; i++)
+        free(map->level[i]);
 }
 
 static inline void mark_word(struct bitmap *map, uint64_t word, uint64_t bits)
@@ -136,10 +146,11 @@ static void take_all(struct bitmap *map, struct sink *sink)
         take(map, LEVELS - 1, word, sink);
 }
 
-/* Mark a group; false, and nothing is marked, where that is not for these runs. */
-static bool mark_group(const struct runs *runs, int64_t first, int64_t end, struct bitmap *map)
+/* Mark runs of `most` pages together; false, and nothing is marked, where they have more. */
+static bool mark_group(const struct runs *runs, int64_t first, int64_t end, uint64_t most,
+                       struct bitmap *map)
 {
-    uint64_t dense = (uint64_t)(end - first) * DENSE_PAGES, total = 0, word = 0, bits = 0;
+    uint64_t total = 0, word = 0, bits = 0;
 
     for (int64_t i = first; i < end; i++) {
         uint64_t start = runs->start[i], pages = 1;
@@ -150,7 +161,7 @@ static bool mark_group(const struct runs *runs, int64_t first, int64_t end, stru
             pages = runs->pages[i];
         }
         total += pages;
-        if (pages > SPAN || start > SPAN - pages || total > dense) {
+        if (pages > SPAN || start > SPAN - pages || total > most) {
             take_all(map, NULL);
             return false;
         }
@@ -214,7 +225,7 @@ static int merge_group(const struct runs *runs, int64_t first, int64_t end, stru
         return sort_group(runs, first, end, sink);
     if (!make_room(map))
         return ENOMEM;
-    if (!mark_group(runs, first, end, map))
+    if (!mark_group(runs, first, end, (uint64_t)(end - first) * DENSE_PAGES, map))
         return sort_group(runs, first, end, sink);
     take_all(map, sink);
     return 0;
@@ -226,7 +237,7 @@ int64_t aero_merge(const int64_t *start, const int64_t *pages, const int64_t *gr
                    int64_t *out_start, int64_t *out_pages, int64_t *out_group)
 {
     struct runs runs = {start, pages};
-    struct sink sink = {out_start, out_pages, out_group, 0, 0, 0, 0};
+    struct sink sink = {out_start, out_pages, out_group, 0, count, 0, 0, 0};
     struct bitmap map = {0};
     int error = 0;
 
@@ -239,7 +250,97 @@ int64_t aero_merge(const int64_t *start, const int64_t *pages, const int64_t *gr
         put(&sink);
         sink.begin = sink.end = 0;
     }
-    for (int i = 0; i < LEVELS; i++)
-        free(map.level[i]);
+    free_bitmap(&map);
+    return error ? -error : sink.count;
+}
+
+/* Pieces of one group on guest memory, a part of them at a time. */
+struct part {
+    int64_t start[PART], pages[PART];
+    int64_t count;
+    bool marked; /* an earlier part of the group is in the bitmap */
+};
+
+static int mark_part(struct part *part, struct bitmap *map)
+{
+    struct runs runs = {part->start, part->pages};
+
+    if (!make_room(map))
+        return ENOMEM;
+    if (!mark_group(&runs, 0, part->count, UINT64_MAX, map))
+        return EINVAL; /* no layout reaches so far */
+    part->count = 0;
+    part->marked = true;
+    return 0;
+}
+
+static int end_group(struct part *part, struct bitmap *map, struct sink *sink)
+{
+    struct runs runs = {part->start, part->pages};
+    int error;
+
+    if (!part->marked) {
+        error = merge_group(&runs, 0, part->count, map, sink);
+    } else {
+        error = mark_part(part, map);
+        if (!error)
+            take_all(map, sink);
+    }
+    put(sink);
+    sink->begin = sink->end = 0;
+    part->count = 0;
+    part->marked = false;
+    return error;
+}
+
+static int add_request(const struct aero_requests *requests, int64_t i,
+                       const struct aero_layout *layout, struct part *part, struct bitmap *map)
+{
+    int64_t region = 0;
+
+    for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
+        int64_t length = aero_run_length(requests->pages[j]);
+        int64_t low = (int64_t)requests->pfn[j] - (requests->pages[j] < 0 ? length - 1 : 0);
+
+        region = aero_region_at(layout, low, region);
+        for (int64_t k = region; k < layout->count && layout->start_pfn[k] < low + length; k++) {
+            int64_t from = low > layout->start_pfn[k] ? low : layout->start_pfn[k];
+            int64_t end = low + length < layout->end_pfn[k] ? low + length : layout->end_pfn[k];
+            int error = part->count == PART ? mark_part(part, map) : 0;
+
+            if (error)
+                return error;
+            part->start[part->count] = from - layout->start_pfn[k] + layout->base_page[k];
+            part->pages[part->count++] = end - from;
+        }
+    }
+    return 0;
+}
+
+/* The same for what the queues in `queues` name on guest memory, by the group of each request: equal
+ * neighbours among those that name something. Runs beyond `room` are only counted. */
+int64_t aero_merge_requests(const struct aero_requests *requests, uint32_t queues,
+                            const struct aero_layout *layout, const int64_t *group, int64_t room,
+                            int64_t *out_start, int64_t *out_pages, int64_t *out_group)
+{
+    struct sink sink = {out_start, out_pages, out_group, 0, room, 0, 0, 0};
+    struct part *part = calloc(1, sizeof(*part));
+    struct bitmap map = {0};
+    int error = part ? 0 : ENOMEM;
+
+    for (int64_t i = 0; i < requests->count && !error; i++) {
+        if (!aero_is_wanted(requests, i, queues) ||
+            requests->run_offsets[i] == requests->run_offsets[i + 1])
+            continue;
+        if (group[i] != sink.of)
+            error = end_group(part, &map, &sink);
+        sink.of = group[i];
+        if (!error)
+            error = add_request(requests, i, layout, part, &map);
+    }
+    if (!error)
+        error = end_group(part, &map, &sink);
+    free_bitmap(&map);
+    free(part);
     return error ? -error : sink.count;
 }

@@ -23,6 +23,46 @@ struct aero_layout {
     int64_t count;
 };
 
+/* What an advice does to pages, as bits: the check of a plan has a byte of them for each code. */
+enum aero_deed { AERO_DESTROYS = 1, AERO_GIVES = 2, AERO_FREES_NOW = 4, AERO_FILLS_AGAIN = 8 };
+
+/* What is known of a page once a plan was followed, as bits: the host owns it; it was given back
+ * since the host got it, and not filled again; it was taken away at once at some time. */
+enum aero_known { AERO_OWNED = 1, AERO_GIVEN = 2, AERO_WENT = 4 };
+
+struct aero_surveyed {
+    int64_t stray_page; /* -1 where there is none */
+    int64_t destroyed_pages;
+};
+
+/* Pages of the replayed memory, and the request of each block. */
+struct aero_blocks {
+    const int64_t *page;
+    const int64_t *pages;
+    const int64_t *request;
+    int64_t count;
+};
+
+struct aero_followed {
+    int64_t wrong_page; /* the lowest that is destroyed while the guest owns it; -1: there is none */
+    int64_t request;    /* the last one that was looked at, which destroys it */
+    int64_t owed_pages; /* pages of blocks that were not given back in their request */
+};
+
+/* Steps from one PFN of a request to the next. */
+struct aero_steps {
+    int64_t all;
+    int64_t rising; /* by one */
+    int64_t falling;
+};
+
+/* Operations, and pages that they lie on, by advice; and how many have 2**k to 2**(k + 1) - 1. */
+struct aero_tally {
+    int64_t operations[256];
+    int64_t pages[256];
+    int64_t powers[64];
+};
+
 struct aero_impossible {
     int64_t empty;
     int64_t beyond;
@@ -36,15 +76,45 @@ int64_t aero_expand(const int64_t *pfn, const int64_t *pages, int64_t count, int
 int64_t aero_select_runs(const struct aero_requests *requests, uint32_t queues,
                          const struct aero_layout *layout, int64_t room, int64_t *page,
                          int64_t *pages, int64_t *request);
+int64_t aero_outside(const struct aero_requests *requests, uint32_t queues,
+                     const struct aero_layout *layout);
 int64_t aero_select_pages(const struct aero_requests *requests, uint32_t queues,
                           const struct aero_layout *layout, int64_t *page, int64_t *request);
 int64_t aero_merge(const int64_t *start, const int64_t *pages, const int64_t *group, int64_t count,
                    int64_t *out_start, int64_t *out_pages, int64_t *out_group);
+int64_t aero_merge_requests(const struct aero_requests *requests, uint32_t queues,
+                            const struct aero_layout *layout, const int64_t *group, int64_t room,
+                            int64_t *out_start, int64_t *out_pages, int64_t *out_group);
 int64_t aero_sweep(const int64_t *first_start, const int64_t *first_pages, int64_t first_count,
                    const int64_t *second_start, const int64_t *second_pages, int64_t second_count,
                    int wanted, int64_t *out_start, int64_t *out_pages);
 void aero_weave(const int64_t *first, int64_t first_count, const int64_t *second,
                 int64_t second_count, int64_t *order);
+void aero_survey(const struct aero_ops *ops, const uint8_t *deeds, const struct aero_layout *layout,
+                 struct aero_surveyed *out);
+void aero_follow(const struct aero_requests *requests, const struct aero_layout *layout,
+                 const struct aero_ops *ops, const uint8_t *deeds, const struct aero_blocks *lent,
+                 uint8_t *state, struct aero_followed *out);
+void aero_count_steps(const struct aero_requests *requests, uint32_t queues,
+                      struct aero_steps *out);
+void aero_tally(const uint8_t *advice, const uint64_t *length_bytes, int64_t count,
+                struct aero_tally *out);
+void aero_give_back(void);
+void aero_wire_pfns(const struct aero_requests *requests, uint32_t queues, uint32_t *out);
 /* cdef end */
+
+static inline int64_t aero_run_length(int32_t pages)
+{
+    return pages < 0 ? -(int64_t)pages : pages;
+}
+
+/* Whether a request is of a queue in `queues`, a bit each. */
+static inline int aero_is_wanted(const struct aero_requests *requests, int64_t i, uint32_t queues)
+{
+    return requests->queue[i] < 32 && queues >> requests->queue[i] & 1;
+}
+
+/* The region that holds pfn, or the next one above it; `hint` is where the last one was found. */
+int64_t aero_region_at(const struct aero_layout *layout, int64_t pfn, int64_t hint);
 
 #endif

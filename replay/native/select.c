@@ -1,10 +1,8 @@
 /* What every strategy begins with: the runs of recorded requests, checked, and on guest memory. */
 #include "plans.h"
 
-static inline int64_t length_of(int32_t pages)
-{
-    return pages < 0 ? -(int64_t)pages : pages;
-}
+#include <endian.h>
+#include <malloc.h>
 
 /* Runs that no request can hold: of no pages, at 2**52 or above, or falling below PFN 0. */
 void aero_check_runs(const uint64_t *pfn, const int32_t *pages, int64_t count,
@@ -25,7 +23,7 @@ void aero_request_pages(const struct aero_requests *requests, int64_t *out)
         int64_t total = 0;
 
         for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++)
-            total += length_of(requests->pages[j]);
+            total += aero_run_length(requests->pages[j]);
         out[i] = total;
     }
 }
@@ -47,7 +45,7 @@ int64_t aero_expand(const int64_t *pfn, const int64_t *pages, int64_t count, int
 }
 
 /* The region that holds pfn, or the next one above it; `hint` is where the last one was found. */
-static int64_t region_at(const struct aero_layout *layout, int64_t pfn, int64_t hint)
+int64_t aero_region_at(const struct aero_layout *layout, int64_t pfn, int64_t hint)
 {
     int64_t low = 0, high = layout->count;
 
@@ -65,11 +63,6 @@ static int64_t region_at(const struct aero_layout *layout, int64_t pfn, int64_t 
     return low;
 }
 
-static inline int is_wanted(const struct aero_requests *requests, int64_t i, uint32_t queues)
-{
-    return requests->queue[i] < 32 && queues >> requests->queue[i] & 1;
-}
-
 /* Cut the runs of the queues in `queues` (a bit each) to guest memory, each piece in one region.
  * Returns how many pieces there are; those beyond `room` are only counted. */
 int64_t aero_select_runs(const struct aero_requests *requests, uint32_t queues,
@@ -79,14 +72,14 @@ int64_t aero_select_runs(const struct aero_requests *requests, uint32_t queues,
     int64_t found = 0, region = 0;
 
     for (int64_t i = 0; i < requests->count; i++) {
-        if (!is_wanted(requests, i, queues))
+        if (!aero_is_wanted(requests, i, queues))
             continue;
         for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
-            int64_t length = length_of(requests->pages[j]);
+            int64_t length = aero_run_length(requests->pages[j]);
             int64_t low = (int64_t)requests->pfn[j] - (requests->pages[j] < 0 ? length - 1 : 0);
             int64_t end = low + length;
 
-            region = region_at(layout, low, region);
+            region = aero_region_at(layout, low, region);
             for (int64_t k = region; k < layout->count && layout->start_pfn[k] < end; k++) {
                 int64_t from = low > layout->start_pfn[k] ? low : layout->start_pfn[k];
                 int64_t to = end < layout->end_pfn[k] ? end : layout->end_pfn[k];
@@ -105,6 +98,30 @@ int64_t aero_select_runs(const struct aero_requests *requests, uint32_t queues,
     return found;
 }
 
+/* Pages that the queues in `queues` name and that are no guest memory, repeats counted. */
+int64_t aero_outside(const struct aero_requests *requests, uint32_t queues,
+                     const struct aero_layout *layout)
+{
+    int64_t outside = 0, region = 0;
+
+    for (int64_t i = 0; i < requests->count; i++) {
+        if (!aero_is_wanted(requests, i, queues))
+            continue;
+        for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
+            int64_t length = aero_run_length(requests->pages[j]);
+            int64_t low = (int64_t)requests->pfn[j] - (requests->pages[j] < 0 ? length - 1 : 0);
+            int64_t end = low + length, inside = 0;
+
+            region = aero_region_at(layout, low, region);
+            for (int64_t k = region; k < layout->count && layout->start_pfn[k] < end; k++)
+                inside += (end < layout->end_pfn[k] ? end : layout->end_pfn[k]) -
+                          (low > layout->start_pfn[k] ? low : layout->start_pfn[k]);
+            outside += length - inside;
+        }
+    }
+    return outside;
+}
+
 /* Every page of the queues in `queues`, in wire order; what is no guest memory is left out. There
  * must be room for all that the requests name. */
 int64_t aero_select_pages(const struct aero_requests *requests, uint32_t queues,
@@ -113,14 +130,14 @@ int64_t aero_select_pages(const struct aero_requests *requests, uint32_t queues,
     int64_t found = 0, region = 0;
 
     for (int64_t i = 0; i < requests->count; i++) {
-        if (!is_wanted(requests, i, queues))
+        if (!aero_is_wanted(requests, i, queues))
             continue;
         for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
-            int64_t length = length_of(requests->pages[j]), step = requests->pages[j] < 0 ? -1 : 1;
+            int64_t length = aero_run_length(requests->pages[j]), step = requests->pages[j] < 0 ? -1 : 1;
             int64_t pfn = (int64_t)requests->pfn[j];
 
             for (int64_t k = 0; k < length; k++, pfn += step) {
-                region = region_at(layout, pfn, region);
+                region = aero_region_at(layout, pfn, region);
                 if (region == layout->count || pfn < layout->start_pfn[region])
                     continue;
                 page[found] = pfn - layout->start_pfn[region] + layout->base_page[region];
@@ -129,4 +146,31 @@ int64_t aero_select_pages(const struct aero_requests *requests, uint32_t queues,
         }
     }
     return found;
+}
+
+/* What a driver writes into PFN arrays: every PFN of the queues in `queues`, in wire order. One that
+ * 32 bits cannot hold becomes the highest of them, which is no guest's memory either: a cast would
+ * make low memory of it. */
+void aero_wire_pfns(const struct aero_requests *requests, uint32_t queues, uint32_t *out)
+{
+    for (int64_t i = 0; i < requests->count; i++) {
+        if (!aero_is_wanted(requests, i, queues))
+            continue;
+        for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
+            int64_t length = aero_run_length(requests->pages[j]), step = requests->pages[j] < 0 ? -1 : 1;
+            int64_t pfn = (int64_t)requests->pfn[j];
+
+            for (int64_t k = 0; k < length; k++, pfn += step)
+                *out++ = htole32(pfn < UINT32_MAX ? (uint32_t)pfn : UINT32_MAX);
+        }
+    }
+}
+
+/* The allocator keeps what is freed below the largest mapping that it ever gave back (mallopt(3),
+ * M_MMAP_THRESHOLD): columns of a plan stay with the process. Hand all of that to the system. */
+void aero_give_back(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from replay.native.ascending import cut
 from replay.native.binding import array, load
-from replay.native.types import Bytes, Times, Words
+from replay.native.types import Bytes, NativeError, Times, Words
 
 Int64s = Times
 
@@ -54,7 +54,7 @@ def request_pages(requests: RequestColumns) -> Int64s:
     """Pages that each request names."""
     ffi, lib = load()
     pages = np.empty(len(requests.queue), np.int64)
-    lib.aero_request_pages(_requests(ffi, requests)[0], array(ffi, pages, np.int64))
+    lib.aero_request_pages(requests_struct(ffi, requests)[0], array(ffi, pages, np.int64))
     return pages
 
 
@@ -80,14 +80,52 @@ def select_runs(
     """
     ffi, lib = load()
     room = len(requests.run_pfn)
-    held, layout = _requests(ffi, requests), _regions(ffi, regions)
+    held, layout = requests_struct(ffi, requests), layout_struct(ffi, regions)
     while True:
         found = [np.empty(room, np.int64) for _ in range(3)]
         out = [array(ffi, column, np.int64) for column in found]
-        count = lib.aero_select_runs(held[0], _bits(queues), layout[0], room, *out)
+        count = lib.aero_select_runs(held[0], queue_bits(queues), layout[0], room, *out)
         if count <= room:
             page, pages, request = (cut(column, count) for column in found)
             return page, pages, request
+        room = count
+
+
+def merge_requests(
+    requests: RequestColumns, queues: Collection[int], regions: RegionColumns, group: Int64s
+) -> tuple[Int64s, Int64s, Int64s]:
+    """Cut the runs of some queues to guest memory, and unite those of each group.
+
+    It gives what `merge_runs` gives of `select_runs`, without the columns in between.
+
+    Args:
+        requests: The requests.
+        queues: The queues.
+        regions: Guest memory.
+        group: Group of each request. Equal ones must lie next to each other, among requests of
+            these queues that name something.
+
+    Returns:
+        First page, pages and group of each run: groups in their order, runs ascending in each.
+
+    Raises:
+        NativeError: The extension is not built, or there is no memory.
+    """
+    ffi, lib = load()
+    if len(group) != len(requests.queue):
+        raise ValueError("there must be a group for each request")
+    room = len(requests.run_pfn)
+    held, layout = requests_struct(ffi, requests), layout_struct(ffi, regions)
+    of = array(ffi, np.ascontiguousarray(group), np.int64)
+    while True:
+        found = [np.empty(room, np.int64) for _ in range(3)]
+        out = [array(ffi, column, np.int64) for column in found]
+        count = lib.aero_merge_requests(held[0], queue_bits(queues), layout[0], of, room, *out)
+        if count < 0:
+            raise NativeError("cannot merge the pages of requests", reason="there is no memory")
+        if count <= room:
+            page, pages, by = (cut(column, count) for column in found)
+            return page, pages, by
         room = count
 
 
@@ -102,18 +140,45 @@ def select_pages(
     ffi, lib = load()
     room = int(request_pages(requests)[np.isin(requests.queue, [*queues])].sum())
     found = [np.empty(room, np.int64) for _ in range(2)]
-    held, layout = _requests(ffi, requests), _regions(ffi, regions)
+    held, layout = requests_struct(ffi, requests), layout_struct(ffi, regions)
     out = [array(ffi, column, np.int64) for column in found]
-    count = lib.aero_select_pages(held[0], _bits(queues), layout[0], *out)
+    count = lib.aero_select_pages(held[0], queue_bits(queues), layout[0], *out)
     return cut(found[0], count), cut(found[1], count)
 
 
-def _bits(queues: Collection[int]) -> int:
+def outside_pages(requests: RequestColumns, queues: Collection[int], regions: RegionColumns) -> int:
+    """Count the pages that some queues name and that are no guest memory, repeats as well."""
+    ffi, lib = load()
+    held, layout = requests_struct(ffi, requests), layout_struct(ffi, regions)
+    return int(lib.aero_outside(held[0], queue_bits(queues), layout[0]))
+
+
+def give_back() -> None:
+    """Return memory that was freed to the system; the allocator would keep it for this process."""
+    load()[1].aero_give_back()
+
+
+def wire_pfns(requests: RequestColumns, queues: Collection[int]) -> npt.NDArray[np.uint32]:
+    """List every PFN of some queues as a driver writes it: le32, in wire order.
+
+    One that 32 bits cannot hold becomes the highest of them: no guest's memory, as is what it
+    stands for. A cast would send a page of low memory.
+    """
+    ffi, lib = load()
+    room = int(request_pages(requests)[np.isin(requests.queue, [*queues])].sum())
+    found = np.empty(room, np.uint32)
+    held = requests_struct(ffi, requests)
+    lib.aero_wire_pfns(held[0], queue_bits(queues), array(ffi, found, np.uint32))
+    return found
+
+
+def queue_bits(queues: Collection[int]) -> int:
+    """Describe some queues as C takes them."""
     return sum(1 << queue for queue in queues)
 
 
-def _requests(ffi: Any, requests: RequestColumns) -> tuple[Any, list[Any]]:
-    """The C view, and what must stay alive with it."""
+def requests_struct(ffi: Any, requests: RequestColumns) -> tuple[Any, list[Any]]:
+    """Describe requests as `struct aero_requests`; and what must stay alive with it."""
     count, offsets = len(requests.queue), requests.run_offsets
     runs = min(len(requests.run_pfn), len(requests.run_pages))
     rises = len(offsets) == count + 1 and bool((offsets[1:] >= offsets[:-1]).all())
@@ -128,6 +193,7 @@ def _requests(ffi: Any, requests: RequestColumns) -> tuple[Any, list[Any]]:
     return ffi.new("struct aero_requests *", [*held, count]), held
 
 
-def _regions(ffi: Any, regions: RegionColumns) -> tuple[Any, list[Any]]:
+def layout_struct(ffi: Any, regions: RegionColumns) -> tuple[Any, list[Any]]:
+    """Describe regions as `struct aero_layout`; and what must stay alive with it."""
     held = [array(ffi, column, np.int64) for column in regions]
     return ffi.new("struct aero_layout *", [*held, len(regions.start_pfn)]), held

@@ -11,6 +11,9 @@ from replay.strategies.base import Operations, Strategy
 from replay.strategies.select import Pieces, reported, whole_host_pages
 from tracer.trace.schema import Queue
 
+TOGETHER = 1024
+"""Requests that are looked at together: columns of all of them would take more than a plan."""
+
 
 class Adjacent(Strategy):
     """Grow one range at either end in arrival order; let it go at the first page that is apart.
@@ -24,15 +27,24 @@ class Adjacent(Strategy):
 
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """One discard per grown range and per reported block."""
-        pfn, pages, request = requests.runs_of(Queue.INFLATE)
-        start, length, request = grow(pfn, pages, request)
-        clipped = context.layout.clip(start, length)
-        found = Pieces(clipped.page, clipped.pages, request[clipped.source])
+        parts = [
+            _grown(requests.between(first, first + TOGETHER), first, context)
+            for first in range(0, max(len(requests), 1), TOGETHER)
+        ]
+        found = Pieces(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         discard = (context.discard,)
         return [
             Operations(discard, whole_host_pages(found, requests, context)),
             Operations(discard, reported(requests, context)),
         ]
+
+
+def _grown(requests: Requests, before: int, context: Context) -> Pieces:
+    """What some requests give, in numbers of all; `before` them are others."""
+    pfn, pages, request = requests.runs_of(Queue.INFLATE)
+    start, length, request = grow(pfn, pages, request)
+    clipped = context.layout.clip(start, length)
+    return Pieces(clipped.page, clipped.pages, request[clipped.source] + before)
 
 
 def grow(pfn: Int64s, pages: Int64s, request: Int64s) -> tuple[Int64s, Int64s, Int64s]:

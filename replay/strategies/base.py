@@ -119,7 +119,7 @@ class Strategy(ABC):
         }
         for name in ("joined", "thread"):
             if any(getattr(part, name) is not None for part in parts):
-                columns[name] = _joined([_or_zeros(part, getattr(part, name)) for part in parts])
+                columns[name] = np.concatenate([_or_zeros(p, getattr(p, name)) for p in parts])
         if len(parts) > 1:
             order = _in_order([_each(part.pieces.request, part) for part in parts])
             request = request[order]
@@ -206,10 +206,10 @@ def _each(column: Int64s, part: Operations) -> Int64s:
     return column if len(part.advice) == 1 else np.repeat(column, len(part.advice))
 
 
-def _or_zeros(part: Operations, column: Bools | UInt8s | None) -> Int64s:
+def _or_zeros(part: Operations, column: Bools | UInt8s | None) -> UInt8s:
     if column is None:
-        return np.zeros(len(part.pieces.page) * len(part.advice), np.int64)
-    return column.astype(np.int64)
+        return np.zeros(len(part.pieces.page) * len(part.advice), np.uint8)
+    return column.astype(np.uint8)
 
 
 def _in_order(requests: list[Int64s]) -> Int64s:

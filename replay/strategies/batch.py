@@ -9,7 +9,7 @@ import numpy as np
 from replay.plan import Context
 from replay.requests import Requests
 from replay.strategies.base import Operations, Strategy, at_least
-from replay.strategies.select import merged_within, pieces, reported, whole_host_pages
+from replay.strategies.select import merged_by, reported, whole_host_pages
 from replay.strategies.windows import PAUSE_NS, batch_last
 from tracer.trace.schema import Queue
 
@@ -54,9 +54,8 @@ class Batch(Batching):
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """One discard per merged range of a batch and per reported block."""
         discard = (context.discard,)
-        found = pieces(requests, context, Queue.INFLATE)
         last = batch_last(requests, self.pfns, self.pause_ns)
-        merged = merged_within(found, last[found.request], context)
+        merged = merged_by(requests, context, Queue.INFLATE, last)
         return [
             Operations(discard, whole_host_pages(merged, requests, context)),
             Operations(discard, reported(requests, context)),

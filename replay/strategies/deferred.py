@@ -23,8 +23,8 @@ from replay.requests import Requests
 from replay.strategies.base import Operations, Strategy
 from replay.strategies.select import (
     Pieces,
+    merged_by,
     merged_requests,
-    merged_within,
     once,
     pieces,
     whole_host_pages,
@@ -97,9 +97,8 @@ def ever_held(
     requests: Requests, context: Context, hold_bytes: int | None, hold_ns: int | None
 ) -> Pieces:
     """All that each hold is given, merged, whatever is deflated meanwhile."""
-    found = pieces(requests, context, Queue.INFLATE)
     until = held_until(requests, hold_bytes, hold_ns)
-    return merged_within(found, until[found.request], context)
+    return merged_by(requests, context, Queue.INFLATE, until)
 
 
 @once

@@ -56,9 +56,11 @@ class Huge(Holding):
         """One discard per merged range of whole units, per range of the rest, and per block."""
         discard = (self.advice(context),)
         whole, rest = self._whole_and_rest(requests, context)
-        order = weave(whole.request, rest.request)
-        both = (np.concatenate(columns) for columns in zip(whole, rest, strict=True))
-        found = Pieces(*(column[order] for column in both))
+        found = rest
+        if len(whole.page):
+            order = weave(whole.request, rest.request)
+            both = (np.concatenate(columns) for columns in zip(whole, rest, strict=True))
+            found = Pieces(*(column[order] for column in both))
         return [
             Operations(discard, whole_host_pages(found, requests, context)),
             Operations(discard, merged_requests(requests, context, Queue.REPORTING)),

@@ -7,10 +7,9 @@ from replay.requests import Requests
 from replay.strategies.base import Operations, Strategy
 from replay.strategies.select import (
     Pieces,
+    merged_by,
     merged_requests,
-    merged_within,
     once,
-    pieces,
     whole_host_pages,
 )
 from replay.strategies.windows import phase_last
@@ -57,5 +56,4 @@ class Oracle(Strategy):
 @once
 def phase_ranges(requests: Requests, context: Context) -> Pieces:
     """Merged ranges of each inflate phase, with the phase's last inflate request."""
-    given = pieces(requests, context, Queue.INFLATE)
-    return merged_within(given, phase_last(requests)[given.request], context)
+    return merged_by(requests, context, Queue.INFLATE, phase_last(requests))

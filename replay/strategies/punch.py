@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from replay.backings import Advice
 from replay.plan import Context
 from replay.requests import Requests
 from replay.strategies.base import Operations, Strategy
 from replay.strategies.select import (
-    Pieces,
     merged_requests,
     reported,
+    single_pages,
     whole_host_pages,
     wire_pages,
 )
@@ -47,7 +45,7 @@ class Punch(Strategy):
             found = merged_requests(requests, context, Queue.INFLATE)
         else:
             page, request = wire_pages(requests, context, Queue.INFLATE)
-            found = Pieces(page, np.ones(len(page), np.int64), request)
+            found = single_pages(page, request)
         hole = (self.advice(context),)
         return [
             Operations(hole, whole_host_pages(found, requests, context)),

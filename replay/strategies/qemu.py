@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from replay.backings import Advice
 from replay.hostpage import completed
 from replay.plan import Context
 from replay.requests import Requests
 from replay.strategies.base import Operations, Strategy
-from replay.strategies.select import Pieces, reported, touched_host_pages, wire_pages
+from replay.strategies.select import reported, single_pages, touched_host_pages, wire_pages
 from tracer.trace.schema import Queue
 
 DISCARD_CALLS: dict[str, tuple[Advice, ...]] = {
@@ -43,9 +41,9 @@ class Qemu(Strategy):
             full = completed(page, request, unit)
             page, request = page[full] // unit * unit, request[full]
         wanted, by = wire_pages(requests, context, Queue.DEFLATE)
-        back = Pieces(wanted, np.ones(len(wanted), np.int64), by)
+        back = single_pages(wanted, by)
         return [
-            Operations(calls, Pieces(page, np.full(len(page), unit), request)),
+            Operations(calls, single_pages(page, request, unit)),
             Operations((Advice.WILLNEED,), touched_host_pages(back, context)),
             Operations(calls, reported(requests, context)),
         ]

@@ -14,9 +14,8 @@ from replay.requests import Requests
 from replay.strategies.base import Operations, Sent, Strategy, at_least
 from replay.strategies.select import (
     Pieces,
-    merged_within,
+    merged_by,
     once,
-    pieces,
     reported,
     touched_host_pages,
     whole_host_pages,
@@ -115,9 +114,7 @@ def episode_ranges(
     requests: Requests, context: Context, queue: Queue, pause_ns: int
 ) -> tuple[Int64s, Int64s, Int64s]:
     """First PFN, pages and last request of each episode's ranges, within regions."""
-    found = pieces(requests, context, queue)
-    episode = episode_last(requests, pause_ns)
-    merged = merged_within(found, episode[found.request], context)
+    merged = merged_by(requests, context, queue, episode_last(requests, pause_ns))
     return context.layout.pfns_of(merged.page), merged.pages, merged.request
 
 

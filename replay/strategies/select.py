@@ -14,7 +14,7 @@ import numpy as np
 
 from replay.hostpage import wholly_given
 from replay.native.ascending import merge_runs
-from replay.native.selecting import select_pages, select_runs
+from replay.native.selecting import merge_requests, select_pages, select_runs
 from replay.plan import Context
 from replay.ranges import Int64s, Runs, expand, rising
 from replay.requests import Requests
@@ -27,6 +27,11 @@ class Pieces(NamedTuple):
     page: Int64s
     pages: Int64s
     request: Int64s
+
+
+def single_pages(page: Int64s, request: Int64s, unit_pages: int = 1) -> Pieces:
+    """Pieces of one unit each; their lengths are one number, which takes no memory."""
+    return Pieces(page, np.broadcast_to(np.int64(unit_pages), len(page)), request)
 
 
 P = ParamSpec("P")
@@ -94,14 +99,28 @@ def merged_within(found: Pieces, group: Int64s, context: Context) -> Pieces:
     return Pieces(*merge_runs(found.page, found.pages, group))
 
 
+def merged_by(requests: Requests, context: Context, queue: Queue, group: Int64s) -> Pieces:
+    """Pages of a queue, sorted and merged within each group of requests.
+
+    Args:
+        requests: The requests.
+        context: The memory.
+        queue: The queue.
+        group: int64, one per request; the result's `request` holds groups, ascending.
+    """
+    named = (requests.queue == queue) & (requests.run_offsets[1:] > requests.run_offsets[:-1])
+    if (np.diff(group[named]) < 0).any():
+        found = pieces(requests, context, queue)
+        return merged_within(found, group[found.request], context)
+    return Pieces(*merge_requests(requests.columns, (queue,), context.layout.columns, group))
+
+
 @once
 def merged_requests(requests: Requests, context: Context, queue: Queue) -> Pieces:
     """Pages of a queue, sorted and merged within each request; reports as `reported` has them."""
-    found = (
-        reported(requests, context)
-        if queue == Queue.REPORTING
-        else pieces(requests, context, queue)
-    )
+    if queue != Queue.REPORTING:
+        return merged_by(requests, context, queue, np.arange(len(requests)))
+    found = reported(requests, context)
     return merged_within(found, found.request, context)
 
 

@@ -15,9 +15,9 @@ from replay.strategies.base import Operations, at_least
 from replay.strategies.batch import Batching
 from replay.strategies.select import (
     Pieces,
-    merged_within,
-    pieces,
+    merged_by,
     reported,
+    single_pages,
     whole_host_pages,
     wire_pages,
 )
@@ -70,11 +70,10 @@ class Vectored(Batching):
         """Single pages or merged ranges of each batch, and reported blocks, in joint calls."""
         last = batch_last(requests, self.ranges, self.pause_ns)
         if self.merge:
-            found = pieces(requests, context, Queue.INFLATE)
-            found = merged_within(found, last[found.request], context)
+            found = merged_by(requests, context, Queue.INFLATE, last)
         else:
             page, request = wire_pages(requests, context, Queue.INFLATE)
-            found = Pieces(page, np.ones(len(page), np.int64), last[request])
+            found = single_pages(page, last[request])
         return [
             self._vector(whole_host_pages(found, requests, context), context),
             self._vector(reported(requests, context), context),
@@ -99,7 +98,9 @@ def joint_calls(found: Pieces, ranges: int, pages: int) -> Bools:
     if len(first) == 0:
         return begins
     count = np.diff(np.append(first, len(begins)))
-    begins |= (np.arange(len(begins)) - np.repeat(first, count)) % ranges == 0
+    calls = -(-count // ranges)
+    nth = np.arange(int(calls.sum())) - np.repeat(np.cumsum(calls) - calls, calls)
+    begins[np.repeat(first, calls) + nth * ranges] = True
     heavy = np.add.reduceat(found.pages, first) > pages
     for start, size in zip(first[heavy].tolist(), count[heavy].tolist(), strict=True):
         part = slice(start, start + size)

@@ -22,6 +22,7 @@ from replay.plan import context_of
 from replay.ranges import pfns_from_runs
 from replay.requests import load_requests, memory_map
 from replay.schedule import ReplayOptions, replay_trace
+from replay.shared import Packed
 from replay.strategies import STRATEGIES
 from tracer.trace.reader import open_trace
 
@@ -52,11 +53,15 @@ def plan(path: Path, name: str) -> object:
 
 
 def replay(path: Path, name: str) -> None:
-    """Replay a trace once; the job is pickled, as on its way to another process."""
+    """Replay a trace once; the job is pickled, as on its way to another process.
+
+    What lies in memory that both processes map is here once, as it is there.
+    """
 
     def run_here(context: object, job: Job, timeout_ns: int) -> Done:
         del context, timeout_ns
-        return run_job(pickle.loads(pickle.dumps(job)))
+        packed = Packed(job)
+        return run_job(pickle.loads(packed.content, buffers=packed.buffers))
 
     rounds.run_in_fresh_process = run_here
     once = ReplayOptions(path, (name,), runs=1, warmup=0, watched_runs=0, residency="untouched")

@@ -5,9 +5,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replay.layout import Layout
-from replay.native.selecting import check_runs, request_pages, select_pages, select_runs
+from replay.native.ascending import merge_runs
+from replay.native.selecting import (
+    check_runs,
+    merge_requests,
+    outside_pages,
+    request_pages,
+    select_pages,
+    select_runs,
+    wire_pfns,
+)
+from replay.native.tallying import count_steps
 from replay.ranges import pfns_from_runs, rising
-from replay.requests import Requests
+from replay.requests import Requests, from_pfns
 from tracer.trace.manifest import Region
 from tracer.trace.schema import Queue
 
@@ -69,6 +79,52 @@ def test_requests_name_the_pages_of_their_runs(found):
     requests = requests_of(found)
     expected = [sum(pages for _, pages, _ in content) for _, content in found]
     assert request_pages(requests.columns).tolist() == expected
+
+
+@unhurried
+@given(contents, st.sampled_from(Queue), st.integers(1, 4))
+def test_merging_requests_is_merging_their_pieces(found, queue, together):
+    requests = requests_of(found)
+    group = np.arange(len(requests)) // together
+    page, pages, request = select_runs(requests.columns, (queue,), LAYOUT.columns)
+    expected = merge_runs(page, pages, group[request])
+    merged = merge_requests(requests.columns, (queue,), LAYOUT.columns, group)
+    assert np.transpose(merged).tolist() == np.transpose(expected).tolist()
+
+
+def test_a_group_of_many_runs_is_merged_part_by_part():
+    pages = np.random.default_rng(5).permutation(30_000)
+    layout = Layout([Region("ram", 0, None, 30_000 * PAGE, "anon", PAGE)])
+    requests = from_pfns((Queue.INFLATE, part.tolist()) for part in pages[:20_000].reshape(-1, 100))
+    for together in (1, 70, 200):
+        group = np.arange(200) // together
+        found = select_runs(requests.columns, (Queue.INFLATE,), layout.columns)
+        expected = merge_runs(found[0], found[1], group[found[2]])
+        merged = merge_requests(requests.columns, (Queue.INFLATE,), layout.columns, group)
+        assert np.transpose(merged).tolist() == np.transpose(expected).tolist()
+
+
+@unhurried
+@given(contents, st.sets(st.sampled_from(Queue)))
+def test_pages_outside_and_steps_are_those_of_the_pfns(found, queues):
+    requests = requests_of(found)
+    named = [requests.pfns(i) for i in range(len(requests)) if requests.queue[i] in queues]
+    outside = sum(int((LAYOUT.pages_of(pfns) < 0).sum()) for pfns in named)
+    assert outside_pages(requests.columns, queues, LAYOUT.columns) == outside
+    steps = np.concatenate([np.zeros(0, np.int64), *(np.diff(pfns) for pfns in named)])
+    counted = (len(steps), int((steps == 1).sum()), int((steps == -1).sum()))
+    assert count_steps(requests.columns, queues) == counted
+
+
+def test_a_pfn_that_32_bits_cannot_hold_is_sent_as_the_highest():
+    requests = from_pfns([(Queue.INFLATE, [7, (1 << 32) - 2, 1 << 32, (1 << 32) + 7])])
+    highest = (1 << 32) - 1
+    assert wire_pfns(requests.columns, (Queue.INFLATE,)).tolist() == [
+        7,
+        highest - 1,
+        highest,
+        highest,
+    ]
 
 
 def test_each_impossible_run_is_counted_as_what_it_is():
