@@ -1,4 +1,5 @@
-"""The shipped unit under a real systemd, process 1 of a guest: starts, pings, stops in order.
+"""The shipped unit under a real systemd, process 1 of a guest: starts, pings, stops in order, and
+is killed and started again where it hangs.
 
 The guest's disk is the lab's, with systemd, the unit and a stand-in for a VMM laid over it from a
 second disk; its first process is systemd in place of the lab's script, and the agent is a service.
@@ -22,7 +23,9 @@ from lab.vm import LabVm
 from tests.standins.build import program
 from tests.unit.command import ROOT
 from tracer.trace.check import check_trace
-from tracer.trace.reader import open_trace
+from tracer.trace.findings import Severity
+from tracer.trace.reader import Trace, open_trace
+from tracer.trace.salvage import salvage
 
 UNIT = ROOT / "aerostat" / "systemd" / "aerostat.service"
 SYSTEMD = Path("/usr/lib/systemd")
@@ -61,6 +64,9 @@ VMM = """\
 mkfifo /tmp/in && exec 3<>/tmp/in
 exec /opt/standin/qemu-system-x86_64 -m 64M -name guest=web <&3 >/tmp/out
 """
+HASTY = "[Service]\nWatchdogSec=30\n"
+"""A minute, as shipped, is long to wait for; much less is too short for an emulated guest."""
+TRACES = "/var/lib/private/aerostat"
 START_S = 400
 """BCC's compiler takes minutes in an emulated guest on a busy machine."""
 
@@ -120,7 +126,7 @@ def first_process() -> bytes:
 
 @pytest.fixture(scope="module")
 def vm(disk: Path) -> Iterator[LabVm]:
-    """A guest whose process 1 is systemd."""
+    """A guest whose process 1 is systemd, with a stand-in for a VMM."""
     with pytest.MonkeyPatch.context() as patch:
         build, command = lab_vm.build_initramfs, lab_vm.qemu_command
         drive = f"if=none,id=more,format=raw,readonly=on,file={disk}"
@@ -130,6 +136,9 @@ def vm(disk: Path) -> Iterator[LabVm]:
         patch.setattr(lab_vm, "qemu_command", lambda *args: [*command(*args), *more])
         wanted = LabOptions(output=Path("not-written.balloon"), record=False)
         with open_vm(wanted) as booted:
+            agent = booted.agent
+            agent.spawn(["sh", "/opt/standin/start"], "/tmp/vmm.log")
+            until(lambda: agent.exists("/tmp/out") and b"parts" in agent.read_file("/tmp/out"))
             yield booted
 
 
@@ -144,19 +153,27 @@ def until(true, wait_s: float = 120.0) -> None:
         time.sleep(0.5)
 
 
+def inflate(vm: LabVm, pages: int) -> None:
+    """Have the stand-in take so many pages from its guest."""
+    done = vm.agent.read_file("/tmp/out").count(b'"inflate"')
+    vm.agent.run(["sh", "-c", f"echo inflate 1000 {pages} 1 >/tmp/in"])
+    until(lambda: vm.agent.read_file("/tmp/out").count(b'"inflate"') > done)
+
+
+def copied(vm: LabVm, name: str, directory: Path) -> Trace:
+    """Open a copy of a trace that the service has written, whole or torn."""
+    vm.agent.copy_out(f"{TRACES}/{name}", directory / name)
+    return open_trace(directory / name)
+
+
 @pytest.mark.long
 def test_the_unit_lives_under_systemd(vm: LabVm, tmp_path: Path) -> None:
     agent = vm.agent
     assert agent.run(["cat", "/proc/1/comm"]).strip() == "systemd"
-    agent.spawn(["sh", "/opt/standin/start"], "/tmp/vmm.log")
-    until(lambda: agent.exists("/tmp/out") and b"parts" in agent.read_file("/tmp/out"))
-
     # Type=notify: systemctl comes back when the probes are attached, not before.
     agent.run(["systemctl", "start", "aerostat"], START_S)
     assert (show(vm, "ActiveState"), show(vm, "Type")) == ("active", "notify")
-    until(lambda: show(vm, "StatusText").startswith("1 VMs"))
-    agent.run(["sh", "-c", "echo inflate 1000 5000 1 >/tmp/in"])
-    until(lambda: b'"inflate"' in agent.read_file("/tmp/out"))
+    inflate(vm, 5000)
     until(lambda: "1 VMs, 20 requests, 0 events lost" in show(vm, "StatusText"))
 
     pings = {show(vm, "WatchdogTimestampMonotonic")}
@@ -168,10 +185,52 @@ def test_the_unit_lives_under_systemd(vm: LabVm, tmp_path: Path) -> None:
 
     agent.run(["systemctl", "stop", "aerostat"], START_S)
     assert (show(vm, "Result"), show(vm, "ExecMainStatus")) == ("success", "0")
-    (listed,) = agent.run(["ls", "/var/lib/private/aerostat"]).split()
-    agent.copy_out(f"/var/lib/private/aerostat/{listed}", tmp_path / listed)
-    trace = open_trace(tmp_path / listed)
+    (listed,) = agent.run(["ls", TRACES]).split()
+    trace = copied(vm, listed, tmp_path)
     assert trace.is_complete
     assert trace.manifest.end_reason == "stopped"
     assert pc.sum(trace.table("requests")["pages"]).as_py() == 5000
     assert check_trace(trace) == []
+
+
+@pytest.mark.long
+def test_a_recorder_that_hangs_is_killed_by_the_watchdog_and_started_again(
+    vm: LabVm, tmp_path: Path
+) -> None:
+    agent = vm.agent
+    agent.run(["busybox", "mkdir", "-p", "/run/systemd/system/aerostat.service.d"])
+    agent.run(["sh", "-c", f"printf '{HASTY}' >/run/systemd/system/aerostat.service.d/hasty.conf"])
+    agent.run(["systemctl", "daemon-reload"])
+    before = set(agent.run(["ls", TRACES]).split()) if agent.exists(TRACES) else set()
+    agent.run(["systemctl", "start", "aerostat"], START_S)
+    assert show(vm, "WatchdogUSec") == "30s"
+    inflate(vm, 5000)
+    until(lambda: "1 VMs, 20 requests, 0 events lost" in show(vm, "StatusText"))
+    (torn,) = set(agent.run(["ls", TRACES]).split()) - before
+
+    hung = show(vm, "MainPID")
+    agent.run(["sh", "-c", f"kill -STOP {hung}"])
+    until(lambda: show(vm, "NRestarts") == "1")
+    until(lambda: show(vm, "ActiveState") == "active", START_S)
+    log = agent.run(["journalctl", "-u", "aerostat", "--no-pager"])
+    assert "Watchdog timeout" in log
+    assert "Failed with result 'watchdog'" in log
+    assert show(vm, "MainPID") not in {"0", hung}
+    assert not agent.exists(f"/proc/{hung}")
+
+    inflate(vm, 1000)
+    until(lambda: "1 VMs, 4 requests, 0 events lost" in show(vm, "StatusText"))
+    agent.run(["systemctl", "stop", "aerostat"], START_S)
+    (fresh,) = set(agent.run(["ls", TRACES]).split()) - before - {torn}
+    whole = copied(vm, fresh, tmp_path)
+    assert whole.is_complete
+    assert pc.sum(whole.table("requests")["pages"]).as_py() == 1000
+
+    assert not copied(vm, torn, tmp_path).is_complete
+    report = salvage(tmp_path / torn, tmp_path / "whole.balloon")
+    assert report.rows["requests"] == 20
+    kept = open_trace(report.path)
+    assert kept.manifest.end_reason == "salvaged"
+    assert pc.sum(kept.table("requests")["pages"]).as_py() == 5000
+    found = {finding.code for finding in check_trace(kept) if finding.severity is Severity.ERROR}
+    assert found == {"not-complete", "end-missing"}
