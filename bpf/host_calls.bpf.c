@@ -63,7 +63,7 @@ static __always_inline struct inflight *begin_call(u64 *thread, struct inflight 
 		count(vm, HOST_OUTSIDE_CALLS, 1);
 		return 0;
 	}
-	return in ? in : open_thread(thread, vm);
+	return in ? in : open_thread(thread, vm, HOST_LOST_THREADS);
 }
 
 static __always_inline int call_enter(struct arguments arguments)

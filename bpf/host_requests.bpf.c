@@ -198,7 +198,7 @@ static __always_inline int pop(struct pt_regs *ctx, u32 handler)
 		inflight.delete(&thread);
 		return 0;
 	}
-	in = open_thread(&thread, vm);
+	in = open_thread(&thread, vm, HOST_LOST_REQUESTS);
 	if (!in)
 		return 0;
 	/*

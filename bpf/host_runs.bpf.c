@@ -27,7 +27,8 @@ BPF_HASH(inflight, u64, struct inflight, MAX_THREADS);
 /* Never written. A program may be preempted, so what it fills in is no scratch of its CPU. */
 BPF_ARRAY(fresh, struct inflight, 1);
 
-static __always_inline struct inflight *open_thread(u64 *thread, struct host_vm *vm)
+/* Returns 0 where there is no room for one more thread, and counts what is lost by that. */
+static __always_inline struct inflight *open_thread(u64 *thread, struct host_vm *vm, int lost)
 {
 	int zero = 0;
 	struct inflight *zeroes = fresh.lookup(&zero), *in;
@@ -35,7 +36,7 @@ static __always_inline struct inflight *open_thread(u64 *thread, struct host_vm 
 	if (!zeroes)
 		return 0;
 	if (inflight.update(thread, zeroes)) {
-		count(vm, HOST_LOST_THREADS, 1);
+		count(vm, lost, 1);
 		return 0;
 	}
 	in = inflight.lookup(thread);

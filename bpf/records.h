@@ -56,7 +56,7 @@ enum aerostat_call {
 
 /* Indices of host_vm.counts; each is a sum since the VM was added. */
 enum aerostat_count {
-	HOST_LOST_REQUESTS,          /* the ring was full */
+	HOST_LOST_REQUESTS,          /* the ring was full, or no room to remember the thread */
 	HOST_LOST_CALLS,
 	HOST_QUOTA_REQUESTS,         /* the VM was over its quota */
 	HOST_QUOTA_CALLS,
@@ -64,7 +64,7 @@ enum aerostat_count {
 	HOST_LOST_DEFLATE_PAGES,
 	HOST_LOST_OTHER_PAGES,       /* of an inflate or a deflate whose queue could not be read */
 	HOST_LOST_PARTS,             /* further records of a request whose first is there */
-	HOST_LOST_THREADS,           /* no room to remember a thread */
+	HOST_LOST_THREADS,           /* calls in no request: no room to remember the thread */
 	HOST_LOST_PIECES,            /* of a vector, beyond AEROSTAT_PIECES */
 	HOST_OUTSIDE_CALLS,          /* on memory that is not the guest's: not recorded, no loss */
 	HOST_LONE_PUSHES,            /* of an element that was not seen to be popped; not in HIT_PUSH */

@@ -1,14 +1,21 @@
-"""Many VMs of one program: what is read of it is read once."""
+"""Many VMs, and threads: a program is read once for all of its VMs, and no room is a loss."""
 
+import contextlib
 import os
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.standins.build import qemu_like
+from tracer.errors import ProbeError
+from tracer.host_side.host import VmOptions, record_host
 from tracer.sites import host_probes
+from tracer.trace.reader import open_trace
+from tracer.vms.vmm import inspect
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +67,40 @@ def _in_pairs(numbers) -> tuple[int, int, int, int]:
 
 def _no_sites(exe: Path) -> host_probes.QemuSites:
     return host_probes.QemuSites(exe, None, None, (), {}, 0, {})
+
+
+def test_a_request_of_a_thread_that_there_is_no_room_for_is_a_lost_request(monkeypatch, tmp_path):
+    monkeypatch.setattr(host_probes, "MAX_THREADS", 8)
+    output = tmp_path / "host.balloon"
+    with qemu_like("-m", "64M", "-device", "virtio-balloon-pci") as vm:
+        stop, taken = threading.Event(), threading.Event()
+        # Without system calls, whose cost is measured with a thread of this process.
+        options = VmOptions(vmm=inspect(vm.pid), output=output, ready=taken.set, detail="requests")
+        with full_of_threads(monkeypatch), ThreadPoolExecutor(1) as worker:
+            recorded = worker.submit(record_host, options, stop=stop)
+            assert taken.wait(60)
+            vm.send("inflate", 1000, 256, 1)
+            stop.set()
+            recorded.result(60)
+    trace = open_trace(output)
+    assert trace.table("requests").num_rows == 0
+    assert [(loss.stream, loss.count, loss.cause) for loss in trace.losses] == [
+        ("requests", 1, "ring")
+    ]
+
+
+@contextlib.contextmanager
+def full_of_threads(monkeypatch):
+    """Have every host program begin with as many threads, of nobody's, as it can remember."""
+    really = host_probes.compile_host
+
+    def compiled():
+        program = really()
+        inflight = program["inflight"]
+        with contextlib.suppress(ProbeError):
+            for number in range(1000):
+                inflight[inflight.Key(number)] = inflight.Leaf()
+        return program
+
+    monkeypatch.setattr(host_probes, "compile_host", compiled)
+    yield
