@@ -23,7 +23,7 @@ from replay.requests import Requests
 from replay.residency import Residency
 from replay.sending import Sending, sending
 from replay.shared import share
-from replay.strategies import STRATEGIES, load_strategy
+from replay.strategies import STRATEGIES, load_strategies
 from replay.strategies.base import Strategy
 from replay.support import unsupported
 from tracer.trace.errors import AerostatError
@@ -50,7 +50,7 @@ def plan_all(
     """Plan every strategy once, nop first, and hold each plan to the rules of the device.
 
     Args:
-        names: Names that `load_strategy` knows, or `ALL`.
+        names: Names that `load_strategies` knows, or `ALL`.
         requests: What to plan for.
         context: The memory.
         progress: Told of phase `plan`.
@@ -65,19 +65,18 @@ def plan_all(
     require_planning(requests)
     wanted = [*STRATEGIES] if ALL in names else []
     wanted += [name for name in names if name != ALL]
-    wanted = list(dict.fromkeys((FLOOR_STRATEGY, *wanted)))
+    strategies = load_strategies((FLOOR_STRATEGY, *wanted))
     planned: list[Planned] = []
     refused: list[Refused] = []
-    for done, name in enumerate(wanted):
-        progress("plan", done, len(wanted))
-        strategy = load_strategy(name)
+    for done, strategy in enumerate(strategies):
+        progress("plan", done, len(strategies))
         plan = make_plan(strategy, requests, context)
         if not isinstance(plan, Refused) and (reason := unsupported(plan)) is not None:
             plan = Refused(plan.name, reason)
         if isinstance(plan, Refused):
             refused.append(plan)
             continue
-        if name == wanted[-1]:
+        if strategy is strategies[-1]:
             requests.memo.clear()  # no plan needs it any more, and it may be large
         check_plan(requests, plan, context)
         # nop, the first of all, sends what was recorded.
@@ -89,7 +88,7 @@ def plan_all(
     requests.memo.clear()
     for each in planned:
         share(each.plan, each.sending)
-    progress("plan", len(wanted), len(wanted))
+    progress("plan", len(strategies), len(strategies))
     if refused and len(planned) == 1:
         raise AerostatError(
             f"no strategy that was asked for can work on {context.backing} memory here",

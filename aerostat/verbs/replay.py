@@ -19,8 +19,12 @@ from aerostat.options import (
 )
 from aerostat.output import emit_json, plain, refuse_existing, warn
 from aerostat.progress import progress_on_stderr
+from tracer.trace.errors import AerostatError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from replay.against import Against
     from replay.results import Results
 
 
@@ -209,17 +213,32 @@ def command(
 
 
 def show(results: "Results", reference: str | None, *, as_json: bool) -> None:
-    """Write results to stdout, and every strategy beside one of them where that is asked for."""
-    beside = None
+    """Write results to stdout, and every strategy beside one of them where that is asked for.
+
+    Raises:
+        AerostatError: That one was refused; what was measured is written before.
+    """
+    beside, refused, label = None, None, ""
     if reference is not None:
         from replay.against import against
         from replay.strategies import load_strategy
 
         label = load_strategy(reference).label
-        beside = against(results.strategies, label)
+        refused = next((each for each in results.refused if each.name == label), None)
+        beside = against(results.strategies, label) if refused is None else None
     if as_json:
         emit_json(results.to_json() | ({} if beside is None else {"against": plain(beside)}))
-        return
+    else:
+        _draw(results, beside, label)
+    if refused is not None:
+        raise AerostatError(
+            f"nothing can be set against {label!r}",
+            reason=refused.reason,
+            remedy="choose another strategy for --against, or another --backing",
+        )
+
+
+def _draw(results: "Results", beside: "Sequence[Against] | None", label: str) -> None:
     from aerostat.replay_tables import draw_results
 
     draw_results(results)

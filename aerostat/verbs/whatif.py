@@ -63,14 +63,14 @@ def command(
     """
     from replay.plan import context_of
     from replay.requests import load_requests, memory_map
-    from replay.strategies import load_strategy
+    from replay.strategies import load_strategies
     from replay.whatif import Window, what_if
     from tracer.trace.missing import missing_events, require_seen_requests
     from tracer.trace.reader import open_trace
 
     opened = open_trace(trace)
     require_seen_requests(opened)
-    chosen = [load_strategy(name) for name in strategies] or None
+    chosen = load_strategies(strategies) or None
     context = context_of(memory_map(opened), backing)
     found = what_if(load_requests(opened), context, chosen, [Window(*each) for each in windows])
     if (missing := missing_events(opened)) is not None:

@@ -9,6 +9,7 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -84,6 +85,26 @@ def load_strategy(text: str) -> Strategy:
             reason=str(error),
             remedy="docs/strategies.md lists the parameters of each strategy",
         ) from error
+
+
+def load_strategies(texts: Iterable[str]) -> list[Strategy]:
+    """Find several strategies; one that is named twice comes once.
+
+    Raises:
+        AerostatError: As `load_strategy`; or two different ones have one name, under which results
+            could not tell them apart.
+    """
+    found: dict[str, tuple[str, Strategy]] = {}
+    for text in dict.fromkeys(texts):  # a file that is loaded twice has two classes
+        strategy = load_strategy(text)
+        before, other = found.setdefault(strategy.label, (text, strategy))
+        if type(other) is not type(strategy):
+            raise AerostatError(
+                f"two strategies are called {strategy.label!r}",
+                reason=f"{before} and {text} are not the same, and results go by name",
+                remedy="give one of them another `name`",
+            )
+    return [strategy for _, strategy in found.values()]
 
 
 def _named(name: str) -> Strategy:

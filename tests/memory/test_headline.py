@@ -125,6 +125,16 @@ def test_a_lossy_trace_is_not_stretched_unasked(make_trace: MakeTrace, capsys) -
     assert "--allow-loss" in capsys.readouterr().err
 
 
+def test_what_was_measured_is_shown_though_the_reference_was_refused(
+    make_trace: MakeTrace, capsys
+) -> None:
+    arguments = ("-s", "qemu", "--against", "punch", "--runs", "1", "--no-predict")
+    assert main(["replay", str(make_trace()), *arguments]) == ExitCode.FAILURE
+    out, err = capsys.readouterr()
+    assert "times: medians of 1 runs" in out
+    assert "no file to punch a hole into" in err
+
+
 def test_strategies_against_one_of_them(make_trace: MakeTrace, capsys) -> None:
     arguments = ("replay", str(make_trace()), "-s", "qemu", "--against", "range", "--runs", "6")
     code, found = run_json(capsys, *arguments, "--json")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from replay.check import check_plan
-from replay.strategies import STRATEGIES, load_strategy
+from replay.strategies import STRATEGIES, load_strategies, load_strategy
 from replay.strategies.base import Strategy
 from replay.strategies.range import Range
 from tests.unit.command import run
@@ -144,3 +144,13 @@ def test_an_installed_package_offers_a_strategy(tmp_path, monkeypatch):
     assert load_strategy("offered").source == "docs/strategies.md"
     with pytest.raises(AerostatError, match="cannot load the strategy 'broken'"):
         load_strategy("broken")
+
+
+def test_two_strategies_of_one_name_are_refused_and_one_named_twice_comes_once(tmp_path):
+    """Results go by name: the runs of one would stand for both."""
+    paths = [f"{example_file(tmp_path / name)}:Mine" for name in ("old.py", "new.py")]
+    with pytest.raises(AerostatError, match="two strategies are called 'mine'") as caught:
+        load_strategies(["qemu", *paths])
+    assert "old.py:Mine and " in caught.value.reason
+    again = load_strategies([paths[0], "deferred", paths[0], "deferred:hold_bytes=67108864"])
+    assert [each.label for each in again] == ["mine", "deferred"]
