@@ -2,12 +2,13 @@
 
 A mapping is not a region of guest memory: the kernel merges anonymous neighbours into one, and a
 VMM that discards by mapping over (Firecracker after a snapshot) leaves one file mapping in shreds.
+Anybody's process may have 65,530 mappings and a VMM's name, so no step goes through all for each.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -18,6 +19,8 @@ PageBytes = Callable[[Mapping], int]
 FileBytes = Callable[[Mapping], int | None]
 LEAST_BYTES = 32 << 20
 """Smaller anonymous mappings are taken for stacks and heaps: no VM is known to boot with less."""
+_MOST_EXTENTS = 512
+"""Twice as many as a PC has slots for memory (ACPI_MAX_RAM_SLOTS of QEMU)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +89,32 @@ def find_extents(
 
     Returns:
         Extents rising by address: anonymous ones of at least `LEAST_BYTES`, and those of files,
-        whatever has been mapped over inside them.
+        whatever has been mapped over inside them. Of too many, the largest.
     """
     found: list[Extent] = []
     for run in _touching([m for m in mappings if m.permissions.startswith("rw-")]):
-        files = {(m.file, m.start - m.offset_bytes) for m in run if m.file is not None}
-        covered = [_file_extent(run, file, origin, file_bytes) for file, origin in files]
+        places: dict[tuple[tuple[str, int], int], list[int]] = {}
+        for index, m in enumerate(run):
+            if m.file is not None:
+                places.setdefault((m.file, m.start - m.offset_bytes), []).append(index)
+        covered = [
+            _file_extent(run, indices[0], indices[-1], origin, file_bytes)
+            for (_, origin), indices in places.items()
+        ]
         found += covered
         found += [
             Extent(m.start, m.end, m, None, m.start, m.end)
-            for m in run
-            if m.file is None
-            and not any(extent.start <= m.start < extent.end for extent in covered)
+            for m in _outside(covered, [m for m in run if m.file is None])
         ]
+    large = [
+        extent
+        for extent in _with_seams(found)
+        if extent.length_bytes >= LEAST_BYTES or extent.mapping.path.startswith("/memfd:")
+    ]
+    kept = sorted(large, key=lambda extent: extent.length_bytes, reverse=True)[:_MOST_EXTENTS]
     return [
         replace(extent, page_bytes=page_bytes(extent.mapping))
-        for extent in sorted(_with_seams(found), key=lambda extent: extent.start)
-        if extent.length_bytes >= LEAST_BYTES or extent.mapping.path.startswith("/memfd:")
+        for extent in sorted(kept, key=lambda extent: extent.start)
     ]
 
 
@@ -133,19 +145,29 @@ def _touching(mappings: list[Mapping]) -> list[list[Mapping]]:
     return runs
 
 
+def _outside(covered: list[Extent], mappings: list[Mapping]) -> Iterator[Mapping]:
+    """Give the mappings that begin in no extent; both rise by address, mappings may be many."""
+    waiting = sorted(covered, key=lambda extent: extent.start, reverse=True)
+    reach = 0
+    for mapping in mappings:
+        while waiting and waiting[-1].start <= mapping.start:
+            reach = max(reach, waiting.pop().end)
+        if mapping.start >= reach:
+            yield mapping
+
+
 def _file_extent(
-    run: list[Mapping], file: tuple[str, int], origin: int, file_bytes: FileBytes
+    run: list[Mapping], first: int, last: int, origin: int, file_bytes: FileBytes
 ) -> Extent:
     """Put together what is left of one mapping of a file, and the holes in and beside it.
 
     Args:
         run: Mappings that touch each other.
-        file: The file.
+        first: Place in it of the first that belongs to the file's mapping.
+        last: Place of the last one.
         origin: HVA at which offset 0 of the file lies, or would.
         file_bytes: Tells the length of a file.
     """
-    pieces = [m for m in run if m.file == file and m.start - m.offset_bytes == origin]
-    first, last = run.index(pieces[0]), run.index(pieces[-1])
     start, end = run[first].start, run[last].end
     least = run[first - 1].start if first and run[first - 1].file is None else start
     after = run[last + 1] if last + 1 < len(run) else None
