@@ -89,7 +89,7 @@ class Paced:
 
     Args:
         discard_ns: Stage d by queue, the sum of the requests' own times, waits for a CPU left out.
-        interrupts: TLB shootdowns that the guest's CPU took meanwhile, populating included; None
+        interrupts: TLB shootdowns that the guest's CPU took meanwhile; None
             where the kernel does not count them.
         failures: Operations that failed.
     """

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_STRATEGIES = ("qemu", "adjacent", "request", "range", "oracle")
 DEFAULT_RUNS = 5
 MAX_RUNS = 10_000
+MAX_SEED = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ReplayOptions:
         warmup: Runs of each before those; kept in the results, never counted.
         watched_runs: Runs of each after those, in which every call is timed and memory sampled:
             they show the worst pause, and count in no total.
-        seed: Of the order of runs and of the stamps in memory.
+        seed: Of the order of runs and of the stamps in memory, below 2**63.
         backing: What guest memory is mapped from, a name in `BACKINGS`; None: as in the trace.
         thp: Where anonymous memory is in transparent huge pages.
         siblings: Threads that read the memory on other CPUs while stage d runs, as vCPUs do.
@@ -162,6 +163,12 @@ def check_options(options: ReplayOptions) -> None:
         raise AerostatError(
             f"memory of backing {options.backing!r} cannot be replayed",
             remedy=f"choose one of {', '.join(BACKINGS)}",
+        )
+    if not 0 <= options.seed < MAX_SEED:
+        raise AerostatError(
+            f"cannot replay with the seed {options.seed}",
+            reason="results hold no number below 0 or of more than 63 bits",
+            remedy="choose another --seed",
         )
     if not 0 <= options.siblings <= 1024:
         raise AerostatError(f"cannot run {options.siblings} sibling threads")

@@ -74,7 +74,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Runs of each after those, with each call timed, for the worst pause; not counted.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the order of runs.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, (1 << 63) - 1),
+    default=1,
+    show_default=True,
+    help="Of the order of runs.",
+)
 @click.option(
     "--backing",
     type=click.Choice(BACKINGS),
