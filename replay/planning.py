@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from replay.check import check_plan
 from replay.plan import Context, Plan
@@ -11,6 +13,8 @@ from replay.requests import Requests
 from replay.strategies import STRATEGIES, line_of
 from replay.strategies.base import Strategy
 from tracer.trace.errors import AerostatError
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,28 @@ def make_plan(strategy: Strategy, requests: Requests, context: Context) -> Plan 
         StrategyError: The strategy raised something; the reason says what and on which line.
         PlanError: Its plan must not run.
     """
+
+    def plan() -> Plan:
+        made = strategy.plan(requests, context)
+        if not is_shipped(strategy):
+            check_plan(requests, made, context)
+        return made
+
+    return attempt(strategy, context, plan)
+
+
+def is_shipped(strategy: Strategy) -> bool:
+    """Whether a strategy is one of aerostat's, whatever its parameters."""
+    return type(STRATEGIES.get(strategy.name)) is type(strategy)
+
+
+def attempt(strategy: Strategy, context: Context, work: Callable[[], Made]) -> Made | Refused:
+    """Have a strategy work, where it can on this memory; raises as `make_plan`."""
     try:
         reason = strategy.refusal(context)
         if reason is not None:
             return Refused(strategy.label, reason)
-        plan = strategy.plan(requests, context)
-        if type(STRATEGIES.get(strategy.name)) is not type(strategy):
-            check_plan(requests, plan, context)
+        return work()
     except AerostatError:
         raise
     except Exception as error:  # whatever the user's code raises is the reason to show
@@ -51,4 +70,3 @@ def make_plan(strategy: Strategy, requests: Requests, context: Context) -> Plan 
             reason=f"{type(error).__name__}: {error}{line_of(error, file)}",
             remedy="mend the strategy; docs/strategies.md shows a whole one",
         ) from error
-    return plan

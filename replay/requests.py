@@ -65,11 +65,6 @@ class Requests:
         return pfns_from_runs(self.run_pfn[runs], self.run_pages[runs])
 
     @cached_property
-    def run_request(self) -> Int64s:
-        """int64[m]: the request that each run belongs to."""
-        return np.repeat(np.arange(len(self), dtype=np.int64), np.diff(self.run_offsets))
-
-    @cached_property
     def pages(self) -> Int64s:
         """int64[n]: pages that each request names."""
         return request_pages(self.columns)
@@ -85,10 +80,11 @@ class Requests:
         wanted = np.isin(self.queue, queues)
         # MAX_PFN keeps every PFN below 2**63, so this view changes no value.
         pfn = self.run_pfn.view(np.int64)
+        request = np.repeat(np.flatnonzero(wanted), runs[wanted])
         if (wanted | (runs == 0)).all():
-            return pfn, self.run_pages.astype(np.int64), self.run_request
+            return pfn, self.run_pages.astype(np.int64), request
         chosen = np.flatnonzero(np.repeat(wanted, runs))
-        return pfn[chosen], self.run_pages[chosen].astype(np.int64), self.run_request[chosen]
+        return pfn[chosen], self.run_pages[chosen].astype(np.int64), request
 
     def before(self, index: int) -> Requests:
         """The first `index` requests."""

@@ -11,10 +11,11 @@ import numpy as np
 from replay.backings import Advice
 from replay.budget import require_planning
 from replay.check import HARMLESS
+from replay.counting import Counts, count
 from replay.native.selecting import outside_pages
-from replay.native.tallying import Tally, count_steps, tally
-from replay.plan import Context, Plan
-from replay.planning import Refused, make_plan
+from replay.native.tallying import count_steps
+from replay.plan import Context
+from replay.planning import Refused
 from replay.ranges import Runs, align_in
 from replay.rejections import BALLOON, Rejection, rejections
 from replay.requests import Requests
@@ -137,15 +138,18 @@ def what_if(
     named = strategies is not None
     chosen = list(STRATEGIES.values() if strategies is None else strategies)
     counted = {each.label: each for s in chosen for each in (s, *_curve(s, windows, named))}
-    bounds = {name: STRATEGIES[name].plan(requests, context) for name in ("qemu", "oracle")}
-    oracle = _discards(tally(bounds["oracle"].advice, bounds["oracle"].length_bytes))[0]
+    qemu, bound = (count(STRATEGIES[name], requests, context) for name in ("qemu", "oracle"))
+    assert isinstance(qemu, Counts)  # these two work on every memory
+    assert isinstance(bound, Counts)
+    bounds = {each.name: each for each in (qemu, bound)}
+    oracle = _discards(bound)[0]
     summaries, refused = [], []
     for label, strategy in counted.items():
-        plan = bounds.get(label) or make_plan(strategy, requests, context)
-        if isinstance(plan, Refused):
-            refused.append(plan)
+        found = bounds.get(label) or count(strategy, requests, context)
+        if isinstance(found, Refused):
+            refused.append(found)
         else:
-            summaries.append(summarise(strategy, plan, bounds["qemu"].calls, oracle))
+            summaries.append(summarise(strategy, found, qemu.calls, oracle))
     return WhatIf(
         context.backing, mergeability(requests, context), tuple(summaries), tuple(refused)
     )
@@ -157,35 +161,34 @@ def _curve(strategy: Strategy, windows: Sequence[Window], named: bool) -> list[S
     return [replace(strategy, **window._asdict()) for window in windows]
 
 
-def summarise(strategy: Strategy, plan: Plan, qemu_calls: int, oracle_discards: int) -> Summary:
+def summarise(strategy: Strategy, found: Counts, qemu_calls: int, oracle_discards: int) -> Summary:
     """Count one plan beside qemu's calls and the oracle's discards on the same trace."""
-    found = tally(plan.advice, plan.length_bytes)
     total_pages = sum(found.pages.values())
     discards, discard_pages = _discards(found)
     window = Window()
     if isinstance(strategy, Holding):
         window = Window(strategy.hold_bytes, strategy.hold_ns)
     return Summary(
-        plan.name,
+        found.name,
         window.hold_bytes,
         window.hold_ns,
-        len(plan),
+        found.operations.total(),
         {a.name: found.operations[a] for a in Advice if a in found.operations},
-        plan.calls,
-        plan.threads,
+        found.calls,
+        found.threads,
         total_pages,
         total_pages << PFN_SHIFT,
         discards,
         discard_pages << PFN_SHIFT,
-        plan.wire_requests,
-        plan.wire_bytes,
-        found.powers,
-        plan.calls / qemu_calls if qemu_calls else None,
+        found.wire_requests,
+        found.wire_bytes,
+        dict(sorted(found.powers.items())),
+        found.calls / qemu_calls if qemu_calls else None,
         discards / oracle_discards if oracle_discards else None,
     )
 
 
-def _discards(found: Tally) -> tuple[int, int]:
+def _discards(found: Counts) -> tuple[int, int]:
     """Operations that give memory back, and the pages that they cover."""
     giving = [code for code in found.operations if code not in HARMLESS]
     return sum(found.operations[code] for code in giving), sum(found.pages[c] for c in giving)

@@ -56,10 +56,9 @@ struct aero_steps {
     int64_t falling;
 };
 
-/* Operations, and pages that they lie on, by advice; and how many have 2**k to 2**(k + 1) - 1. */
+/* The sum of lengths, and how many there are of 2**k to 2**(k + 1) - 1. */
 struct aero_tally {
-    int64_t operations[256];
-    int64_t pages[256];
+    int64_t total;
     int64_t powers[64];
 };
 
@@ -97,8 +96,7 @@ void aero_follow(const struct aero_requests *requests, const struct aero_layout 
                  uint8_t *state, struct aero_followed *out);
 void aero_count_steps(const struct aero_requests *requests, uint32_t queues,
                       struct aero_steps *out);
-void aero_tally(const uint8_t *advice, const uint64_t *length_bytes, int64_t count,
-                struct aero_tally *out);
+void aero_tally(const int64_t *lengths, int64_t count, struct aero_tally *out);
 void aero_give_back(void);
 void aero_wire_pfns(const struct aero_requests *requests, uint32_t queues, uint32_t *out);
 /* cdef end */

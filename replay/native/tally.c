@@ -1,4 +1,4 @@
-/* Counts for `whatif`: of a plan by advice and length, of requests by how their PFNs follow. */
+/* Counts for `whatif`: of operations by length, of requests by how their PFNs follow. */
 #include "plans.h"
 
 /* Steps within each request of the queues in `queues`. */
@@ -27,16 +27,13 @@ void aero_count_steps(const struct aero_requests *requests, uint32_t queues,
     }
 }
 
-void aero_tally(const uint8_t *advice, const uint64_t *length_bytes, int64_t count,
-                struct aero_tally *out)
+/* Lengths of 0 count as nothing. */
+void aero_tally(const int64_t *lengths, int64_t count, struct aero_tally *out)
 {
     *out = (struct aero_tally){0};
     for (int64_t i = 0; i < count; i++) {
-        uint64_t pages = length_bytes[i] >> AERO_PAGE_SHIFT;
-
-        out->operations[advice[i]]++;
-        out->pages[advice[i]] += (int64_t)pages;
-        if (pages)
-            out->powers[63 - __builtin_clzll(pages)]++;
+        out->total += lengths[i];
+        if (lengths[i])
+            out->powers[63 - __builtin_clzll((uint64_t)lengths[i])]++;
     }
 }

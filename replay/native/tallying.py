@@ -1,4 +1,4 @@
-"""Typed face of tally.c: plans and requests, counted in one pass each."""
+"""Typed face of tally.c: lengths of operations and steps in requests, counted in one pass each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from replay.native.binding import array, load
 from replay.native.selecting import RequestColumns, queue_bits, requests_struct
-from replay.native.types import Bytes, Words
+from replay.native.types import Times
 
 
 class Steps(NamedTuple):
@@ -20,20 +20,6 @@ class Steps(NamedTuple):
     falling: int
 
 
-class Tally(NamedTuple):
-    """Operations of a plan.
-
-    Args:
-        operations: By advice code; those of which there are none are left out.
-        pages: Pages that they lie on, by the same codes.
-        powers: Operations by length: key k counts 2**k to 2**(k + 1) - 1 pages.
-    """
-
-    operations: dict[int, int]
-    pages: dict[int, int]
-    powers: dict[int, int]
-
-
 def count_steps(requests: RequestColumns, queues: Collection[int]) -> Steps:
     """Count how PFNs follow each other within the requests of some queues."""
     ffi, lib = load()
@@ -42,16 +28,21 @@ def count_steps(requests: RequestColumns, queues: Collection[int]) -> Steps:
     return Steps(found.all, found.rising, found.falling)
 
 
-def tally(advice: Bytes, length_bytes: Words) -> Tally:
-    """Count operations of whole pages by advice and by length."""
+def tally(lengths: Times) -> tuple[int, dict[int, int]]:
+    """Sum lengths and count them by power of two.
+
+    Args:
+        lengths: int64, each 0 or more.
+
+    Returns:
+        The sum; and how many there are of 2**k to 2**(k + 1) - 1, by k.
+    """
     ffi, lib = load()
-    if len(advice) != len(length_bytes):
-        raise ValueError("the columns of a plan differ in length")
-    codes, lengths = np.ascontiguousarray(advice), np.ascontiguousarray(length_bytes)
+    times = 1
+    if len(lengths) and lengths.strides == (0,):  # one number that stands for all
+        times, lengths = len(lengths), lengths[:1]
+    held = np.ascontiguousarray(lengths)
     out = ffi.new("struct aero_tally *")
-    lib.aero_tally(array(ffi, codes, np.uint8), array(ffi, lengths, np.uint64), len(codes), out)
-    return Tally(
-        {code: count for code, count in enumerate(out.operations) if count},
-        {code: out.pages[code] for code, count in enumerate(out.operations) if count},
-        {power: count for power, count in enumerate(out.powers) if count},
-    )
+    lib.aero_tally(array(ffi, held, np.int64), len(held), out)
+    powers = {power: count * times for power, count in enumerate(out.powers) if count}
+    return out.total * times, powers

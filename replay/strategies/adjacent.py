@@ -31,7 +31,9 @@ class Adjacent(Strategy):
             _grown(requests.between(first, first + TOGETHER), first, context)
             for first in range(0, max(len(requests), 1), TOGETHER)
         ]
-        found = Pieces(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        columns = [list(column) for column in zip(*parts, strict=True)]
+        del parts  # so that each column goes when it has been put together
+        found = Pieces(*(np.concatenate(columns.pop(0)) for _ in Pieces._fields))
         discard = (context.discard,)
         return [
             Operations(discard, whole_host_pages(found, requests, context)),

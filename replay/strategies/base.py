@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from replay.backings import Advice
 from replay.native.ascending import weave
@@ -18,6 +19,7 @@ from replay.strategies.select import Pieces
 from replay.wire import MAX_DESCRIPTOR_PAGES, MAX_ENTRIES, MAX_PFNS, shares
 from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT, Queue
 
+Value = TypeVar("Value", bound=np.generic)
 PFN_BYTES = 4
 """An inflate or deflate request is an array of le32 PFNs (virtio 1.x, 5.5.6)."""
 DESCRIPTOR_BYTES = 16
@@ -93,6 +95,15 @@ class Strategy(ABC):
         """First request whose operations could still change if more requests followed."""
         return len(requests)
 
+    def decided(self, requests: Requests, context: Context) -> list[Operations]:
+        """What `operations` gives, held to its form; raises as `plan` does."""
+        parts = [_checked(part) for part in self.operations(requests, context)]
+        return [part for part in parts if len(part.pieces.page)]
+
+    def sent_in_all(self, requests: Requests, context: Context) -> Sent:
+        """What `sent` gives, and reports, which are sent as recorded under every strategy."""
+        return _with_reports(self.sent(requests, context), requests)
+
     def plan(self, requests: Requests, context: Context) -> Plan:
         """Plan the whole stream.
 
@@ -107,56 +118,42 @@ class Strategy(ABC):
             TypeError: `operations` gave something that is no list of Operations.
             ValueError: Columns that belong together differ in length.
         """
-        parts = [_checked(part) for part in self.operations(requests, context)]
-        parts = [part for part in parts if len(part.pieces.page)]
-        request = _joined([_each(part.pieces.request, part) for part in parts])
-        columns = {
-            "advice": _joined(
-                [np.tile(np.array(p.advice, np.uint8), len(p.pieces.page)) for p in parts]
-            ),
-            "page": _joined([_each(part.pieces.page, part) for part in parts]),
-            "pages": _joined([_each(part.pieces.pages, part) for part in parts]),
-        }
-        for name in ("joined", "thread"):
-            if any(getattr(part, name) is not None for part in parts):
-                columns[name] = np.concatenate([_or_zeros(p, getattr(p, name)) for p in parts])
+        parts = self.decided(requests, context)
+        order = None
         if len(parts) > 1:
             order = _in_order([_each(part.pieces.request, part) for part in parts])
-            request = request[order]
-            columns = {name: column[order] for name, column in columns.items()}
-        joined, thread = columns.get("joined"), columns.get("thread")
-        sent = self._with_reports(self.sent(requests, context), requests)
+        # One column after the other: each takes as much again while it is put in order.
+        request = _ordered([_each(part.pieces.request, part) for part in parts], order)
+        offset = _ordered([_each(part.pieces.page, part) for part in parts], order)
+        offset_bytes = offset.view(np.uint64) << np.uint64(PFN_SHIFT)
+        del offset
+        length = _ordered([_each(part.pieces.pages, part) for part in parts], order)
+        length_bytes = length.view(np.uint64) << np.uint64(PFN_SHIFT)
+        del length
+        codes = [np.tile(np.array(p.advice, np.uint8), len(p.pieces.page)) for p in parts]
+        advice = _ordered(codes, order, np.uint8)
+        joined, thread = (
+            _ordered([_or_zeros(p, getattr(p, name)) for p in parts], order, np.uint8)
+            if any(getattr(p, name) is not None for p in parts)
+            else None
+            for name in ("joined", "thread")
+        )
+        sent = self.sent_in_all(requests, context)
         return Plan(
             self.label,
             self.protocol,
-            columns["advice"].astype(np.uint8),
-            columns["page"].view(np.uint64) << np.uint64(PFN_SHIFT),
-            columns["pages"].view(np.uint64) << np.uint64(PFN_SHIFT),
+            advice,
+            offset_bytes,
+            length_bytes,
             request,
             sent.request,
             sent.bytes,
             requests.queue[sent.request],
             sent.ranges,
             self.discards,
-            None if joined is None else joined.astype(np.bool_),
-            None if thread is None else thread.astype(np.uint8),
+            None if joined is None else joined.view(np.bool_),
+            thread,
         )
-
-    @staticmethod
-    def _with_reports(sent: Sent, requests: Requests) -> Sent:
-        """Reports are sent as they were recorded under every strategy."""
-        reports = sent_reports(requests)
-        if len(reports.request) == 0:
-            return sent
-        request = np.concatenate((sent.request, reports.request))
-        order = np.argsort(request, kind="stable")
-        size = np.concatenate((sent.bytes, reports.bytes))
-        ranges = sent.ranges
-        if ranges is not None:
-            place = np.empty(len(order), np.int64)
-            place[order] = np.arange(len(order))
-            ranges = ranges._replace(wire=place[ranges.wire])
-        return Sent(request[order], size[order], ranges)
 
 
 def at_least(minimum: int, strategy: Strategy, *names: str) -> None:
@@ -222,10 +219,14 @@ def _in_order(requests: list[Int64s]) -> Int64s:
     return np.argsort(np.concatenate(requests), kind="stable")
 
 
-def _joined(columns: list[Int64s]) -> Int64s:
-    if len(columns) == 1:
-        return columns[0]
-    return np.concatenate([np.zeros(0, np.int64), *columns])
+def _ordered(
+    parts: list[npt.NDArray[Value]], order: Int64s | None, kind: type[np.generic] = np.int64
+) -> npt.NDArray[Value]:
+    """One column of those of the parts; an empty one of a kind where there are none."""
+    if len(parts) == 1:
+        return parts[0]
+    column = np.concatenate([np.zeros(0, kind), *parts])
+    return column if order is None else column[order]
 
 
 def sent_as_recorded(requests: Requests) -> Sent:
@@ -236,6 +237,21 @@ def sent_as_recorded(requests: Requests) -> Sent:
     balloon = np.flatnonzero(np.isin(requests.queue, (Queue.INFLATE, Queue.DEFLATE)))
     source, pfns = shares(requests.pages[balloon], MAX_PFNS)
     return Sent(balloon[source], pfns * PFN_BYTES)
+
+
+def _with_reports(sent: Sent, requests: Requests) -> Sent:
+    reports = sent_reports(requests)
+    if len(reports.request) == 0:
+        return sent
+    request = np.concatenate((sent.request, reports.request))
+    order = np.argsort(request, kind="stable")
+    size = np.concatenate((sent.bytes, reports.bytes))
+    ranges = sent.ranges
+    if ranges is not None:
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        ranges = ranges._replace(wire=place[ranges.wire])
+    return Sent(request[order], size[order], ranges)
 
 
 def sent_reports(requests: Requests) -> Sent:

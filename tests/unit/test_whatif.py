@@ -5,7 +5,9 @@ import pytest
 
 from replay.backings import Advice
 from replay.check import PlanError
+from replay.counting import count
 from replay.plan import Context
+from replay.planning import Refused
 from replay.requests import Requests, from_pfns
 from replay.strategies import STRATEGIES, load_strategy
 from replay.strategies.base import Operations
@@ -34,6 +36,24 @@ def test_what_if_sets_discards_alone_beside_the_oracle():
     (qemu,) = what_if(EXAMPLE, context(), [STRATEGIES["qemu"]]).strategies
     assert (qemu.operations, qemu.discards, qemu.to_oracle) == (9, 7, 7 / 3)
     assert (qemu.pages, qemu.discard_bytes) == (12, 10 * PAGE_BYTES)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("backing", ["anon", "memfd"])
+def test_what_is_counted_without_a_plan_is_what_the_plan_holds(name, backing):
+    strategy, where = STRATEGIES[name], Context(context().regions, backing=backing)
+    found = count(strategy, EXAMPLE, where)
+    if isinstance(found, Refused):
+        assert strategy.refusal(where) == found.reason
+        return
+    plan = strategy.plan(EXAMPLE, where)
+    assert (found.calls, found.threads) == (plan.calls, plan.threads)
+    assert (found.wire_requests, found.wire_bytes) == (plan.wire_requests, plan.wire_bytes)
+    assert found.operations.total() == found.powers.total() == len(plan)
+    for code in found.operations:
+        chosen = plan.advice == code
+        assert found.operations[code] == int(chosen.sum())
+        assert found.pages[code] * PAGE_BYTES == int(plan.length_bytes[chosen].sum())
 
 
 class Greedy(Qemu):
