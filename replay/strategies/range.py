@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,8 +26,40 @@ from replay.wire import HEADER_BYTES, MAX_SHORT_PAGES, MAX_WORDS, WORD_BYTES, cl
 from tracer.trace.schema import Queue
 
 
+class ByEpisode(Strategy):
+    """A strategy whose driver sorts an episode's pages; the device advises each range at once."""
+
+    pause_ns: int
+    """A pause this long ends an episode."""
+
+    @abstractmethod
+    def cut(self, pfn: Int64s, pages: Int64s, episode: Int64s) -> Pieces:
+        """Cut ranges, given by PFN, where the protocol cannot name more in one."""
+
+    def operations(self, requests: Requests, context: Context) -> list[Operations]:
+        """One advice per range of an episode, one discard per reported block."""
+        discard = (context.discard,)
+        given, taken = (
+            self._on_memory(requests, context, queue) for queue in (Queue.INFLATE, Queue.DEFLATE)
+        )
+        return [
+            Operations(discard, reported(requests, context)),
+            Operations(discard, whole_host_pages(given, requests, context)),
+            Operations((Advice.WILLNEED,), touched_host_pages(taken, context)),
+        ]
+
+    def _on_memory(self, requests: Requests, context: Context, queue: Queue) -> Pieces:
+        ranges = self.cut(*episode_ranges(requests, context, queue, self.pause_ns))
+        return ranges._replace(page=context.layout.pages_of(ranges.page))
+
+    def settled(self, requests: Requests) -> int:
+        """The first request of the last episode: it may yet go on."""
+        first = np.flatnonzero(episode_begins(requests, self.pause_ns))
+        return int(first[-1]) if len(first) else len(requests)
+
+
 @dataclass(frozen=True)
-class Range(Strategy):
+class Range(ByEpisode):
     """The driver sorts what it gave in one go and sends ranges; the device advises each at once.
 
     An episode is a series of inflate (or of deflate) requests without a request of the other kind
@@ -55,27 +88,6 @@ class Range(Strategy):
         at_least(2, self, "words")
         at_least(1, self, "window_pages", "pause_ns")
 
-    def operations(self, requests: Requests, context: Context) -> list[Operations]:
-        """One advice per range of an episode, one discard per reported block."""
-        discard = (context.discard,)
-        given, taken = (
-            self._on_memory(requests, context, queue) for queue in (Queue.INFLATE, Queue.DEFLATE)
-        )
-        return [
-            Operations(discard, reported(requests, context)),
-            Operations(discard, whole_host_pages(given, requests, context)),
-            Operations((Advice.WILLNEED,), touched_host_pages(taken, context)),
-        ]
-
-    def _on_memory(self, requests: Requests, context: Context, queue: Queue) -> Pieces:
-        ranges = self._windowed(*episode_ranges(requests, context, queue, self.pause_ns))
-        return ranges._replace(page=context.layout.pages_of(ranges.page))
-
-    def settled(self, requests: Requests) -> int:
-        """The first request of the last episode: it may yet go on."""
-        first = np.flatnonzero(episode_begins(requests, self.pause_ns))
-        return int(first[-1]) if len(first) else len(requests)
-
     def sent(self, requests: Requests, context: Context) -> Sent:
         """Ranges of whole episodes, packed into as few requests as the buffer allows."""
         return in_order(
@@ -83,7 +95,7 @@ class Range(Strategy):
         )
 
     def _packed(self, requests: Requests, context: Context, queue: Queue) -> Sent:
-        ranges = self._windowed(*driver_ranges(requests, context, queue, self.pause_ns))
+        ranges = self.cut(*driver_ranges(requests, context, queue, self.pause_ns))
         words = np.where(ranges.pages > MAX_SHORT_PAGES, 2, 1)
         closes = close_requests(words, ranges.request, self.words)
         total = np.diff(np.concatenate(([0], np.cumsum(words)[closes])))
@@ -94,7 +106,7 @@ class Range(Strategy):
             SentRanges(ranges.page, ranges.pages, wire),
         )
 
-    def _windowed(self, pfn: Int64s, pages: Int64s, episode: Int64s) -> Pieces:
+    def cut(self, pfn: Int64s, pages: Int64s, episode: Int64s) -> Pieces:
         """Cut ranges where the bitmap, which begins at the episode's lowest PFN, is moved on."""
         first = np.ones(len(pfn), bool)
         first[1:] = episode[1:] != episode[:-1]

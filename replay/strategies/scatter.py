@@ -7,20 +7,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from replay.backings import Advice
 from replay.plan import Context, Protocol, SentRanges
 from replay.ranges import Int64s
 from replay.requests import Requests
-from replay.strategies.base import DESCRIPTOR_BYTES, Operations, Sent, Strategy, at_least
-from replay.strategies.range import driver_ranges, episode_ranges, in_order
-from replay.strategies.select import Pieces, reported, touched_host_pages, whole_host_pages
-from replay.strategies.windows import PAUSE_NS, episode_begins
+from replay.strategies.base import DESCRIPTOR_BYTES, Sent, at_least
+from replay.strategies.range import ByEpisode, driver_ranges, in_order
+from replay.strategies.select import Pieces
+from replay.strategies.windows import PAUSE_NS
 from replay.wire import MAX_DESCRIPTOR_PAGES, shares
 from tracer.trace.schema import Queue
 
 
 @dataclass(frozen=True)
-class Scatter(Strategy):
+class Scatter(ByEpisode):
     """The driver sorts what it gave in one go and adds one descriptor for each range to the ring.
 
     Episodes are those of `range`. The descriptor itself is the range, so nothing is written and
@@ -42,41 +41,19 @@ class Scatter(Strategy):
         """Refuse pauses that would end an episode before it began."""
         at_least(1, self, "pause_ns")
 
-    def operations(self, requests: Requests, context: Context) -> list[Operations]:
-        """One advice per range of an episode, one discard per reported block."""
-        discard = (context.discard,)
-        given, taken = (
-            self._on_memory(requests, context, queue) for queue in (Queue.INFLATE, Queue.DEFLATE)
-        )
-        return [
-            Operations(discard, reported(requests, context)),
-            Operations(discard, whole_host_pages(given, requests, context)),
-            Operations((Advice.WILLNEED,), touched_host_pages(taken, context)),
-        ]
-
-    def _on_memory(self, requests: Requests, context: Context, queue: Queue) -> Pieces:
-        ranges = _cut(*episode_ranges(requests, context, queue, self.pause_ns))
-        return ranges._replace(page=context.layout.pages_of(ranges.page))
-
-    def settled(self, requests: Requests) -> int:
-        """The first request of the last episode: it may yet go on."""
-        first = np.flatnonzero(episode_begins(requests, self.pause_ns))
-        return int(first[-1]) if len(first) else len(requests)
-
     def sent(self, requests: Requests, context: Context) -> Sent:
         """One request for each range of an episode."""
         return in_order([self._added(requests, context, q) for q in (Queue.INFLATE, Queue.DEFLATE)])
 
     def _added(self, requests: Requests, context: Context, queue: Queue) -> Sent:
-        ranges = _cut(*driver_ranges(requests, context, queue, self.pause_ns))
+        ranges = self.cut(*driver_ranges(requests, context, queue, self.pause_ns))
         count = len(ranges.request)
         size = np.full(count, DESCRIPTOR_BYTES, np.int64)
         wire = np.arange(count, dtype=np.int64)
         return Sent(ranges.request, size, SentRanges(ranges.page, ranges.pages, wire))
 
-
-def _cut(pfn: Int64s, pages: Int64s, episode: Int64s) -> Pieces:
-    """Cut ranges at what one descriptor can name."""
-    source, size = shares(pages, MAX_DESCRIPTOR_PAGES)
-    before = np.cumsum(size) - size - (np.cumsum(pages) - pages)[source]
-    return Pieces(pfn[source] + before, size, episode[source])
+    def cut(self, pfn: Int64s, pages: Int64s, episode: Int64s) -> Pieces:
+        """Cut ranges at what one descriptor can name."""
+        source, size = shares(pages, MAX_DESCRIPTOR_PAGES)
+        before = np.cumsum(size) - size - (np.cumsum(pages) - pages)[source]
+        return Pieces(pfn[source] + before, size, episode[source])
