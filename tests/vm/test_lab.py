@@ -225,8 +225,11 @@ def test_guest_that_does_not_boot_shows_its_console(tmp_path):
 
 BOOT_AND_WAIT = """
 from pathlib import Path
+import signal
 import time
 from lab.session import LabOptions, open_vm
+# Whoever runs the tests in the background may have had it ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 wanted = LabOptions(output=Path("none"), memory_bytes=512 << 20, record=False)
 with open_vm(wanted) as vm:
     print(vm.pid, flush=True)
