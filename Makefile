@@ -51,20 +51,24 @@ $(VENV)/.stamp-python: $(VENV)/.stamp-venv pyproject.toml setup.py $(NATIVE)
 demo: setup ## boot the lab's VM, record both sides, join, replay, compare strategies
 	@$(BIN)/aerostat lab --demo --force -o out/demo.balloon
 
-# Tiers that only compute take what CPU time the others leave, which time things, load BPF or boot VMs.
+# Tiers that load BPF or boot VMs go first. Beside them, in what CPU time they leave, go those that
+# only compute, shared out among the CPUs, and then those that map guest memory, one at a time.
 # Everything runs, whatever failed before it; a closing line of pytest is the last.
 COMPUTING := $(addprefix tests/,fuzz golden hostile notebooks property unit)
+BESIDE := $(COMPUTING) tests/memory
 test: setup ## lint, types, and every tier of tests this machine can run; LONG=1: the long ones too
 	@status=0; mkdir -p out; export AEROSTAT_LONG_TESTS=$(or $(LONG),0); \
 	$(BIN)/ruff check . || status=1; \
 	$(BIN)/ruff format --check . || status=1; \
 	$(BIN)/mypy || status=1; \
 	[ $$status = 0 ] || echo "make test: lint or types FAILED, see above"; \
-	nice -n 19 $(BIN)/python -m pytest -n logical --dist loadfile $(COMPUTING) \
-	    >out/computing.log 2>&1 & computing=$$!; \
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(COMPUTING)) || status=1; \
-	wait $$computing || status=1; \
-	cat out/computing.log; \
+	( failed=0; \
+	  nice -n 19 $(BIN)/python -m pytest -n logical --dist loadfile $(COMPUTING) || failed=1; \
+	  nice -n 10 $(BIN)/python -m pytest tests/memory || failed=1; \
+	  exit $$failed ) >out/beside.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(BESIDE)) || status=1; \
+	wait $$beside || status=1; \
+	cat out/beside.log; \
 	[ $$status = 0 ] || echo "make test: FAILED, see above"; \
 	exit $$status
 
