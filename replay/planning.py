@@ -63,6 +63,12 @@ def attempt(strategy: Strategy, context: Context, work: Callable[[], Made]) -> M
         return work()
     except AerostatError:
         raise
+    except MemoryError as error:  # no fault of the strategy's
+        raise AerostatError(
+            f"there is not enough memory for the strategy {strategy.name!r} to plan",
+            reason=str(error) or "the operating system gave no more",
+            remedy="free memory, raise this process's limit, or work on a machine that has more",
+        ) from error
     except Exception as error:  # whatever the user's code raises is the reason to show
         file = getattr(sys.modules.get(type(strategy).__module__), "__file__", None)
         raise StrategyError(

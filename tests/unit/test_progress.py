@@ -79,10 +79,15 @@ def test_the_first_signal_stops_and_the_second_interrupts(number: signal.Signals
 
 
 def test_a_terminal_that_hangs_up_stops_and_interrupts_nothing() -> None:
-    with stop_on_signal() as (stop, _):
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop.is_set()
-        os.kill(os.getpid(), signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+    try:
+        with stop_on_signal() as (stop, _):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.is_set()
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_nohup_started_goes_on() -> None:
