@@ -116,8 +116,13 @@ int on_kick_exit(CONTEXT *ctx)
  *
  * vring_interrupt() calls it only where the ring holds something new, but between its look and this
  * call, on another CPU, the driver may have taken that and sent the next request, which this is not
- * the answer to. So look again: struct vring_virtqueue begins with the virtqueue. A packed ring keeps
- * no index of what was used, so there no interrupt is observed.
+ * the answer to. So look again, and in this order: what the device has used, the clock, what the
+ * driver has taken. What was used before the clock was read and is taken after it is the answer to
+ * the one request under way then. Any other order lets the driver go on in between: its next request
+ * is then sent before this time, and answered after it.
+ *
+ * struct vring_virtqueue begins with the virtqueue. A packed ring keeps no index of what was used, so
+ * there no interrupt is observed.
  */
 int on_ack(CONTEXT *ctx)
 {
@@ -127,13 +132,16 @@ int on_ack(CONTEXT *ctx)
 
 	count(GUEST_HIT_ACK);
 	bpf_probe_read_kernel(&packed, 1, (void *)(vq + RING_PACKED));
-	if (packed || bpf_probe_read_kernel(&last_used, 2, (void *)(vq + RING_LAST_USED)) ||
-	    bpf_probe_read_kernel(&used, 8, (void *)(vq + RING_USED)) ||
+	if (packed || bpf_probe_read_kernel(&used, 8, (void *)(vq + RING_USED)) ||
 	    /* struct vring_used: flags, idx, each 16 bits (include/uapi/linux/virtio_ring.h) */
-	    bpf_probe_read_kernel(&used_index, 2, (void *)(used + 2)) || last_used == used_index)
+	    bpf_probe_read_kernel(&used_index, 2, (void *)(used + 2)))
 		return 0;
 	now = bpf_ktime_get_ns();
-	acks.update(&vq, &now);
+	if (bpf_probe_read_kernel(&last_used, 2, (void *)(vq + RING_LAST_USED)))
+		return 0;
+	/* Indices wrap; a driver that is ahead has taken what was used since. */
+	if ((s16)(used_index - last_used) > 0)
+		acks.update(&vq, &now);
 	return 0;
 }
 #endif
