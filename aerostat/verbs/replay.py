@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs",
     type=click.IntRange(1, 10_000),
-    help="Runs of each; left out: 5, 7 with --seed-headline, 3 with --fidelity.",
+    help="Runs of each; left out: 6, 7 with --seed-headline, 3 with --fidelity.",
 )
 @click.option(
     "--warmup",

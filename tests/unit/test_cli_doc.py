@@ -103,3 +103,13 @@ def test_the_reader_of_examples_refuses_an_unknown_option() -> None:
 
 def test_sections_are_the_verbs() -> None:
     assert re.findall(r"^## (\S+)$", CLI_MD, re.MULTILINE) == list(VERBS)
+
+
+def test_how_many_runs_are_made_when_nothing_is_said() -> None:
+    """Told in words, since the three kinds of replay differ in it."""
+    from aerostat.verbs.replay import command
+    from replay.schedule import DEFAULT_RUNS
+
+    (option,) = [each for each in command.params if each.name == "runs"]
+    assert f"left out: {DEFAULT_RUNS}," in option.help
+    assert f"measured runs of each strategy, {DEFAULT_RUNS} when left out" in CLI_MD
