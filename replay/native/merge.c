@@ -299,19 +299,16 @@ static int add_request(const struct aero_requests *requests, int64_t i,
     int64_t region = 0;
 
     for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
-        int64_t length = aero_run_length(requests->pages[j]);
-        int64_t low = (int64_t)requests->pfn[j] - (requests->pages[j] < 0 ? length - 1 : 0);
+        struct aero_span span = aero_run_span(requests, j), piece;
 
-        region = aero_region_at(layout, low, region);
-        for (int64_t k = region; k < layout->count && layout->start_pfn[k] < low + length; k++) {
-            int64_t from = low > layout->start_pfn[k] ? low : layout->start_pfn[k];
-            int64_t end = low + length < layout->end_pfn[k] ? low + length : layout->end_pfn[k];
+        region = aero_region_at(layout, span.low, region);
+        for (int64_t k = region; aero_next_piece(layout, span, &k, &piece);) {
             int error = part->count == PART ? mark_part(part, map) : 0;
 
             if (error)
                 return error;
-            part->start[part->count] = from - layout->start_pfn[k] + layout->base_page[k];
-            part->pages[part->count++] = end - from;
+            part->start[part->count] = piece.low;
+            part->pages[part->count++] = piece.end - piece.low;
         }
     }
     return 0;

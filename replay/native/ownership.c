@@ -72,18 +72,11 @@ static void take_request(const struct aero_requests *requests, int64_t i,
                          const struct aero_layout *layout, uint8_t *state)
 {
     for (int64_t j = requests->run_offsets[i], region = 0; j < requests->run_offsets[i + 1]; j++) {
-        int64_t length = aero_run_length(requests->pages[j]);
-        int64_t low = (int64_t)requests->pfn[j] - (requests->pages[j] < 0 ? length - 1 : 0);
-        int64_t end = low + length;
+        struct aero_span span = aero_run_span(requests, j), piece;
 
-        region = aero_region_at(layout, low, region);
-        for (int64_t k = region; k < layout->count && layout->start_pfn[k] < end; k++) {
-            int64_t from = low > layout->start_pfn[k] ? low : layout->start_pfn[k];
-            int64_t to = end < layout->end_pfn[k] ? end : layout->end_pfn[k];
-            int64_t shift = layout->base_page[k] - layout->start_pfn[k];
-
-            change_hands(state, from + shift, to + shift, requests->queue[i] == AERO_INFLATE);
-        }
+        region = aero_region_at(layout, span.low, region);
+        for (int64_t k = region; aero_next_piece(layout, span, &k, &piece);)
+            change_hands(state, piece.low, piece.end, requests->queue[i] == AERO_INFLATE);
     }
 }
 

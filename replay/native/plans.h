@@ -112,7 +112,40 @@ static inline int aero_is_wanted(const struct aero_requests *requests, int64_t i
     return requests->queue[i] < 32 && queues >> requests->queue[i] & 1;
 }
 
+/* The PFNs [low, end) of a run, whichever way they go. */
+struct aero_span {
+    int64_t low, end;
+};
+
+static inline struct aero_span aero_run_span(const struct aero_requests *requests, int64_t run)
+{
+    int64_t length = aero_run_length(requests->pages[run]);
+    int64_t low = (int64_t)requests->pfn[run] - (requests->pages[run] < 0 ? length - 1 : 0);
+
+    return (struct aero_span){low, low + length};
+}
+
 /* The region that holds pfn, or the next one above it; `hint` is where the last one was found. */
 int64_t aero_region_at(const struct aero_layout *layout, int64_t pfn, int64_t hint);
+
+/* What of a span is guest memory, piece by piece: each in one region, as pages [low, end) of the
+ * replayed memory. `region` is aero_region_at(span.low) at first. Returns 0 behind the last one. */
+static inline int aero_next_piece(const struct aero_layout *layout, struct aero_span span,
+                                  int64_t *region, struct aero_span *piece)
+{
+    for (; *region < layout->count && layout->start_pfn[*region] < span.end; ++*region) {
+        int64_t start = layout->start_pfn[*region], end = layout->end_pfn[*region];
+        int64_t low = span.low > start ? span.low : start;
+        int64_t shift = layout->base_page[*region] - start;
+
+        end = span.end < end ? span.end : end;
+        if (low < end) {
+            *piece = (struct aero_span){low + shift, end + shift};
+            ++*region;
+            return 1;
+        }
+    }
+    return 0;
+}
 
 #endif

@@ -75,23 +75,15 @@ int64_t aero_select_runs(const struct aero_requests *requests, uint32_t queues,
         if (!aero_is_wanted(requests, i, queues))
             continue;
         for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
-            int64_t length = aero_run_length(requests->pages[j]);
-            int64_t low = (int64_t)requests->pfn[j] - (requests->pages[j] < 0 ? length - 1 : 0);
-            int64_t end = low + length;
+            struct aero_span span = aero_run_span(requests, j), piece;
 
-            region = aero_region_at(layout, low, region);
-            for (int64_t k = region; k < layout->count && layout->start_pfn[k] < end; k++) {
-                int64_t from = low > layout->start_pfn[k] ? low : layout->start_pfn[k];
-                int64_t to = end < layout->end_pfn[k] ? end : layout->end_pfn[k];
-
-                if (to <= from)
+            region = aero_region_at(layout, span.low, region);
+            for (int64_t k = region; aero_next_piece(layout, span, &k, &piece); found++) {
+                if (found >= room)
                     continue;
-                if (found < room) {
-                    page[found] = from - layout->start_pfn[k] + layout->base_page[k];
-                    pages[found] = to - from;
-                    request[found] = i;
-                }
-                found++;
+                page[found] = piece.low;
+                pages[found] = piece.end - piece.low;
+                request[found] = i;
             }
         }
     }
@@ -108,15 +100,12 @@ int64_t aero_outside(const struct aero_requests *requests, uint32_t queues,
         if (!aero_is_wanted(requests, i, queues))
             continue;
         for (int64_t j = requests->run_offsets[i]; j < requests->run_offsets[i + 1]; j++) {
-            int64_t length = aero_run_length(requests->pages[j]);
-            int64_t low = (int64_t)requests->pfn[j] - (requests->pages[j] < 0 ? length - 1 : 0);
-            int64_t end = low + length, inside = 0;
+            struct aero_span span = aero_run_span(requests, j), piece;
 
-            region = aero_region_at(layout, low, region);
-            for (int64_t k = region; k < layout->count && layout->start_pfn[k] < end; k++)
-                inside += (end < layout->end_pfn[k] ? end : layout->end_pfn[k]) -
-                          (low > layout->start_pfn[k] ? low : layout->start_pfn[k]);
-            outside += length - inside;
+            region = aero_region_at(layout, span.low, region);
+            outside += span.end - span.low;
+            for (int64_t k = region; aero_next_piece(layout, span, &k, &piece);)
+                outside -= piece.end - piece.low;
         }
     }
     return outside;
