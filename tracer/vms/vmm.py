@@ -109,9 +109,10 @@ def inspect(pid: int, proc: Path = PROC) -> Vmm:
     process = read_process(pid, proc)
     found = recognise(process, proc)
     if found is None:
+        hidden = f"a program that /proc/{pid}/exe does not tell this process"
         raise ProcessError(
             f"process {pid} is not a VMM that aerostat knows",
-            reason=f"it runs {process.exe or 'a program that only root may know'}",
+            reason=f"it runs {process.exe or hidden}",
             remedy="list the VMs: aerostat vms",
         )
     return found
