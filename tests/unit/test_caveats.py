@@ -13,8 +13,8 @@ from replay.ranges import Runs, empty
 from replay.requests import Requests, from_pfns
 from replay.residency import Residency
 from replay.strategies import STRATEGIES
+from tests.unit.planned import context
 from tests.unit.replay_results import make_results, make_strategy
-from tests.unit.test_strategies import context
 from tracer.trace.schema import Queue
 
 REPORTS = from_pfns([(Queue.REPORTING, [range(4, 8), range(8, 12)])])

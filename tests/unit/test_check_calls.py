@@ -9,7 +9,7 @@ from replay.backings import Advice
 from replay.check import PlanError, check_plan
 from replay.plan import Plan
 from replay.requests import from_pfns
-from tests.unit.test_strategies import IN, OUT, context
+from tests.unit.planned import IN, OUT, context
 
 REQUESTS = from_pfns([(IN, list(range(12))), (IN, [12]), (OUT, [12])])
 

@@ -8,7 +8,7 @@ from replay.ranges import Runs, empty, expand
 from replay.requests import from_pfns
 from replay.residency import Residency
 from replay.reuse import handed_back, in_balloon
-from tests.unit.test_strategies import context
+from tests.unit.planned import context
 from tracer.trace.schema import Queue
 
 LAYOUT = context().layout

@@ -11,7 +11,8 @@ from replay.strategies import STRATEGIES, load_strategies, load_strategy
 from replay.strategies.base import Strategy
 from replay.strategies.range import Range
 from tests.unit.command import run
-from tests.unit.test_strategies import EXAMPLE, context, listed, planned, section
+from tests.unit.planned import EXAMPLE, context, listed, planned
+from tests.unit.test_strategies_documented import section
 from tracer.trace.errors import AerostatError
 
 

@@ -12,8 +12,8 @@ from replay.backings import Advice
 from replay.requests import from_pfns
 from replay.strategies import STRATEGIES
 from replay.support import remapped_stretches, unsupported
+from tests.unit.planned import IN, OUT, context
 from tests.unit.test_check_calls import plan_of
-from tests.unit.test_strategies import IN, OUT, context
 
 REQUESTS = from_pfns([(IN, [5, 3, 9]), (OUT, [3])])
 

@@ -14,7 +14,7 @@ from replay.strategies.base import Operations
 from replay.strategies.qemu import Qemu
 from replay.strategies.select import pieces
 from replay.whatif import Window, mergeability, what_if
-from tests.unit.test_strategies import EXAMPLE, IN, OUT, REPORT, context
+from tests.unit.planned import EXAMPLE, IN, OUT, REPORT, context
 from tracer.trace.schema import PAGE_BYTES
 
 
