@@ -268,9 +268,15 @@ def median_interval(
         return float(ordered[at]), float(ordered[count - 1 - at])
     part = (covers[inner - 1] - confidence) / (covers[inner - 1] - covers[inner])
     weight = (count - inner) * part / (inner + (count - 2 * inner) * part)
-    low = (1 - weight) * ordered[inner - 1] + weight * ordered[inner]
-    high = (1 - weight) * ordered[count - inner] + weight * ordered[count - 1 - inner]
-    return float(low), float(high)
+    low = _between(ordered[inner - 1], ordered[inner], weight)
+    high = _between(ordered[count - inner], ordered[count - 1 - inner], weight)
+    return low, high
+
+
+def _between(outer: float, nearer: float, weight: float) -> float:
+    """Interpolated, and kept from being rounded past what it lies between."""
+    ends = sorted((float(outer), float(nearer)))
+    return min(max((1 - weight) * outer + weight * nearer, ends[0]), ends[1])
 
 
 def widest_coverage(samples: int) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from replay.stats import (
@@ -155,6 +155,7 @@ def test_few_samples_have_the_interval_that_they_have(count: int, percent: float
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=80))
+@example([5.6211760755062245e-275] * 7)
 def test_an_interval_of_a_median_holds_the_median(values: list[float]) -> None:
     low, high = median_interval(values)
     assert min(values) <= low <= np.median(values) <= high <= max(values)
