@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracer.engine.ring import Ring
+from tracer.engine.ring import Ring, join_records
 from tracer.errors import ProbeError
 
 PAGE = mmap.PAGESIZE
@@ -81,7 +81,7 @@ def test_what_is_put_is_read_wherever_it_wraps(
                 wanted += [] if flag else [number]
                 number += 1
             records = ring.read()
-            assert records.dtype == RECORDS[item_bytes]
+            assert records.dtype.names == RECORDS[item_bytes].names
             assert records["number"].tolist() == wanted
             if len(wanted) and "rest" in records.dtype.names:
                 low = (records["number"] & 0xFF).astype(np.uint8)
@@ -122,3 +122,21 @@ def test_a_closed_ring_is_refused() -> None:
         with pytest.raises(ProbeError, match="closed"):
             ring.read()
         assert ring.used_share == 0.0
+
+
+def test_records_of_a_ring_are_joined_with_those_that_lie_elsewhere() -> None:
+    """Runs that threads left open come from a map, without a ring's headers between them."""
+    record = RECORDS[20]
+    from_map = np.array([(5, (1, 2, 3))], record)
+    with made(20, SIZE - 16) as (kernel, ring):
+        kernel.put(7)
+        kernel.put(9)
+        of_ring = ring.read()
+    joined = join_records((of_ring, from_map, of_ring[1:]))
+    assert joined["number"].tolist() == [7, 9, 5, 9]
+    assert joined["rest"].tolist() == [
+        [0x07070707] * 3,
+        [0x09090909] * 3,
+        [1, 2, 3],
+        [0x09090909] * 3,
+    ]

@@ -2,15 +2,17 @@
 
 The programs never ask for a wake-up (BPF_RB_NO_WAKEUP), so a drain runs on a timer. All records of
 one ring have one size, which makes the mapped ring a strided array: the layout is a page with the
-consumer's position, a page with the producer's, and the data (kernel/bpf/ringbuf.c, since 5.8). The
-kernel offers the data a second time after that, so that a record that wraps is whole. It is not
-mapped here: resident memory would count every page of the ring twice.
+consumer's position, a page with the producer's, and the data (kernel/bpf/ringbuf.c, since 5.8). So
+records are copied as they lie there, headers and all, and fields are found behind those. The kernel
+offers the data a second time after that, so that a record that wraps is whole. It is not mapped
+here: resident memory would count every page of the ring twice.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +23,23 @@ _HEADER_BYTES = 8
 _BUSY = np.uint32(1 << 31)
 _DISCARDED = np.uint32(1 << 30)
 _LENGTH = np.uint32((1 << 30) - 1)
-_WORD = np.dtype(np.uint32)
 
 Records = npt.NDArray[np.void]
 
 
 def join_records(parts: Sequence[Records]) -> Records:
-    """Join arrays of records of one layout, at least one.
+    """Join arrays of records with the same fields, at least one.
 
-    numpy moves structured arrays field by field, and plain bytes eight times as fast.
+    numpy moves structured arrays field by field, and plain bytes eight times as fast. That way go
+    those that lie in memory alike, as all of one ring do.
     """
     filled = [part for part in parts if len(part)]
     if len(filled) < 2:
         return filled[0] if filled else parts[0]
-    joined: Records = np.concatenate([_as_bytes(part) for part in filled]).view(filled[0].dtype)
+    layout = filled[0].dtype
+    if any(part.dtype != layout for part in filled):
+        return np.concatenate(filled)
+    joined: Records = np.concatenate([_as_bytes(part) for part in filled]).view(layout)
     return joined
 
 
@@ -50,6 +55,19 @@ def _as_bytes(records: Records) -> Records:
     return records.view(np.dtype((np.void, records.dtype.itemsize)))
 
 
+def slot_layout(record: np.dtype[np.void]) -> np.dtype[np.void]:
+    """Say how a record lies in its ring: behind a header, and filled up to 8 bytes."""
+    fields: Mapping[str, Any] = record.fields or {}
+    return np.dtype(
+        {
+            "names": list(fields),
+            "formats": [field[0] for field in fields.values()],
+            "offsets": [_HEADER_BYTES + field[1] for field in fields.values()],
+            "itemsize": _HEADER_BYTES + (record.itemsize + 7) // 8 * 8,
+        }
+    )
+
+
 class Ring:
     """One mapped ring of fixed-size records.
 
@@ -61,8 +79,8 @@ class Ring:
 
     def __init__(self, map_fd: int, size_bytes: int, record: np.dtype[np.void]) -> None:
         self._size_bytes = size_bytes
-        self._record = record
-        self._stride_bytes = _HEADER_BYTES + (record.itemsize + 7) // 8 * 8
+        self._record_bytes = record.itemsize
+        self._slot = slot_layout(record)
         page = mmap.PAGESIZE
         self._control = mmap.mmap(map_fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._data = mmap.mmap(
@@ -79,7 +97,8 @@ class Ring:
         """Take every whole record out of the ring.
 
         Returns:
-            record[n]: a copy; the ring's space is free again.
+            slot[n], the record's fields as `slot_layout` places them: a copy; the ring's space is
+            free again.
 
         Raises:
             ProbeError: A record has another length than expected: the ring is not ours.
@@ -87,70 +106,53 @@ class Ring:
         if self._consumer is None or self._producer is None:
             raise ProbeError("the ring is closed")
         begin = int(self._consumer[0])
-        waiting = (int(self._producer[0]) - begin) // self._stride_bytes
+        waiting = (int(self._producer[0]) - begin) // self._slot.itemsize
         if waiting <= 0:
-            return np.empty(0, self._record)
+            return np.empty(0, self._slot)
+        # Headers come first: what is finished now stays as it is until the consumer moves on.
         headers = self._headers(begin, waiting)
-        whole = self._whole(headers)
+        whole, wanted = waiting, None
+        if any((part != self._record_bytes).any() for part in headers):
+            whole, wanted = self._finished(np.concatenate(headers))
         taken = self._copied(begin, whole)
-        self._consumer[0] = begin + whole * self._stride_bytes
-        return pick_records(taken, (headers[:whole] & _DISCARDED) == 0)
+        self._consumer[0] = begin + whole * self._slot.itemsize
+        return taken if wanted is None else pick_records(taken, wanted)
 
-    def _headers(self, begin: int, count: int) -> npt.NDArray[np.uint32]:
-        """Copy the headers of slots: 8 bytes, so that none lies across the ring's end."""
-        at = begin % self._size_bytes
-        before = min(count, -(-(self._size_bytes - at) // self._stride_bytes))
-        after_at = at + before * self._stride_bytes - self._size_bytes
-        parts = (self._strided(at, before, 1), self._strided(after_at, count - before, 1))
-        return np.concatenate(parts).reshape(count)
+    def _headers(self, begin: int, count: int) -> tuple[npt.NDArray[np.uint32], ...]:
+        """Look at the headers of slots: 8 bytes, so that none lies across the ring's end."""
+        at, stride = begin % self._size_bytes, self._slot.itemsize
+        before = min(count, -(-(self._size_bytes - at) // stride))
+        first = self._first_words(at, before)
+        if before == count:
+            return (first,)
+        return first, self._first_words(at + before * stride - self._size_bytes, count - before)
 
-    def _copied(self, begin: int, count: int) -> Records:
-        """Copy the records of slots: up to the ring's end, across it, and from its begin on."""
-        words = self._stride_bytes // _WORD.itemsize
-        at = begin % self._size_bytes
-        taken = np.empty(count, self._record)
-        target = taken.view(np.uint8).reshape(count, self._record.itemsize)
-        before = min(count, (self._size_bytes - at) // self._stride_bytes)
-        target[:before] = self._payload(self._strided(at, before, words))
-        at += before * self._stride_bytes
-        if before < count and at < self._size_bytes:
-            left = (self._size_bytes - at) // _WORD.itemsize
-            parts = (self._strided(at, 1, left), self._strided(0, 1, words - left))
-            target[before : before + 1] = self._payload(np.concatenate(parts, axis=1))
-            before, at = before + 1, at + self._stride_bytes
-        after = self._strided(at - self._size_bytes, count - before, words)
-        target[before:] = self._payload(after)
-        return taken
+    def _first_words(self, at: int, count: int) -> npt.NDArray[np.uint32]:
+        """Look at the first word of so many slots, from a place in the ring on: no copy."""
+        return np.ndarray(count, np.uint32, self._data, mmap.PAGESIZE + at, (self._slot.itemsize,))
 
-    def _strided(self, at: int, count: int, words: int) -> npt.NDArray[np.uint32]:
-        """Look at the first words of so many slots, from a place in the ring on: no copy."""
-        if not count:
-            return np.empty((0, words), _WORD)
-        return np.ndarray(
-            (count, words),
-            _WORD,
-            buffer=self._data,
-            offset=mmap.PAGESIZE + at,
-            strides=(self._stride_bytes, _WORD.itemsize),
-        )
-
-    def _payload(self, slots: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
-        """Leave the header out, and what fills the record up to 8 bytes."""
-        return slots.view(np.uint8)[:, _HEADER_BYTES : _HEADER_BYTES + self._record.itemsize]
-
-    def _whole(self, headers: npt.NDArray[np.uint32]) -> int:
-        """Count the records before the first one that its producer has not finished."""
-        if np.all(headers == self._record.itemsize):
-            return len(headers)  # none is busy, discarded or of another length
+    def _finished(self, headers: npt.NDArray[np.uint32]) -> tuple[int, npt.NDArray[np.bool_]]:
+        """Count the records before the first that is still being written, and say which to keep."""
         busy = np.flatnonzero(headers & _BUSY)
-        whole = int(busy[0]) if len(busy) else len(headers)
-        if np.any((headers[:whole] & _LENGTH) != self._record.itemsize):
+        headers = headers[: busy[0]] if len(busy) else headers
+        if np.any((headers & _LENGTH) != self._record_bytes):
             raise ProbeError(
                 "a ring holds a record of an unexpected length",
-                reason=f"expected {self._record.itemsize} bytes",
+                reason=f"expected {self._record_bytes} bytes",
                 remedy="report this: bpf/records.h and tracer/engine/decode.py do not agree",
             )
-        return whole
+        return len(headers), (headers & _DISCARDED) == 0
+
+    def _copied(self, begin: int, count: int) -> Records:
+        """Copy slots, up to the ring's end and from its begin on."""
+        taken = np.empty(count, self._slot)
+        target = taken.view(np.uint8)
+        at = begin % self._size_bytes
+        before = min(len(target), self._size_bytes - at)
+        data = np.frombuffer(self._data, np.uint8, self._size_bytes, mmap.PAGESIZE)
+        target[:before] = data[at : at + before]
+        target[before:] = data[: len(target) - before]
+        return taken
 
     @property
     def used_share(self) -> float:
