@@ -12,76 +12,33 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from replay import native
 from replay.budget import MARGIN_BYTES, available_bytes
+from replay.cells import (
+    UNIT_PAGES,
+    Cell,
+    Conditions,
+    Kind,
+    area_pages,
+    cells_of,
+    effect_of,
+    memory_pages,
+)
+from replay.free_list import free
 from replay.memory import GuestMemory
-from replay.native.types import Operations
+from replay.native.types import Effect, Operations
 from replay.ranges import Int64s, Runs, empty
-from replay.residency import Residency, Thp
+from replay.residency import Residency
 from replay.worker import call_in_fresh_process, process_context
 from tracer.trace.errors import AerostatError
 from tracer.trace.schema import PFN_SHIFT
 
-State = Literal["untouched", "small", "split", "huge"]
-"""What a call finds: no pages; 4 KiB pages; pages of huge pages split before; huge pages."""
-
-LENGTHS = (1, 2, 4, 8, 16, 32, 33, 34, 64, 128, 256, 512, 1024, 2048, 8192)
-"""Pages of one call. 33 and 34 stand on both sides of the flush ceiling."""
-SPLIT_LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Those that fill a huge page evenly: its memory goes with the last of them."""
-HUGE_LENGTHS = (512, 1024, 2048, 8192)
-FAR_LENGTHS = tuple(length for length in LENGTHS if length <= 128)
-SHARES = (8, 512)
-"""Ranges that share a process_madvise."""
-UNIT_PAGES = 512
 TIMEOUT_NS = 120_000_000_000
-AREA_PAGES = (4096, 8192)
-"""Memory of one cell: of short calls, and of those from 128 pages up."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A sort of call that plans make: its advice, and how many ranges share one; 1: one madvise."""
-
-    advice: int
-    ranges: int = 1
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry of the table.
-
-    Args:
-        kind: The call.
-        state: What it finds.
-        far: Calls jump about in memory; else each begins where the one before ended.
-        pages: Length of each call, or of each range.
-    """
-
-    kind: Kind
-    state: State
-    far: bool
-    pages: int
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What the calibration must share with the runs that it shall predict.
-
-    `cpu`, `sibling_cpus` and `thp` are as in a run's job; `states` are those to measure, and
-    `pages` is the longest call.
-    """
-
-    backing: str
-    thp: Thp
-    cpu: int | None
-    sibling_cpus: tuple[int, ...]
-    states: tuple[State, ...]
-    pages: int
+LEAST_CALLS = 256
+"""Of a cell that finds nothing, which can be done again: of a few, the first would stand out."""
 
 
 @dataclass(frozen=True)
@@ -92,43 +49,6 @@ class CalibrationJob:
     kind: Kind
     conditions: Conditions
     seed: int
-
-
-def cells_of(kind: Kind, conditions: Conditions) -> list[Cell]:
-    """List what has to be measured to predict one kind of call.
-
-    Lengths go one step beyond the longest call, so that nothing is guessed below 32 MiB.
-    """
-    return [
-        Cell(kind, state, far, pages)
-        for state in conditions.states
-        for far in (False, True)
-        for pages in _lengths(state, far)
-        if pages <= 2 * conditions.pages or pages == _lengths(state, far)[0]
-    ]
-
-
-def _lengths(state: State, far: bool) -> tuple[int, ...]:
-    if state == "huge":
-        return () if far else HUGE_LENGTHS
-    if state == "split":
-        return () if far else SPLIT_LENGTHS
-    return FAR_LENGTHS if far else LENGTHS
-
-
-def area_pages(cell: Cell) -> int:
-    """Memory that a cell's calls go over.
-
-    Not always enough for a shared call to be full: of long ranges a few make the call's own part
-    vanish as well as many do.
-    """
-    least = AREA_PAGES[0] if cell.pages < 128 else AREA_PAGES[1]
-    return -(-max(least, cell.pages) // UNIT_PAGES) * UNIT_PAGES
-
-
-def memory_pages(cells: Sequence[Cell]) -> int:
-    """Memory that all cells of a job take, resident at once."""
-    return sum(area_pages(cell) for cell in cells if cell.state != "untouched")
 
 
 def calibrate(
@@ -148,9 +68,8 @@ def calibrate(
     Raises:
         AerostatError: There is not the memory for it, or a process failed.
     """
-    needed_bytes = (
-        max((memory_pages(cells_of(kind, conditions)) for kind in kinds), default=0) << 12
-    )
+    most_pages = max((memory_pages(cells_of(kind, conditions)) for kind in kinds), default=0)
+    needed_bytes = (most_pages + conditions.filler_pages) << PFN_SHIFT
     if needed_bytes > available_bytes() - MARGIN_BYTES:
         raise AerostatError(
             "cannot calibrate on this machine now",
@@ -171,7 +90,8 @@ def calibrate(
 def measure(job: CalibrationJob) -> dict[Cell, float]:
     """Measure every cell of one kind in this process.
 
-    All memory is populated before the first call, as before a run.
+    All memory is populated before the first call, as before a run. What a cell frees is taken again
+    elsewhere, so that the list of free pages keeps its room, until the cells that find it full.
 
     Returns:
         ns of each call, or of each range of a shared one. Of a `split` cell: of the calls after the
@@ -182,16 +102,28 @@ def measure(job: CalibrationJob) -> dict[Cell, float]:
         os.sched_setaffinity(0, {conditions.cpu})
     cells = cells_of(job.kind, conditions)
     np.random.default_rng(job.seed).shuffle(cells)
+    cells.sort(key=lambda cell: cell.state == "full")
     areas = _areas(cells)
     # Read by siblings; no cell discards it.
     spare = np.arange(areas[-1][1], areas[-1][1] + UNIT_PAGES, dtype=np.uint64)
-    size_bytes = (areas[-1][1] + UNIT_PAGES) << PFN_SHIFT
+    filler = areas[-1][1] + UNIT_PAGES
+    fresh = filler + conditions.filler_pages
+    size_bytes = (fresh + memory_pages(cells)) << PFN_SHIFT
+    frees = effect_of(job.kind, conditions.backing) == Effect.FREES
     with GuestMemory(size_bytes, conditions.backing, job.seed, conditions.thp) as memory:
-        memory.restore(_residency(cells, areas))
+        memory.restore(_residency(cells, areas, fresh))
         with native.Siblings(conditions.sibling_cpus, memory.mapping, spare):
             found: dict[Cell, float] = {}
+            is_full = False
             for cell, (first, _) in zip(cells, areas, strict=True):
+                if cell.state == "full" and not is_full:
+                    free(memory, filler, conditions.filler_pages)
+                    is_full = True
                 found |= _measure_cell(memory, cell, first, job.seed)
+                if frees and cell.state in ("small", "split"):
+                    pages = area_pages(cell)
+                    memory.touch(_runs([(fresh, fresh + pages)]))
+                    fresh += pages
     return found
 
 
@@ -201,13 +133,14 @@ def _areas(cells: Sequence[Cell]) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _residency(cells: Sequence[Cell], areas: Sequence[tuple[int, int]]) -> Residency:
-    small, huge = [(areas[-1][1], areas[-1][1] + UNIT_PAGES)], []
+def _residency(cells: Sequence[Cell], areas: Sequence[tuple[int, int]], end: int) -> Residency:
+    """What a process needs: the cells' memory, and small pages from there to the page `end`."""
+    small, huge = [(areas[-1][1], end)], []
     for cell, area in zip(cells, areas, strict=True):
-        if cell.state == "small":
-            small.append(area)
-        elif cell.state != "untouched":
+        if cell.state in ("split", "huge"):
             huge.append(area)
+        elif cell.state != "untouched":
+            small.append(area)
     return Residency(_runs(small), _runs(huge), "calibration")
 
 
@@ -225,6 +158,10 @@ def _measure_cell(memory: GuestMemory, cell: Cell, first: int, seed: int) -> dic
     starts = first + np.arange(pages // cell.pages, dtype=np.int64)[::-1] * cell.pages
     if cell.far:
         starts = np.random.default_rng(seed).permutation(starts)
+    if cell.state == "lazy":
+        _time(memory, cell, starts)
+    if cell.state == "untouched" and effect_of(cell.kind, memory.backing) != Effect.FILLS:
+        starts = np.resize(starts, max(len(starts), LEAST_CALLS * cell.kind.ranges))
     return {cell: _time(memory, cell, starts)}
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from replay.calibrate import Cell, Conditions, Kind, State, calibrate
+from replay.calibrate import calibrate
+from replay.cells import Cell, Conditions, Kind, State
+from replay.free_list import FEW_PAGES, free_list_pages
 from replay.predict import Foreseen, Table, foresee, predict_ns
 from replay.results import CalibrationPoint
 from tracer.trace.errors import AerostatError
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from replay.residency import Residency, Thp
 
 ROUNDS = 3
+MOST_FILLER_PAGES = 1 << 18
 """Processes of each kind of call: the table takes their median."""
 
 
@@ -36,11 +39,13 @@ class Foretold:
     Args:
         discard_ns: Stage d of each plan, in their order; None where it cannot be foretold.
         calibration: The table.
+        free_list_pages: `replay.free_list`; None where too little is freed to ask.
         note: Why nothing was foretold; empty where something was.
     """
 
     discard_ns: tuple[int | None, ...]
     calibration: tuple[CalibrationPoint, ...]
+    free_list_pages: int | None = None
     note: str = ""
 
 
@@ -66,36 +71,48 @@ def foretell(
     wanted = [each for each in foreseen if each is not None and len(each.pages)]
     kinds = sorted({kind for each in wanted for kind in each.kinds}, key=_key)
     longest = max((int(each.pages.max()) for each in wanted), default=0)
-    conditions = Conditions(
-        context.backing,
-        session.thp,
-        session.cpu,
-        session.sibling_cpus,
-        _states(wanted),
-        longest,
-    )
+    freed_pages = max((each.freed_pages for each in wanted), default=0)
+    room_pages = None
     try:
+        if freed_pages >= FEW_PAGES:
+            room_pages = free_list_pages(context.backing, session.cpu, freed_pages, ROUNDS)
+        conditions = Conditions(
+            context.backing,
+            session.thp,
+            session.cpu,
+            session.sibling_cpus,
+            _states(wanted, is_much=room_pages is not None),
+            longest,
+            _filler_pages(freed_pages, room_pages),
+        )
         samples = calibrate(kinds, conditions, ROUNDS, session.seed)
     except AerostatError as error:
         return _nothing(plans, f"{error.what}: {error.reason}")
-    table = Table(samples)
+    table = Table(samples, room_pages or 0)
     times_ns = [None if each is None else predict_ns(each, table) for each in foreseen]
     return Foretold(
         tuple(None if time is None else round(time) for time in times_ns),
         tuple(_point(cell, values) for cell, values in samples.items()),
+        room_pages,
     )
 
 
-STATES: tuple[State, ...] = ("untouched", "small", "split", "huge")
+def _filler_pages(freed_pages: int, room_pages: int | None) -> int:
+    """Pages that fill the list of free pages; where it was not seen to fill, many of them."""
+    if room_pages is None:
+        return 0
+    return room_pages * 5 // 4 if room_pages else min(freed_pages, MOST_FILLER_PAGES)
 
 
-def _states(wanted: Sequence[Foreseen]) -> tuple[State, ...]:
+FOUND: tuple[State, ...] = ("small", "lazy", "split", "huge")
+
+
+def _states(wanted: Sequence[Foreseen], *, is_much: bool) -> tuple[State, ...]:
     """States that some call will find; a call on nothing is the base of all others."""
-    return tuple(
-        state
-        for state in STATES
-        if state == "untouched" or any(each.found[f"{state}_pages"].any() for each in wanted)
-    )
+    counted = {state: any(each.found[f"{state}_pages"].any() for each in wanted) for state in FOUND}
+    counted["small"] |= is_much  # the base of `full`
+    full: tuple[State, ...] = ("full",) if is_much else ()
+    return ("untouched", *(state for state in FOUND if counted[state]), *full)
 
 
 def _key(kind: Kind) -> tuple[int, int]:
@@ -110,4 +127,4 @@ def _point(cell: Cell, samples: Sequence[float]) -> CalibrationPoint:
 
 
 def _nothing(plans: Sequence[Plan], note: str) -> Foretold:
-    return Foretold(tuple(None for _ in plans), (), note)
+    return Foretold(tuple(None for _ in plans), (), note=note)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.backings import BACKINGS
-from replay.calibrate import SHARES, Cell, Kind, State
+from replay.cells import SHARES, Cell, Kind, State
 from replay.memory import operations_of, rules_for
 from replay.native import pacing
 from tracer.trace.schema import PFN_SHIFT
@@ -31,9 +31,11 @@ class Table:
 
     Args:
         samples: For each cell what the processes measured, in ns of a call.
+        room_pages: Pages that can be freed before they are as in the cells of `full`.
     """
 
-    def __init__(self, samples: Mapping[Cell, Sequence[float]]) -> None:
+    def __init__(self, samples: Mapping[Cell, Sequence[float]], room_pages: int = 0) -> None:
+        self.room_pages = room_pages
         points: dict[tuple[Kind, State, bool], dict[int, float]] = defaultdict(dict)
         for cell, values in samples.items():
             points[cell.kind, cell.state, cell.far][cell.pages] = float(np.median(values))
@@ -100,6 +102,21 @@ class Foreseen:
     ranges: npt.NDArray[np.int64]
     far: npt.NDArray[np.bool_]
     found: npt.NDArray[np.void]
+
+    @property
+    def freed_pages(self) -> int:
+        """What the plan frees, huge pages left out."""
+        return int(self.found["freed_pages"].sum())
+
+    def beyond(self, room_pages: int) -> npt.NDArray[np.int64]:
+        """Count each operation's pages that the list of free pages has no room for.
+
+        It is taken to be empty at first, for memory was just populated from it.
+        """
+        freed = self.found["freed_pages"].astype(np.int64)
+        held = np.cumsum(freed - self.found["taken_pages"])
+        beyond: npt.NDArray[np.int64] = np.clip(held - room_pages, 0, freed)
+        return beyond
 
     @property
     def kinds(self) -> list[Kind]:
@@ -183,9 +200,10 @@ def _operations_ns(
 ) -> Floats:
     """Time of each chosen operation: what it would take on nothing, and more for what it finds."""
     pages, far, found = foreseen.pages[chosen], foreseen.far[chosen], foreseen.found[chosen]
+    beyond = foreseen.beyond(table.room_pages)[chosen]
     bare_ns = table.call_ns(kind, "untouched", far, pages)
     total_ns = bare_ns.copy()
-    for state in ("small", "split", "huge"):
+    for state in ("small", "lazy", "split", "huge"):
         if not table.has_state(kind, state):
             continue
         there = found[f"{state}_pages"].astype(np.float64)
@@ -195,4 +213,9 @@ def _operations_ns(
         full_ns = table.call_ns(kind, state, far[hit], length)
         empty_ns = table.call_ns(kind, "untouched", far[hit], length)
         total_ns[hit] += (full_ns - empty_ns) * there[hit] / length
+    hit = beyond > 0
+    if table.has_state(kind, "full") and hit.any():
+        with_room_ns = table.call_ns(kind, "small", far[hit], pages[hit])
+        without_ns = table.call_ns(kind, "full", far[hit], pages[hit])
+        total_ns[hit] += (without_ns - with_room_ns) * beyond[hit] / pages[hit]
     return total_ns + found["splits"] * table.splitting_ns(kind)

@@ -171,7 +171,7 @@ class CalibrationPoint:
     Args:
         advice: `replay.backings.Advice`.
         ranges: Ranges that share a call; 1: one call each.
-        state: What the call finds: untouched, small, split or huge.
+        state: What the call finds (`replay.cells.State`).
         far: Calls jump about; else each begins where the one before ended.
         pages: Length; 0 in `split`: what the call that splits takes more.
         samples_ns: Time of a call, or of a range, one sample a process.
@@ -219,7 +219,8 @@ class Results:
     """A replay: one trace, one machine, several strategies, several runs of each.
 
     `refused` are the strategies that cannot work on this memory or this kernel, and why;
-    `calibration` is what predictions were made from, empty where there are none.
+    `calibration` is what predictions were made from, empty where there are none, with
+    `free_list_pages`, the pages that could be freed before they cost more.
     """
 
     created_utc: str
@@ -232,6 +233,7 @@ class Results:
     strategies: tuple[StrategyResult, ...]
     refused: tuple[Refused, ...]
     calibration: tuple[CalibrationPoint, ...]
+    free_list_pages: int | None
 
     def to_json(self) -> dict[str, Any]:
         """One JSON document; field names are keys, units stand at the end of keys."""

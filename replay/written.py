@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from replay.calibrate import UNIT_PAGES, Conditions, Kind, State, calibrate
+from replay.calibrate import calibrate
+from replay.cells import UNIT_PAGES, Conditions, Kind, State
 from replay.native.types import Effect
 from replay.plan import Context, Plan
 from replay.predict import Table

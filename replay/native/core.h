@@ -136,13 +136,22 @@ struct aero_pace {
 };
 
 /* What an operation will find (aero_foresee); states of a page, and counts of 4 KiB pages. */
-enum aero_found_page { AERO_FOUND_NOTHING, AERO_FOUND_SMALL, AERO_FOUND_HUGE, AERO_FOUND_SPLIT };
+enum aero_found_page {
+    AERO_FOUND_NOTHING,
+    AERO_FOUND_SMALL,
+    AERO_FOUND_HUGE,
+    AERO_FOUND_SPLIT,
+    AERO_FOUND_LAZY, /* of 4 KiB, and given to be freed later before */
+};
 
 struct aero_found {
     uint32_t small_pages;
     uint32_t split_pages; /* of huge pages that an earlier operation has split */
     uint32_t huge_pages;  /* of huge pages that stay whole, or go whole */
     uint32_t splits;      /* huge pages that this operation splits; their pages count as split */
+    uint32_t lazy_pages;  /* that are to be freed later already, and again */
+    uint32_t freed_pages; /* of 4 KiB, no huge pages */
+    uint32_t taken_pages; /* that it fills where there was nothing */
 };
 
 struct aero_siblings;

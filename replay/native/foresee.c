@@ -2,6 +2,7 @@
 #include "core.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 
 enum { UNIT_PAGES = 512 };
@@ -17,13 +18,22 @@ static void split_unit(uint8_t *state, uint64_t page, uint64_t size_pages)
 
 static void pass_page(uint8_t *state, uint8_t effect, struct aero_found *found)
 {
-    found->small_pages += *state == AERO_FOUND_SMALL;
+    bool is_again = *state == AERO_FOUND_LAZY && effect == AERO_FREES_LATER;
+    bool is_there = *state != AERO_FOUND_NOTHING;
+
+    found->small_pages += *state == AERO_FOUND_SMALL || (*state == AERO_FOUND_LAZY && !is_again);
+    found->lazy_pages += is_again;
     found->split_pages += *state == AERO_FOUND_SPLIT;
     found->huge_pages += *state == AERO_FOUND_HUGE;
-    if (effect == AERO_FREES)
+    if (effect == AERO_FREES) {
+        found->freed_pages += is_there;
         *state = AERO_FOUND_NOTHING;
-    else if (effect == AERO_FILLS && *state == AERO_FOUND_NOTHING)
+    } else if (effect == AERO_FREES_LATER && is_there) {
+        *state = AERO_FOUND_LAZY;
+    } else if (effect == AERO_FILLS && (!is_there || *state == AERO_FOUND_LAZY)) {
+        found->taken_pages += !is_there;
         *state = AERO_FOUND_SMALL;
+    }
 }
 
 /* Pages [page, end) of one unit of 2 MiB. All of a huge page's pages are HUGE, or none is. */

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from replay.native.binding import Arguments, array, check, check_pages, load, refused
 from replay.native.types import Bytes, Memory, Operations, Outcome, Rule, Times
 
-FOUND = np.dtype(
-    [(name, np.uint32) for name in ("small_pages", "split_pages", "huge_pages", "splits")]
-)
+_COUNTS = ("small_pages", "split_pages", "huge_pages", "splits", "lazy_pages")
+FOUND = np.dtype([(name, np.uint32) for name in (*_COUNTS, "freed_pages", "taken_pages")])
 """`struct aero_found` of core.h: what one operation finds."""
 NOTHING, SMALL, HUGE = 0, 1, 2
 """States of a page before a plan (`enum aero_found_page`)."""

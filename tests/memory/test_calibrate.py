@@ -1,10 +1,31 @@
 """A calibration measures every cell it was asked for, in a fresh process, and gives memory back."""
 
+import numpy as np
 import pytest
 
 from replay.backings import Advice
-from replay.calibrate import Cell, Conditions, Kind, calibrate, cells_of
+from replay.calibrate import calibrate
+from replay.cells import Cell, Conditions, Kind, State, cells_of
+from replay.foretell import Session, foretell
+from replay.free_list import (
+    CHUNK_PAGES,
+    FEW_PAGES,
+    TIMEOUT_NS,
+    SweepJob,
+    free,
+    free_list_pages,
+    sweep,
+)
+from replay.memory import GuestMemory
+from replay.plan import Context
+from replay.ranges import Runs, empty
+from replay.requests import from_pfns
+from replay.residency import Residency
+from replay.strategies import load_strategy
+from replay.worker import call_in_fresh_process, process_context
 from tracer.trace.errors import AerostatError
+from tracer.trace.manifest import Region
+from tracer.trace.schema import Queue
 
 
 @pytest.mark.parametrize(
@@ -29,3 +50,57 @@ def test_memory_that_is_not_there_is_refused(monkeypatch) -> None:
     conditions = Conditions("anon", "madvise", None, (), ("untouched", "small"), 512)
     with pytest.raises(AerostatError, match="cannot calibrate"):
         calibrate([Kind(int(Advice.DONTNEED))], conditions, rounds=1, seed=1)
+
+
+def test_a_full_list_of_free_pages_is_measured_after_it_was_filled() -> None:
+    kind = Kind(int(Advice.DONTNEED))
+    states: tuple[State, ...] = ("untouched", "small", "full")
+    conditions = Conditions("anon", "madvise", None, (), states, 1, filler_pages=3 * CHUNK_PAGES)
+    samples = calibrate([kind], conditions, rounds=1, seed=1)
+    assert {cell.state for cell in samples} == set(states)
+    assert all(ns > 0 for (ns,) in samples.values())
+
+
+def test_what_was_freed_lazily_before_costs_less_to_free_lazily() -> None:
+    """By a factor of 2 to 4; half of it is left for a busy machine."""
+    kind = Kind(int(Advice.FREE))
+    conditions = Conditions("anon", "madvise", None, (), ("untouched", "small", "lazy"), 512)
+    samples = calibrate([kind], conditions, rounds=3, seed=1)
+    first, again = (min(samples[Cell(kind, state, False, 512)]) for state in ("small", "lazy"))
+    assert again < first
+
+
+@pytest.mark.parametrize("backing", ["anon", "memfd"])
+def test_the_room_of_the_list_of_free_pages_is_within_what_was_freed(backing: str) -> None:
+    pages = FEW_PAGES + 100
+    assert 0 <= free_list_pages(backing, None, pages, rounds=1) < pages
+    job = SweepJob("sweep", backing, None, FEW_PAGES)
+    page_ns = call_in_fresh_process(process_context(), sweep, job, TIMEOUT_NS)
+    assert len(page_ns) == FEW_PAGES // CHUNK_PAGES
+    assert all(ns > 0 for ns in page_ns)
+
+
+def test_what_is_freed_is_freed() -> None:
+    with GuestMemory(1300 << 12, "anon", 1, "never") as memory:
+        memory.restore(Residency(Runs(np.zeros(1, np.int64), np.array([1300])), empty(), ""))
+        assert free(memory, 100, 1100) > 0
+        assert memory.resident_pages() == 200
+        assert memory.verify().findings.wrong == 0
+
+
+def test_plans_that_free_much_are_foretold_by_the_room_of_the_list() -> None:
+    region = Region("ram", 0, None, (FEW_PAGES + 512) << 12, "anon", 4096)
+    context = Context((region,), 4096, "anon")
+    falling = np.arange(FEW_PAGES + 512)[::-1]
+    requests = from_pfns([(Queue.INFLATE, part.tolist()) for part in np.split(falling, 66)])
+    plans = [load_strategy(name).plan(requests, context) for name in ("request", "free")]
+    pages = Runs(np.zeros(1, np.int64), np.array([FEW_PAGES + 512]))
+    found = foretell(plans, context, Residency(pages, empty(), ""), Session("madvise", None, (), 1))
+    assert found.note == ""
+    assert found.free_list_pages is not None
+    assert {point.state for point in found.calibration if point.advice == Advice.DONTNEED} == {
+        "untouched",
+        "small",
+        "full",
+    }
+    assert all(told is not None and told > 0 for told in found.discard_ns)

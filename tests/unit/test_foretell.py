@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from replay.backings import Advice
-from replay.calibrate import SHARES, Cell, Conditions, Kind, area_pages, cells_of, memory_pages
+from replay.cells import SHARES, Cell, Conditions, Kind, area_pages, cells_of, memory_pages
+from replay.free_list import step
 from replay.native import pacing
 from replay.native.types import NativeError, Operations
 from replay.plan import Context, Plan
@@ -14,6 +17,7 @@ from replay.residency import Residency
 from tracer.trace.manifest import Region
 
 DONTNEED, WILLNEED, POPULATE = Advice.DONTNEED, Advice.WILLNEED, Advice.POPULATE_WRITE
+FREE = Advice.FREE
 CONTEXT = Context((Region("ram", 0, 0, 8 << 20, "anon", 4096),))
 CALL = Kind(int(DONTNEED))
 
@@ -37,7 +41,8 @@ def plan(*operations: tuple[Advice, int, int], joined: list[int] | None = None) 
 
 
 def found(made: Plan, residency: Residency) -> list[tuple[int, ...]]:
-    return [tuple(row) for row in foresee(made, CONTEXT, residency).found.tolist()]
+    """Small, split and huge pages that each operation finds, and huge pages that it splits."""
+    return [tuple(row)[:4] for row in foresee(made, CONTEXT, residency).found.tolist()]
 
 
 def test_what_goes_is_not_found_again() -> None:
@@ -153,3 +158,81 @@ def test_the_table_asks_for_what_plans_need_and_no_more() -> None:
     assert {cell.pages for cell in cells} == {1, 2, 4, 8}
     assert {cell.state for cell in cells} == {"untouched", "small"}
     assert memory_pages(cells) == sum(area_pages(c) for c in cells if c.state == "small")
+
+
+def test_what_is_to_be_freed_later_already_is_told_apart() -> None:
+    """MADV_FREE on it does next to nothing; for any other call it is there as before."""
+    made = plan((FREE, 0, 4), (FREE, 2, 4), (WILLNEED, 0, 1), (POPULATE, 0, 2), (FREE, 0, 3))
+    seen = foresee(made, CONTEXT, Residency(runs((0, 8)), empty(), "")).found
+    assert seen["lazy_pages"].tolist() == [0, 2, 0, 0, 1]
+    assert seen["small_pages"].tolist() == [4, 2, 1, 2, 2]
+    gone = foresee(
+        plan((FREE, 0, 4), (DONTNEED, 0, 8)), CONTEXT, Residency(runs((0, 6)), empty(), "")
+    )
+    assert gone.found["small_pages"].tolist() == [4, 6]
+    assert gone.found["freed_pages"].tolist() == [0, 6]
+
+
+def test_the_list_of_free_pages_has_room_for_some() -> None:
+    """Huge pages that go whole are no pages of that list."""
+    made = plan(
+        (DONTNEED, 0, 4), (POPULATE, 0, 2), (DONTNEED, 8, 4), (DONTNEED, 0, 2), (DONTNEED, 512, 512)
+    )
+    resident = Residency(runs((0, 12)), runs((512, 512)), "")
+    seen = foresee(made, CONTEXT, resident)
+    assert seen.freed_pages == 4 + 4 + 2
+    assert seen.beyond(5).tolist() == [0, 0, 1, 2, 0]
+    assert seen.beyond(0).tolist() == [4, 0, 4, 2, 0]
+    assert seen.beyond(8).tolist() == [0] * 5
+
+
+def test_pages_that_the_list_has_no_room_for_cost_more() -> None:
+    costs = {
+        ("untouched", False): {4: 400.0},
+        ("small", False): {4: 1000.0},
+        ("full", False): {4: 1400.0},
+    }
+    made = plan((DONTNEED, 8, 4), (DONTNEED, 4, 4), (DONTNEED, 0, 4))
+    seen = foresee(made, CONTEXT, Residency(runs((0, 12)), empty(), ""))
+    samples = {
+        Cell(CALL, state, far, pages): [ns]  # type: ignore[arg-type]
+        for (state, far), at in costs.items()
+        for pages, ns in at.items()
+    }
+    assert predict_ns(seen, Table(samples, 12)) == pytest.approx(3 * 1000)
+    assert predict_ns(seen, Table(samples, 6)) == pytest.approx(1000 + (1000 + 200) + 1400)
+    assert predict_ns(seen, Table(samples, 0)) == pytest.approx(3 * 1400)
+
+
+def test_only_calls_that_free_are_measured_on_a_full_list() -> None:
+    conditions = Conditions("anon", "madvise", None, (), ("untouched", "small", "lazy", "full"), 1)
+    asked = {
+        advice: {cell.state for cell in cells_of(Kind(int(advice)), conditions)}
+        for advice in (DONTNEED, FREE, WILLNEED)
+    }
+    assert asked[DONTNEED] == {"untouched", "small", "full"}
+    assert asked[FREE] == {"untouched", "small", "lazy"}
+    assert asked[WILLNEED] == {"untouched", "small"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "at"),
+    [
+        ([235] * 17 + [290] * 31, 17),
+        ([250, 236, 231, 244] * 4 + [287, 290, 306, 285] * 8 + [386, 417], 16),
+        ([290] * 3 + [235] * 40, 0),
+        ([240, 241, 239, 246, 238, 240, 243, 239], 0),
+        ([240, 241, 239, 246, 238, 240, 243, 400], 7),
+        ([100, 200], 1),
+        ([100], 0),
+        ([], 0),
+    ],
+)
+def test_where_pages_begin_to_cost_more(samples: list[float], at: int) -> None:
+    assert step(samples) == at
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 0.1))
+def test_noise_is_no_step(seed: int, spread: float) -> None:
+    noise = np.random.default_rng(seed).lognormal(5, spread, 96)
+    assert step(noise.tolist()) == 0

@@ -1,0 +1,116 @@
+"""Finds out how many pages this CPU's list of free pages takes before they go on to their zone.
+
+Since Linux 6.7 the list grows while much is freed or taken, up to an eighth of the zone's memory
+shared out among its CPUs (pcp->high_max, mm/page_alloc.c): 570 MiB of one with 9 GiB and 2 CPUs. A
+page that the list takes costs a quarter less to free than one after it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from replay.backings import BACKINGS
+from replay.memory import GuestMemory
+from replay.native.types import Operations
+from replay.ranges import Runs, empty
+from replay.residency import Residency
+from replay.worker import call_in_fresh_process, process_context
+from tracer.trace.schema import PFN_SHIFT
+
+CHUNK_PAGES = 4096
+CALL_PAGES = 512
+FEW_PAGES = 4 * CHUNK_PAGES
+"""Less is freed without regard to the list."""
+MOST_PAGES = 1 << 20
+"""Longer lists are not looked for."""
+LEAST_STEP = 0.05
+MOST_SPREAD = 0.8
+TIMEOUT_NS = 120_000_000_000
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """Memory that is freed from its end to its begin, in one fresh process.
+
+    Args:
+        title: Of the job.
+        backing: A name in `BACKINGS`.
+        cpu: To run on; None: any.
+        pages: Of the memory; all are populated first.
+    """
+
+    title: str
+    backing: str
+    cpu: int | None
+    pages: int
+
+
+def free_list_pages(backing: str, cpu: int | None, pages: int, rounds: int) -> int:
+    """Measure how many pages can be freed in a run before they cost more.
+
+    Args:
+        backing: A name in `BACKINGS`.
+        cpu: Whose list; None: of any.
+        pages: Most that a run frees; at least `FEW_PAGES`.
+        rounds: Processes to measure it in; the answer is their median.
+
+    Returns:
+        Pages of 4 KiB; 0 where all of them cost the same.
+    """
+    processes = process_context()
+    swept = min(pages, MOST_PAGES) // CHUNK_PAGES * CHUNK_PAGES
+    job = SweepJob("sweep of the free list", backing, cpu, swept)
+    sweeps = [call_in_fresh_process(processes, sweep, job, TIMEOUT_NS) for _ in range(rounds)]
+    return int(np.median([step(page_ns) for page_ns in sweeps])) * CHUNK_PAGES
+
+
+def sweep(job: SweepJob) -> list[float]:
+    """Free the memory; ns of a page, by the chunk that it is in."""
+    if job.cpu is not None:
+        os.sched_setaffinity(0, {job.cpu})
+    resident = Runs(np.zeros(1, np.int64), np.array([job.pages]))
+    with GuestMemory(job.pages << PFN_SHIFT, job.backing, 0, "never") as memory:
+        memory.restore(Residency(resident, empty(), "sweep"))
+        firsts = range(job.pages - CHUNK_PAGES, -1, -CHUNK_PAGES)
+        return [free(memory, first, CHUNK_PAGES) / CHUNK_PAGES for first in firsts]
+
+
+def free(memory: GuestMemory, first: int, pages: int) -> int:
+    """Free pages from the last to the first, in calls of 2 MiB; ns that it took."""
+    begin = first + np.arange(0, pages, CALL_PAGES)[::-1]
+    length = np.minimum(first + pages - begin, CALL_PAGES)
+    count = len(begin)
+    outcome = memory.execute(
+        Operations(
+            advice=np.full(count, int(BACKINGS[memory.backing].discard), np.uint8),
+            offset_bytes=(begin << PFN_SHIFT).astype(np.uint64),
+            length_bytes=(length << PFN_SHIFT).astype(np.uint64),
+            request=np.zeros(count, np.int64),
+        )
+    )
+    return min(outcome.wall_ns, outcome.cpu_ns)
+
+
+def step(samples: Sequence[float]) -> int:
+    """Find where samples go up for good; 0 where they do not.
+
+    At the best place their distances from the medians before and after it add up to least. The step
+    must be as high as `LEAST_STEP`, and leave at most `MOST_SPREAD` of the distances from one
+    median. One that is none does no harm, since what is measured beyond it costs the same.
+    """
+    values = np.asarray(samples, np.float64)
+    if len(values) < 2:
+        return 0
+    spread = [_spread(values[:at]) + _spread(values[at:]) for at in range(1, len(values))]
+    at = int(np.argmin(spread)) + 1
+    before, after = np.median(values[:at]), np.median(values[at:])
+    is_high = after > before * (1 + LEAST_STEP)
+    return at if is_high and spread[at - 1] <= _spread(values) * MOST_SPREAD else 0
+
+
+def _spread(values: np.ndarray) -> float:
+    return float(np.abs(values - np.median(values)).sum())
