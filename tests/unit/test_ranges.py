@@ -71,3 +71,14 @@ def test_two_million_pages_take_a_fraction_of_a_second(name):
     assert (back == stream).all()
     assert left.total_pages >= 1
     assert seconds < 3
+
+
+@pytest.mark.parametrize("far", [1 << 29, (1 << 62) + 5])
+def test_pages_beyond_what_a_bitmap_has_are_merged_all_the_same(far: int) -> None:
+    """Found only after thousands of others were marked; of these nothing is left for the next."""
+    near = np.random.default_rng(3).permutation(6000)
+    found = compact(np.append(near, [far, far + 1, 7]))
+    assert found.start.tolist() == [0, far]
+    assert found.pages.tolist() == [6000, 2]
+    again = compact(np.arange(5000)[::-1] * 2)
+    assert again.pages.tolist() == [1] * 5000
