@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from replay import calibrate as calibrate_module
 from replay.backings import Advice
 from replay.calibrate import calibrate
 from replay.cells import Cell, Conditions, Kind, State, cells_of
@@ -104,3 +105,23 @@ def test_plans_that_free_much_are_foretold_by_the_room_of_the_list() -> None:
         "full",
     }
     assert all(told is not None and told > 0 for told in found.discard_ns)
+
+
+def test_calls_on_nothing_are_repeated_but_not_those_that_fill_it(monkeypatch) -> None:
+    """A first call is slow; a second of POPULATE_WRITE would find what the first has made."""
+    timed, starts_of = calibrate_module._time, {}
+
+    def remembering(memory: GuestMemory, cell: Cell, starts: np.ndarray) -> float:
+        starts_of[cell] = starts
+        return timed(memory, cell, starts)
+
+    monkeypatch.setattr(calibrate_module, "_time", remembering)
+    conditions = Conditions("anon", "madvise", None, (), ("untouched",), 2048)
+    for advice in (Advice.DONTNEED, Advice.POPULATE_WRITE):
+        job = calibrate_module.CalibrationJob("test", Kind(int(advice)), conditions, 1)
+        assert calibrate_module.measure(job).keys() <= starts_of.keys()
+    counts = {cell: (len(starts), len(set(starts.tolist()))) for cell, starts in starts_of.items()}
+    assert all(n >= 256 for cell, (n, _) in counts.items() if cell.kind.advice == Advice.DONTNEED)
+    assert all(
+        n == each for cell, (n, each) in counts.items() if cell.kind.advice == Advice.POPULATE_WRITE
+    )
