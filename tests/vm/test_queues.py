@@ -105,6 +105,17 @@ def recording(vm, home: Path, *guests: GuestRecorder):
     merge_sides(bundle, home / "guest-0.balloon")
 
 
+def wait_for_stats(vm, answers: int) -> None:
+    """Wait until the guest has told QEMU its statistics so many times more, a second apart."""
+    told: set[int] = set()
+    deadline_s = time.monotonic() + 60
+    while len(told) <= answers:
+        assert time.monotonic() < deadline_s, f"statistics were told at {sorted(told)} alone"
+        device = {"path": "/machine/peripheral/balloon0", "property": "guest-stats"}
+        told.add(vm.qmp.execute("qom-get", **device)["last-update"])
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def session(vm, tmp_path_factory):
     home = tmp_path_factory.mktemp("queues")
@@ -116,6 +127,7 @@ def session(vm, tmp_path_factory):
         move(vm.qmp, MEMORY_BYTES)
         hinting(vm, nothing)
         migration(vm, nothing)
+        wait_for_stats(vm, answers=5)
         poll_stats(vm, 0)
         time.sleep(1.5)  # the last answer, and reports under way
     after = vm.agent.counters()
