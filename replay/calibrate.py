@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,11 @@ class CalibrationJob:
 
 
 def calibrate(
-    kinds: Sequence[Kind], conditions: Conditions, rounds: int, seed: int
+    kinds: Sequence[Kind],
+    conditions: Conditions,
+    rounds: int,
+    seed: int,
+    stepped: Callable[[], None] = lambda: None,
 ) -> dict[Cell, list[float]]:
     """Measure the table, each kind and round in a fresh process, rounds interleaved.
 
@@ -61,6 +65,7 @@ def calibrate(
         conditions: What they share with the runs to predict.
         rounds: Processes for each kind; the table takes medians over them.
         seed: Of the order of cells, which differs from round to round.
+        stepped: Called after each process.
 
     Returns:
         For each cell one sample a round, in ns of a call.
@@ -84,6 +89,7 @@ def calibrate(
             measured = call_in_fresh_process(processes, measure, job, TIMEOUT_NS)
             for cell, time_ns in measured.items():
                 samples[cell].append(time_ns)
+            stepped()
     return dict(samples)
 
 

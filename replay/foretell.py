@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from replay.free_list import FEW_PAGES, free_list_pages
 from replay.predict import Foreseen, Table, foresee, predict_ns
 from replay.results import CalibrationPoint
 from tracer.trace.errors import AerostatError
+from tracer.trace.progress import Progress, silent
 
 if TYPE_CHECKING:
     from replay.plan import Context, Plan
@@ -54,6 +56,7 @@ def foretell(
     context: Context,
     residency: Residency,
     session: Session,
+    progress: Progress = silent,
 ) -> Foretold:
     """Calibrate under the conditions of the runs, and foretell stage d of every plan.
 
@@ -64,6 +67,7 @@ def foretell(
         context: The memory.
         residency: What will be resident.
         session: What the runs will be like.
+        progress: Told of each process of the calibration.
     """
     if context.host_page_pages > 1:
         return _nothing(plans, "calls on larger host pages are not calibrated")
@@ -72,20 +76,27 @@ def foretell(
     kinds = sorted({kind for each in wanted for kind in each.kinds}, key=_key)
     longest = max((int(each.pages.max()) for each in wanted), default=0)
     freed_pages = max((each.freed_pages for each in wanted), default=0)
-    room_pages = None
+    room_pages, is_much = None, freed_pages >= FEW_PAGES
+    steps = itertools.count(1)
+    total = ROUNDS * (len(kinds) + is_much)
+
+    def stepped() -> None:
+        progress("calibrate", next(steps), total)
+
+    progress("calibrate", 0, total)
     try:
-        if freed_pages >= FEW_PAGES:
-            room_pages = free_list_pages(context.backing, session.cpu, freed_pages, ROUNDS)
+        if is_much:
+            room_pages = free_list_pages(context.backing, session.cpu, freed_pages, ROUNDS, stepped)
         conditions = Conditions(
             context.backing,
             session.thp,
             session.cpu,
             session.sibling_cpus,
-            _states(wanted, is_much=room_pages is not None),
+            _states(wanted, is_much=is_much),
             longest,
             _filler_pages(freed_pages, room_pages),
         )
-        samples = calibrate(kinds, conditions, ROUNDS, session.seed)
+        samples = calibrate(kinds, conditions, ROUNDS, session.seed, stepped)
     except AerostatError as error:
         return _nothing(plans, f"{error.what}: {error.reason}")
     table = Table(samples, room_pages or 0)

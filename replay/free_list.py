@@ -8,7 +8,7 @@ page that the list takes costs a quarter less to free than one after it.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,13 @@ class SweepJob:
     pages: int
 
 
-def free_list_pages(backing: str, cpu: int | None, pages: int, rounds: int) -> int:
+def free_list_pages(
+    backing: str,
+    cpu: int | None,
+    pages: int,
+    rounds: int,
+    stepped: Callable[[], None] = lambda: None,
+) -> int:
     """Measure how many pages can be freed in a run before they cost more.
 
     Args:
@@ -57,6 +63,7 @@ def free_list_pages(backing: str, cpu: int | None, pages: int, rounds: int) -> i
         cpu: Whose list; None: of any.
         pages: Most that a run frees; at least `FEW_PAGES`.
         rounds: Processes to measure it in; the answer is their median.
+        stepped: Called after each process.
 
     Returns:
         Pages of 4 KiB; 0 where all of them cost the same.
@@ -64,8 +71,11 @@ def free_list_pages(backing: str, cpu: int | None, pages: int, rounds: int) -> i
     processes = process_context()
     swept = min(pages, MOST_PAGES) // CHUNK_PAGES * CHUNK_PAGES
     job = SweepJob("sweep of the free list", backing, cpu, swept)
-    sweeps = [call_in_fresh_process(processes, sweep, job, TIMEOUT_NS) for _ in range(rounds)]
-    return int(np.median([step(page_ns) for page_ns in sweeps])) * CHUNK_PAGES
+    chunks = []
+    for _ in range(rounds):
+        chunks.append(step(call_in_fresh_process(processes, sweep, job, TIMEOUT_NS)))
+        stepped()
+    return int(np.median(chunks)) * CHUNK_PAGES
 
 
 def sweep(job: SweepJob) -> list[float]:

@@ -143,12 +143,9 @@ def _foretell(options: ReplayOptions, work: Work, progress: Progress) -> Foretol
     plans = [planned.plan for planned in work.planned]
     if not options.predict:
         return Foretold(tuple(None for _ in plans), ())
-    progress("calibrate", 0, 1)
     cpu = chosen_cpu(options)
     session = Session(options.thp, cpu, sibling_cpus(cpu, options.siblings), options.seed)
-    foretold = foretell(plans, work.context, work.residency, session)
-    progress("calibrate", 1, 1)
-    return foretold
+    return foretell(plans, work.context, work.residency, session, progress)
 
 
 def check_options(options: ReplayOptions) -> None:

@@ -96,7 +96,16 @@ def test_plans_that_free_much_are_foretold_by_the_room_of_the_list() -> None:
     requests = from_pfns([(Queue.INFLATE, part.tolist()) for part in np.split(falling, 66)])
     plans = [load_strategy(name).plan(requests, context) for name in ("request", "free")]
     pages = Runs(np.zeros(1, np.int64), np.array([FEW_PAGES + 512]))
-    found = foretell(plans, context, Residency(pages, empty(), ""), Session("madvise", None, (), 1))
+    told: list[tuple[str, int, int]] = []
+    found = foretell(
+        plans,
+        context,
+        Residency(pages, empty(), ""),
+        Session("madvise", None, (), 1),
+        lambda *step: told.append(step),
+    )
+    # Three sweeps, and three processes for DONTNEED and for FREE each.
+    assert told == [("calibrate", done, 9) for done in range(10)]
     assert found.note == ""
     assert found.free_list_pages is not None
     assert {point.state for point in found.calibration if point.advice == Advice.DONTNEED} == {
