@@ -67,6 +67,9 @@ def free_list_pages(
 
     Returns:
         Pages of 4 KiB; 0 where all of them cost the same.
+
+    Raises:
+        AerostatError: The memory cannot be had, or a process failed.
     """
     processes = process_context()
     swept = min(pages, MOST_PAGES) // CHUNK_PAGES * CHUNK_PAGES

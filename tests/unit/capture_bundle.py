@@ -5,7 +5,9 @@ The host's clock is the guest's plus 1,000,000 ns.
 
 import pyarrow as pa
 
+from tracer.account.merge import merge_sides
 from tracer.trace.manifest import Manifest, ProbeRecord, SideInfo
+from tracer.trace.reader import open_trace
 from tracer.trace.schema import CALLS, REQUESTS, Caller, Queue, Side, Wire
 from tracer.trace.writer import TraceWriter
 
@@ -165,3 +167,10 @@ def write_host(path, rows=HOST_ROWS, **changes):
 
 def write_guest(path, rows=GUEST_ROWS, **changes):
     return write_side(path, Side.GUEST, rows, **{"counters": GUEST_COUNTERS} | changes)
+
+
+def both(tmp_path, *, host=None, guest=None):
+    """Both sides as one trace; `host` and `guest` change what is written of each."""
+    path = write_host(tmp_path / "vm.balloon", **(host or {}))
+    merge_sides(path, write_guest(tmp_path / "guest.balloon", **(guest or {})))
+    return open_trace(path)

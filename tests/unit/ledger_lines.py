@@ -1,17 +1,14 @@
-"""Both sides of a small capture as one trace, and a ledger's lines by name."""
+"""What several tests of ledgers share: its lines by name, and a page that was migrated."""
 
-from tests.unit.capture_bundle import (
-    write_guest,
-    write_host,
-)
-from tracer.account.merge import merge_sides
-from tracer.trace.reader import open_trace
+from tests.unit.capture_bundle import sent
+from tracer.trace.schema import Caller, Queue
 
-
-def both(tmp_path, *, host=None, guest=None):
-    path = write_host(tmp_path / "vm.balloon", **(host or {}))
-    merge_sides(path, write_guest(tmp_path / "guest.balloon", **(guest or {})))
-    return open_trace(path)
+MIGRATED = [
+    sent(4, Queue.INFLATE, [(42, 1)], (None, 600_000, 601_000, None, 610_000, None, None))
+    | {"caller": Caller.MIGRATION},
+    sent(5, Queue.DEFLATE, [(42, 1)], (None, 611_000, 612_000, None, 620_000, None, None))
+    | {"caller": Caller.MIGRATION},
+]
 
 
 def lines(book):

@@ -12,18 +12,19 @@ from tests.unit.capture_bundle import (
     HOST_COUNTERS,
     HOST_ROWS,
     SECOND,
+    both,
     call,
     received,
     sent,
     write_guest,
     write_host,
 )
-from tests.unit.ledger_lines import both, lines
+from tests.unit.ledger_lines import MIGRATED, lines
 from tracer.account.ledger import ledger
 from tracer.account.ledger_host import Discards, captured_discards
 from tracer.trace.manifest import Loss, Manifest, SideInfo
 from tracer.trace.reader import open_trace
-from tracer.trace.schema import REQUESTS, Caller, Mark, Queue, Side
+from tracer.trace.schema import REQUESTS, Mark, Queue, Side
 from tracer.trace.writer import TraceWriter
 
 DEFLATE_WITHOUT_CALLS = received(12, Queue.DEFLATE, BACK, (1_410_000, 1_425_000, 0), calls=0)
@@ -96,14 +97,7 @@ def test_requests_without_discard_probes_are_not_observed(tmp_path):
 
 
 def test_guest_counter_leaves_page_migrations_out(tmp_path):
-    page = [(42, 1)]
-    moved = [
-        sent(4, Queue.INFLATE, page, (None, 600_000, 601_000, None, 610_000, None, None))
-        | {"caller": Caller.MIGRATION},
-        sent(5, Queue.DEFLATE, page, (None, 611_000, 612_000, None, 620_000, None, None))
-        | {"caller": Caller.MIGRATION},
-    ]
-    found = lines(ledger(both(tmp_path, guest={"rows": [*GUEST_ROWS, *moved]})))
+    found = lines(ledger(both(tmp_path, guest={"rows": [*GUEST_ROWS, *MIGRATED]})))
     assert found["inflate: guest driver"] == (385, "not compared")
     assert found["inflate: guest kernel counter"] == (384, "equal")
     assert found["inflate: host requests"] == (384, "differs by -1")

@@ -4,16 +4,16 @@ from tests.unit.capture_bundle import (
     GUEST_COUNTERS,
     GUEST_ROWS,
     HOST_ROWS,
+    both,
     request,
-    sent,
     write_guest,
     write_host,
 )
-from tests.unit.ledger_lines import both, lines
+from tests.unit.ledger_lines import MIGRATED, lines
 from tracer.account.ledger import ledger
 from tracer.account.merge import merge_sides
 from tracer.trace.reader import open_trace
-from tracer.trace.schema import Caller, Queue, Side, Wire
+from tracer.trace.schema import Queue, Side, Wire
 
 HINT = [(4096, 1024)]
 
@@ -57,20 +57,15 @@ def test_a_hint_that_the_host_lacks_unbalances(tmp_path):
 
 
 def test_migrations_agree_with_the_kernels_count(tmp_path):
-    page = [(42, 1)]
-    moved = [
-        sent(4, Queue.INFLATE, page, (None, 600_000, 601_000, None, 610_000, None, None))
-        | {"caller": Caller.MIGRATION},
-        sent(5, Queue.DEFLATE, page, (None, 611_000, 612_000, None, 620_000, None, None))
-        | {"caller": Caller.MIGRATION},
-    ]
     for counted, status in ((1, "equal"), (2, "differs by +1")):
         counters = GUEST_COUNTERS | {
             "vmstat_balloon_migrate_begin": 7,
             "vmstat_balloon_migrate_end": 7 + counted,
         }
         path = tmp_path / f"{counted}.balloon"
-        book = ledger(open_trace(write_guest(path, rows=[*GUEST_ROWS, *moved], counters=counters)))
+        book = ledger(
+            open_trace(write_guest(path, rows=[*GUEST_ROWS, *MIGRATED], counters=counters))
+        )
         assert lines(book)["migration: guest driver"] == (1, "not compared")
         assert lines(book)["migration: guest kernel counter"] == (counted, status)
 

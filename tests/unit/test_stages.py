@@ -6,22 +6,16 @@ from tests.unit.capture_bundle import (
     FIRST,
     GUEST_ROWS,
     HOST_ROWS,
+    both,
     probe,
     received,
     sent,
     write_guest,
     write_host,
 )
-from tracer.account.merge import merge_sides
 from tracer.account.stages import SEED_NS, SEED_PERCENT, SEED_TOTAL_NS, stage_table
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Queue
-
-
-def both(tmp_path, *, host=None, guest=None):
-    path = write_host(tmp_path / "vm.balloon", **(host or {}))
-    merge_sides(path, write_guest(tmp_path / "guest.balloon", **(guest or {})))
-    return open_trace(path)
 
 
 def totals(direction):

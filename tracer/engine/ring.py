@@ -110,22 +110,27 @@ class Ring:
         if waiting <= 0:
             return np.empty(0, self._slot)
         # Headers come first: what is finished now stays as it is until the consumer moves on.
-        headers = self._headers(begin, waiting)
-        whole, wanted = waiting, None
-        if any((part != self._record_bytes).any() for part in headers):
-            whole, wanted = self._finished(np.concatenate(headers))
+        headers = self._other_headers(begin, waiting)
+        whole, wanted = (waiting, None) if headers is None else self._finished(headers)
         taken = self._copied(begin, whole)
         self._consumer[0] = begin + whole * self._slot.itemsize
         return taken if wanted is None else pick_records(taken, wanted)
 
-    def _headers(self, begin: int, count: int) -> tuple[npt.NDArray[np.uint32], ...]:
-        """Look at the headers of slots: 8 bytes, so that none lies across the ring's end."""
+    def _other_headers(self, begin: int, count: int) -> npt.NDArray[np.uint32] | None:
+        """Copy the headers of slots where not all are of finished records of our length.
+
+        A header has 8 bytes, so none lies across the ring's end. No look at the ring outlives this
+        call: numpy does not keep the mapping, so one that an error kept would outlive the memory.
+        """
         at, stride = begin % self._size_bytes, self._slot.itemsize
         before = min(count, -(-(self._size_bytes - at) // stride))
-        first = self._first_words(at, before)
-        if before == count:
-            return (first,)
-        return first, self._first_words(at + before * stride - self._size_bytes, count - before)
+        parts = [self._first_words(at, before)]
+        if before < count:
+            after_at = at + before * stride - self._size_bytes
+            parts.append(self._first_words(after_at, count - before))
+        if all((part == self._record_bytes).all() for part in parts):
+            return None
+        return np.concatenate(parts)
 
     def _first_words(self, at: int, count: int) -> npt.NDArray[np.uint32]:
         """Look at the first word of so many slots, from a place in the ring on: no copy."""
