@@ -5,7 +5,6 @@ Each count is held against QEMU's own or the guest kernel's own.
 
 import contextlib
 import itertools
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +15,19 @@ import pytest
 from lab.balloon import move
 from lab.balloon_scenarios import out_of_puff
 from lab.queue_scenarios import flood, hinting, migration, oom, poll_stats
-from lab.recorders import GuestRecorder, HostCapture, host_recorder
+from lab.recorders import GuestRecorder
 from lab.session import LabOptions, open_vm
+from tests.vm.queue_recording import (
+    let_vcpus_take_turns,
+    lines,
+    marks,
+    nothing,
+    recording,
+    rows,
+    wait_for_stats,
+)
 from tracer.account.join import join
 from tracer.account.ledger import ledger
-from tracer.account.merge import merge_sides
 from tracer.account.stages import stage_table
 from tracer.engine.host_engine import HostEngine
 from tracer.engine.vm_probes import Quota, Target
@@ -46,10 +53,6 @@ FLOOD_S = 4.0
 ON_BOTH_SIDES = (Queue.INFLATE, Queue.DEFLATE, Queue.FREE_PAGE_HINT)
 
 
-def nothing(phase: str, done: int = 0, total: int | None = None) -> None:
-    pass
-
-
 @pytest.fixture(scope="module", params=["7.2", "10.0"])
 def vm(request):
     options = LabOptions(
@@ -64,56 +67,12 @@ def vm(request):
         yield booted
 
 
-def let_vcpus_take_turns(vm) -> None:
-    """Bind all vCPUs to one CPU, so that the guest's clock runs evenly.
-
-    Of an emulated guest, QEMU makes the TSC from this machine's and never lets it fall: where vCPUs
-    on two CPUs read it in turns, and one of them reads a little less than the other did, it skips
-    ahead (cpu_get_ticks_locked of softmmu/cpu-timers.c, 7.2). In one recording that came to 110 us
-    within a second, by jerks, and no line fits that.
-    """
-    (cpu, *_) = sorted(os.sched_getaffinity(0))
-    for vcpu in vm.qmp.execute("query-cpus-fast"):
-        os.sched_setaffinity(vcpu["thread-id"], {cpu})
-
-
 class Session(NamedTuple):
     """What was recorded of the same moves: both sides by fentry, the guest again by kprobe."""
 
     trace: Trace
     kprobe: Trace
     migrated_pages: int
-
-
-@contextlib.contextmanager
-def recording(vm, home: Path, *guests: GuestRecorder):
-    """Record both sides while the block runs; merge the first guest's recording into the host's."""
-    bundle = home / "both.balloon"
-    for guest in guests:
-        guest.start()
-    capture = HostCapture(bundle, detail="discards", force=False, scenario="queues")
-    with host_recorder(vm, capture, nothing) as host:
-        host.wait_ready()
-        for guest in guests:
-            guest.wait_ready()
-        yield
-        for guest in guests:
-            guest.stop()
-        host.stop()
-    for number, guest in enumerate(guests):
-        guest.copy_out(home / f"guest-{number}.balloon")
-    merge_sides(bundle, home / "guest-0.balloon")
-
-
-def wait_for_stats(vm, answers: int) -> None:
-    """Wait until the guest has told QEMU its statistics so many times more, a second apart."""
-    told: set[int] = set()
-    deadline_s = time.monotonic() + 60
-    while len(told) <= answers:
-        assert time.monotonic() < deadline_s, f"statistics were told at {sorted(told)} alone"
-        device = {"path": "/machine/peripheral/balloon0", "property": "guest-stats"}
-        told.add(vm.qmp.execute("qom-get", **device)["last-update"])
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -134,18 +93,6 @@ def session(vm, tmp_path_factory):
     migrated = after["balloon_migrate_pages"] - before["balloon_migrate_pages"]
     both, kprobe = (open_trace(home / f"{name}.balloon") for name in ("both", "guest-1"))
     return Session(both, kprobe, migrated)
-
-
-def rows(trace: Trace, side: Side, queue: Queue) -> list[dict]:
-    return [row for row in trace.table("requests", side).to_pylist() if row["queue"] == queue]
-
-
-def marks(trace: Trace, side: Side, mark: Mark) -> list[dict]:
-    return [row for row in trace.table("marks", side).to_pylist() if row["mark"] == mark]
-
-
-def lines(trace: Trace) -> dict[str, tuple[int | None, str]]:
-    return {line.name: (line.pages, line.status) for line in ledger(trace).lines}
 
 
 def test_every_probe_attaches_by_the_way_that_was_asked_for(session):
