@@ -31,7 +31,7 @@ SOURCES = (
     "watch.c",
 )
 PUBLIC = ("core.h", "ring.h", "exchange.h", "plans.h")
-PRIVATE = ("execute.h", "lanes.h", "sides.h", "stages.h")
+PRIVATE = ("execute.h", "lanes.h", "marks.h", "sides.h", "stages.h")
 
 
 def declarations() -> str:

@@ -2,19 +2,16 @@
  * compared: that takes a few ns a page in whatever order they come. */
 #include "plans.h"
 
+#include "marks.h"
+
 #include <errno.h>
-#include <stdbool.h>
 #include <stdlib.h>
 
 enum {
-    WORD_SHIFT = 6, /* 64 pages a word, 64 words a word of the level above */
-    LEVELS = 4,
     FEW = 32,          /* so few runs are sorted */
     PART = 4096,       /* runs of a large group that are looked at together */
     DENSE_PAGES = 512, /* a run this long takes ten words to mark: a sort would take as long */
 };
-
-static const uint64_t SPAN = UINT64_C(1) << 29; /* 2 TiB of guest memory */
 
 struct runs {
     const int64_t *start;
@@ -27,11 +24,6 @@ struct sink {
     int64_t room;
     int64_t of; /* the group that is merged now */
     int64_t begin, end; /* the run that may still grow; empty at first */
-};
-
-/* Of SPAN pages; the system gives memory only to what is marked. */
-struct bitmap {
-    uint64_t *level[LEVELS]; /* of the pages themselves, and of the words below that are not 0 */
 };
 
 static inline int64_t pages_of(const struct runs *runs, int64_t i)
@@ -65,46 +57,6 @@ static inline void add(struct sink *sink, int64_t start, int64_t pages)
     put(sink);
     sink->begin = start;
     sink->end = start + pages;
-}
-
-static bool make_room(struct bitmap *map)
-{
-    for (int i = 0; i < LEVELS; i++) {
-        if (!map->level[i])
-            map->level[i] = calloc(SPAN >> (i + 1) * WORD_SHIFT, sizeof(uint64_t));
-        if (!map->level[i])
-            return false;
-    }
-    return true;
-}
-
-static void free_bitmap(struct bitmap *map)
-{
-    for (int i = 0; i < LEVELS; i++)
-        free(map->level[i]);
-}
-
-static inline void mark_word(struct bitmap *map, uint64_t word, uint64_t bits)
-{
-    for (int i = 0; i < LEVELS; i++) {
-        uint64_t before = map->level[i][word];
-
-        map->level[i][word] = before | bits;
-        if (before)
-            return; /* the levels above know */
-        bits = UINT64_C(1) << (word & 63);
-        word >>= WORD_SHIFT;
-    }
-}
-
-static inline void mark(struct bitmap *map, uint64_t first, uint64_t pages)
-{
-    uint64_t last = first + pages - 1, word = first >> WORD_SHIFT;
-    uint64_t bits = ~UINT64_C(0) << (first & 63);
-
-    for (; word < last >> WORD_SHIFT; word++, bits = ~UINT64_C(0))
-        mark_word(map, word, bits);
-    mark_word(map, word, bits & ~UINT64_C(0) >> (63 - (last & 63)));
 }
 
 static inline void take_word(struct sink *sink, uint64_t bits, int64_t base)
@@ -150,37 +102,13 @@ static void take_all(struct bitmap *map, struct sink *sink)
 static bool mark_group(const struct runs *runs, int64_t first, int64_t end, uint64_t most,
                        struct bitmap *map)
 {
-    uint64_t total = 0, word = 0, bits = 0;
+    bool fits = runs->pages
+                    ? mark_runs(map, runs->start + first, runs->pages + first, end - first, most)
+                    : mark_pages(map, runs->start + first, end - first);
 
-    for (int64_t i = first; i < end; i++) {
-        uint64_t start = runs->start[i], pages = 1;
-
-        if (runs->pages) {
-            if (runs->pages[i] <= 0)
-                continue;
-            pages = runs->pages[i];
-        }
-        total += pages;
-        if (pages > SPAN || start > SPAN - pages || total > most) {
-            take_all(map, NULL);
-            return false;
-        }
-        if (pages > 1) {
-            mark(map, start, pages);
-            continue;
-        }
-        /* Neighbours are put together first: the processor waits for what it has just stored. */
-        if (start >> WORD_SHIFT != word) {
-            if (bits)
-                mark_word(map, word, bits);
-            word = start >> WORD_SHIFT;
-            bits = 0;
-        }
-        bits |= UINT64_C(1) << (start & 63);
-    }
-    if (bits)
-        mark_word(map, word, bits);
-    return true;
+    if (!fits)
+        take_all(map, NULL);
+    return fits;
 }
 
 struct pair {

@@ -22,6 +22,15 @@ from replay.ranges import (
 unhurried = settings(deadline=None)  # a busy machine is no failure
 near = st.integers(0, 40)
 far = st.integers(0, (1 << 52) - 1)
+last_marked = 1 << 29
+"""Of this many pages a bitmap is made; where one lies beyond, all are sorted."""
+line = st.tuples(
+    st.one_of(near, st.integers(48, 80), st.integers(last_marked - 40, last_marked + 8)),
+    st.integers(1, 24),
+    st.sampled_from((1, -1)),
+    st.integers(0, 24),
+)
+"""First page, pages, the way they go, and which of them comes twice, if there is such a one."""
 pfn_lists = st.lists(st.one_of(near, far), max_size=60)
 near_lists = st.lists(near, max_size=60)
 
@@ -37,6 +46,18 @@ def is_canonical(runs: Runs) -> bool:
 @unhurried
 @given(pfn_lists)
 def test_compact_holds_the_same_pages_in_canonical_form(pfns):
+    runs = compact(np.array(pfns, np.int64))
+    assert is_canonical(runs)
+    assert expand(runs).tolist() == sorted(set(pfns))
+
+
+@unhurried
+@given(st.lists(line, max_size=12), st.permutations(range(40)))
+def test_compact_takes_lines_that_begin_and_end_anywhere(lines, more_than_a_sort_takes):
+    pfns = list(more_than_a_sort_takes)
+    for first, count, step, twice in lines:
+        named = [first + step * i for i in range(count) if first + step * i >= 0]
+        pfns += named[: twice + 1] + named[twice:]
     runs = compact(np.array(pfns, np.int64))
     assert is_canonical(runs)
     assert expand(runs).tolist() == sorted(set(pfns))

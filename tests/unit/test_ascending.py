@@ -32,6 +32,44 @@ def test_long_runs_need_no_room_of_their_own(pages: int) -> None:
     assert (start.tolist(), length.tolist()) == ([0], [1000 * pages])
 
 
+FEWEST = np.arange(1000, 1040) * 2
+"""So many that they are marked in a bitmap; what comes then lies where a block of them would."""
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        [60, 61, 62, 63, 64, 65, 66, 67],
+        [67, 66, 65, 64, 63, 62, 61, 60],
+        [7, 6, 5, 4, 3, 2, 1, 0],
+        [10, 11, 12, 12, 14, 15, 16, 17],
+        [10, 11, 13, 12, 14, 15, 16, 17],
+        [10, 50, 12, 13, 14, 15, 16, 17],
+        [10, 11, 12, 13, 14, 15, 99, 17],
+        [17, 16, 15, 14, 13, 12, 99, 10],
+        [5, 5, 5, 5, 5, 5, 5, 5],
+        [(1 << 29) - 8 + i for i in range(8)],
+        [(1 << 29) - 1 - i for i in range(8)],
+        [(1 << 29) - 7 + i for i in range(8)],
+        [(1 << 29) - i for i in range(8)],
+    ],
+    ids=[
+        *("over a word's end", "falling over it", "falling to 0", "one twice", "two swapped"),
+        *("far second", "far seventh", "far seventh, falling", "one page", "up to the last"),
+        *("down from the last", "beyond the last", "from beyond it"),
+    ],
+)
+def test_eight_pages_that_come_together_count_as_they_are(block: list[int]) -> None:
+    found = compact(np.concatenate((FEWEST, block)))
+    assert expand(found).tolist() == sorted({*FEWEST.tolist(), *block})
+    assert (found.start[1:] > found.end[:-1]).all()
+
+
+def test_pages_below_0_are_merged_by_a_sort() -> None:
+    found = merge_runs(np.concatenate((FEWEST, np.arange(4, -4, -1))))
+    assert (found[0][0], found[1][0]) == (-3, 8)
+
+
 def test_a_later_group_does_not_see_the_marks_of_an_earlier_one() -> None:
     start = np.array([9, 5, 7, 8, 4, 6], np.int64)
     group = np.array([0, 0, 0, 1, 1, 1], np.int64)
