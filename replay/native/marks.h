@@ -10,7 +10,8 @@
 enum {
     WORD_SHIFT = 6, /* 64 pages a word, 64 words a word of the level above */
     LEVELS = 4,
-    BLOCK = 8, /* pages that are looked at together */
+    BLOCK = 8,   /* pages that are looked at together */
+    AHEAD = 512, /* where to fetch from while one is marked: caches guess no further than 4 KiB */
 };
 
 static const uint64_t SPAN = UINT64_C(1) << 29; /* 2 TiB of guest memory */
@@ -105,6 +106,7 @@ static bool mark_pages(struct bitmap *map, const int64_t *page, int64_t count)
                 continue;
             }
         }
+        __builtin_prefetch(page + (i + AHEAD < count ? i + AHEAD : i));
         for (int64_t j = i; j < end; j++) {
             if ((uint64_t)page[j] >= SPAN)
                 return false;
