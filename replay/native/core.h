@@ -112,11 +112,12 @@ struct aero_content {
     int64_t count;
 };
 
-/* Room for runs of pages, ascending within each group. */
+/* Room for runs of pages, ascending within each group. `ended` has one element for each request that
+ * is merged: how many runs there are once it, and its group if it is the last of that, is done. */
 struct aero_runs {
     uint64_t *first_page;
     uint64_t *pages;
-    int64_t *group;
+    int64_t *ended;
     int64_t capacity;
 };
 

@@ -21,8 +21,7 @@ struct bitmap {
 
 struct walk {
     uint64_t *first_page, *pages;
-    int64_t *group;
-    int64_t runs, capacity;
+    int64_t begin, runs, capacity; /* begin: of the group that is walked now */
     bool full;
 };
 
@@ -79,12 +78,11 @@ static void mark_range(struct bitmap *map, uint64_t page, uint64_t end)
     }
 }
 
-static void emit(struct walk *walk, uint64_t page, uint64_t pages, int64_t group)
+static void emit(struct walk *walk, uint64_t page, uint64_t pages)
 {
     int64_t last = walk->runs - 1;
 
-    if (last >= 0 && walk->group[last] == group &&
-        walk->first_page[last] + walk->pages[last] == page) {
+    if (last >= walk->begin && walk->first_page[last] + walk->pages[last] == page) {
         walk->pages[last] += pages;
         return;
     }
@@ -93,18 +91,17 @@ static void emit(struct walk *walk, uint64_t page, uint64_t pages, int64_t group
         return;
     }
     walk->first_page[walk->runs] = page;
-    walk->pages[walk->runs] = pages;
-    walk->group[walk->runs++] = group;
+    walk->pages[walk->runs++] = pages;
 }
 
-static void emit_word(struct walk *walk, uint64_t first, uint64_t bits, int64_t group)
+static void emit_word(struct walk *walk, uint64_t first, uint64_t bits)
 {
     while (bits) {
         uint64_t skip = (uint64_t)__builtin_ctzll(bits);
         uint64_t rest = ~(bits >> skip);
         uint64_t count = rest ? (uint64_t)__builtin_ctzll(rest) : WORD_BITS;
 
-        emit(walk, first + skip, count, group);
+        emit(walk, first + skip, count);
         if (skip + count >= WORD_BITS)
             return;
         bits &= ~UINT64_C(0) << (skip + count);
@@ -112,8 +109,9 @@ static void emit_word(struct walk *walk, uint64_t first, uint64_t bits, int64_t 
 }
 
 /* Write out all runs, ascending, and leave the bitmap empty. */
-static void walk_bitmap(struct bitmap *map, struct walk *walk, int64_t group)
+static void walk_bitmap(struct bitmap *map, struct walk *walk)
 {
+    walk->begin = walk->runs;
     for (uint64_t b = 0; b < map->blocks; b++)
         for (; map->block[b]; map->block[b] &= map->block[b] - 1) {
             uint64_t s = b * WORD_BITS + (uint64_t)__builtin_ctzll(map->block[b]);
@@ -121,7 +119,7 @@ static void walk_bitmap(struct bitmap *map, struct walk *walk, int64_t group)
             for (; map->word[s]; map->word[s] &= map->word[s] - 1) {
                 uint64_t w = s * WORD_BITS + (uint64_t)__builtin_ctzll(map->word[s]);
 
-                emit_word(walk, w * WORD_BITS, map->page[w], group);
+                emit_word(walk, w * WORD_BITS, map->page[w]);
                 map->page[w] = 0;
             }
         }
@@ -218,13 +216,13 @@ static int check_map(const struct aero_map *map, uint64_t memory_pages)
 }
 
 /* Merge what requests name within each group: those next to each other in `order` that have the
- * same number in `group`. Runs go to first_page, pages and run_group, all of `capacity` elements:
- * E2BIG where they do not suffice. EINVAL for a bad form or map; then nothing was done. */
+ * same number in `group`. Runs go to first_page and pages, both of `capacity` elements: E2BIG where
+ * they do not suffice. EINVAL for a bad form or map; then nothing was done. */
 int aero_gather(const struct aero_content *content, const int64_t *order, const int64_t *group,
                 int64_t count, const struct aero_map *map, uint64_t memory_pages,
                 const struct aero_runs *runs, struct aero_gathering *out)
 {
-    struct walk walk = {runs->first_page, runs->pages, runs->group, 0, runs->capacity, false};
+    struct walk walk = {runs->first_page, runs->pages, 0, 0, runs->capacity, false};
     struct bitmap bitmap = {0};
     int error = check_map(map, memory_pages);
     int64_t wall, cpu;
@@ -250,7 +248,8 @@ int aero_gather(const struct aero_content *content, const int64_t *order, const 
         else
             mark_entries(at, end, map, &bitmap, out);
         if (i + 1 == count || group[i + 1] != group[i])
-            walk_bitmap(&bitmap, &walk, group[i]);
+            walk_bitmap(&bitmap, &walk);
+        runs->ended[i] = walk.runs;
     }
     out->wall_ns = aero_now_ns(CLOCK_MONOTONIC) - wall;
     out->cpu_ns = aero_now_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;

@@ -22,16 +22,23 @@ class Gathered:
     Args:
         first_page: uint64, ascending within each group.
         pages: uint64.
-        group: int64, the group of each run.
+        ended: int64: how many runs there were after each request that was merged.
+        groups: int64: the group of each of these requests.
         rejected: PFNs and entries that are no guest memory, and torn ends.
     """
 
     first_page: Words
     pages: Words
-    group: Times
+    ended: Times
+    groups: Times
     rejected: int
     wall_ns: int
     cpu_ns: int
+
+    @property
+    def group(self) -> Times:
+        """The group of each run: made when it is asked for, as long as `pages`."""
+        return np.repeat(self.groups, np.diff(self.ended, prepend=0))
 
 
 def gather(
@@ -63,7 +70,7 @@ def gather(
     _held, table = map_struct(regions)
     capacity = _most_runs(start, form, order)
     first_page, pages = (np.empty(capacity, np.uint64) for _ in range(2))
-    run_group = np.empty(capacity, np.int64)
+    ended = np.empty(len(order), np.int64)
     room = [array(ffi, first_page, np.uint64), array(ffi, pages, np.uint64)]
     out = ffi.new("struct aero_gathering *")
     sent = [array(ffi, wire, np.uint8), array(ffi, start, np.uint64), array(ffi, form, np.uint8)]
@@ -74,13 +81,13 @@ def gather(
         len(order),
         table,
         memory_pages,
-        ffi.new("struct aero_runs *", [*room, array(ffi, run_group, np.int64), capacity]),
+        ffi.new("struct aero_runs *", [*room, array(ffi, ended, np.int64), capacity]),
         out,
     )
     check(error, "cannot gather the pages of requests")
     runs = slice(0, out.runs)
     return Gathered(
-        first_page[runs], pages[runs], run_group[runs], out.rejected, out.wall_ns, out.cpu_ns
+        first_page[runs], pages[runs], ended, group, out.rejected, out.wall_ns, out.cpu_ns
     )
 
 
