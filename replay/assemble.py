@@ -16,7 +16,7 @@ from replay.environment import Environment
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
 from replay.rejections import rejections
 from replay.results import Fidelity, Results, Run, Settings, StrategyResult, TraceFacts
-from replay.rounds import chosen_cpu
+from replay.rounds import chosen_cpu, resting_cpu
 from replay.stability import machine_warnings, run_stability
 from replay.summary import summarise
 from tracer.trace.missing import missing_events
@@ -190,6 +190,7 @@ def _settings(replay: Replay) -> Settings:
         backing=replay.context.backing,
         thp=options.thp,
         siblings=options.siblings,
+        resting_threads=int(resting_cpu(chosen_cpu(options), options.siblings) is not None),
         cpu=chosen_cpu(options),
         memory_limit_bytes=options.memory_limit_bytes,
         residency=fitted.residency.source,

@@ -37,6 +37,8 @@ from tracer.trace.errors import AerostatError
 from tracer.trace.schema import PFN_SHIFT
 
 TIMEOUT_NS = 120_000_000_000
+HALF_UNIT_PAGES = UNIT_PAGES // 2
+"""Calls that empty a page table leave it there; one on all of it takes it away as well."""
 LEAST_CALLS = 256
 """Of a cell that finds nothing, which can be done again: of a few, the first would stand out."""
 
@@ -118,7 +120,8 @@ def measure(job: CalibrationJob) -> dict[Cell, float]:
     frees = effect_of(job.kind, conditions.backing) == Effect.FREES
     with GuestMemory(size_bytes, conditions.backing, job.seed, conditions.thp) as memory:
         memory.restore(_residency(cells, areas, fresh))
-        with native.Siblings(conditions.sibling_cpus, memory.mapping, spare):
+        beside = conditions.sibling_cpus, memory.mapping, spare, conditions.resting_cpu
+        with native.Siblings(*beside):
             found: dict[Cell, float] = {}
             is_full = False
             for cell, (first, _) in zip(cells, areas, strict=True):
@@ -126,7 +129,7 @@ def measure(job: CalibrationJob) -> dict[Cell, float]:
                     free(memory, filler, conditions.filler_pages)
                     is_full = True
                 found |= _measure_cell(memory, cell, first, job.seed)
-                if frees and cell.state in ("small", "split"):
+                if cell.state == "emptied" or (frees and cell.state in ("small", "split")):
                     pages = area_pages(cell)
                     memory.touch(_runs([(fresh, fresh + pages)]))
                     fresh += pages
@@ -166,6 +169,8 @@ def _measure_cell(memory: GuestMemory, cell: Cell, first: int, seed: int) -> dic
         starts = np.random.default_rng(seed).permutation(starts)
     if cell.state == "lazy":
         _time(memory, cell, starts)
+    if cell.state == "emptied":
+        free(memory, first, pages, HALF_UNIT_PAGES)
     if cell.state == "untouched" and effect_of(cell.kind, memory.backing) != Effect.FILLS:
         starts = np.resize(starts, max(len(starts), LEAST_CALLS * cell.kind.ranges))
     return {cell: _time(memory, cell, starts)}

@@ -10,10 +10,10 @@ from replay.memory import rules_for
 from replay.native.types import Effect
 from replay.residency import Thp
 
-State = Literal["untouched", "small", "full", "lazy", "split", "huge"]
-"""What a call finds: no pages; 4 KiB pages; the same while this CPU's list of free pages is full
-(`replay.free_list`); 4 KiB pages that are to be freed later already; pages of huge pages split
-before; huge pages."""
+State = Literal["untouched", "emptied", "small", "full", "lazy", "split", "huge"]
+"""What a call finds: nothing; nothing, where there is a page table; 4 KiB pages; the same while
+this CPU's list of free pages is full (`replay.free_list`); 4 KiB pages that are to be freed later
+already; pages of huge pages split before; huge pages."""
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 33, 34, 64, 128, 256, 512, 1024, 2048, 8192)
 """Pages of one call. 33 and 34 stand on both sides of the flush ceiling."""
@@ -57,8 +57,8 @@ class Cell:
 class Conditions:
     """What the calibration must share with the runs that it shall predict.
 
-    `cpu`, `sibling_cpus` and `thp` are as in a run's job; `states` are those to measure, and
-    `pages` is the longest call. `filler_pages` fill the list of free pages.
+    `cpu`, `sibling_cpus`, `resting_cpu` and `thp` are as in a run's job; `states` are those to
+    measure, and `pages` is the longest call. `filler_pages` fill the list of free pages.
     """
 
     backing: str
@@ -68,6 +68,7 @@ class Conditions:
     states: tuple[State, ...]
     pages: int
     filler_pages: int = 0
+    resting_cpu: int | None = None
 
 
 def cells_of(kind: Kind, conditions: Conditions) -> list[Cell]:

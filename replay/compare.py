@@ -215,7 +215,7 @@ def _losses(*results: Results) -> list[str]:
 
 
 def _work_differences(base: Results, candidate: Results) -> tuple[str, ...]:
-    keys = ("backing", "thp", "siblings", "residency", "requests_replayed")
+    keys = ("backing", "thp", "siblings", "resting_threads", "residency", "requests_replayed")
     found = [
         f"{key} is {getattr(base.settings, key)!r} and {getattr(candidate.settings, key)!r}"
         for key in keys

@@ -32,6 +32,7 @@ class Session:
     cpu: int | None
     sibling_cpus: tuple[int, ...]
     seed: int
+    resting_cpu: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def foretell(
             _states(wanted, is_much=is_much),
             longest,
             _filler_pages(freed_pages, room_pages),
+            session.resting_cpu,
         )
         samples = calibrate(kinds, conditions, ROUNDS, session.seed, stepped)
     except AerostatError as error:
@@ -115,7 +117,7 @@ def _filler_pages(freed_pages: int, room_pages: int | None) -> int:
     return room_pages * 5 // 4 if room_pages else min(freed_pages, MOST_FILLER_PAGES)
 
 
-FOUND: tuple[State, ...] = ("small", "lazy", "split", "huge")
+FOUND: tuple[State, ...] = ("small", "lazy", "split", "huge", "emptied")
 
 
 def _states(wanted: Sequence[Foreseen], *, is_much: bool) -> tuple[State, ...]:

@@ -92,10 +92,10 @@ def sweep(job: SweepJob) -> list[float]:
         return [free(memory, first, CHUNK_PAGES) / CHUNK_PAGES for first in firsts]
 
 
-def free(memory: GuestMemory, first: int, pages: int) -> int:
-    """Free pages from the last to the first, in calls of 2 MiB; ns that it took."""
-    begin = first + np.arange(0, pages, CALL_PAGES)[::-1]
-    length = np.minimum(first + pages - begin, CALL_PAGES)
+def free(memory: GuestMemory, first: int, pages: int, call_pages: int = CALL_PAGES) -> int:
+    """Free pages from the last to the first, in calls of so many at most; ns that it took."""
+    begin = first + np.arange(0, pages, call_pages)[::-1]
+    length = np.minimum(first + pages - begin, call_pages)
     count = len(begin)
     outcome = memory.execute(
         Operations(

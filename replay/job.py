@@ -41,6 +41,7 @@ class Job:
         sibling_cpus: One thread that reads the memory on each while stage d runs.
         watched: Time each call of stage d and sample memory, and do nothing else.
         merging: What is sorted and merged beside the stages; None for a plan that merges nothing.
+        resting_cpu: One thread sleeps there while stage d runs; None for none.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Job:
     touched: Runs
     watched: bool
     merging: Merging | None = None
+    resting_cpu: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def run_job(job: Job) -> Done:
         before_pages = memory.resident_pages()
         floor = memory.floor(job.operations)
         read = _sibling_pages(job, memory)
-        with native.Siblings(job.sibling_cpus, memory.mapping, read):
+        with native.Siblings(job.sibling_cpus, memory.mapping, read, job.resting_cpu):
             outcome = memory.execute(job.operations, None, job.crew_cpus)
         account = memory.account()
         touch = memory.touch(job.touched) if len(job.touched.start) else None
@@ -171,7 +173,7 @@ def watch_job(job: Job) -> WatchedRun:
         memory.floor(job.operations, idle)
         huge, splits = native.huge_units(memory.mapping), machine_splits()
         read = _sibling_pages(job, memory)
-        with native.Siblings(job.sibling_cpus, memory.mapping, read):
+        with native.Siblings(job.sibling_cpus, memory.mapping, read, job.resting_cpu):
             outcome = memory.execute(job.operations, watch, job.crew_cpus)
         found = None
         if huge is not None and (after := native.huge_units(memory.mapping)) is not None:

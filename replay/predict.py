@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.backings import BACKINGS
-from replay.cells import SHARES, Cell, Kind, State
+from replay.cells import SHARES, UNIT_PAGES, Cell, Kind, State
 from replay.memory import operations_of, rules_for
 from replay.native import pacing
 from tracer.trace.schema import PFN_SHIFT
@@ -128,12 +128,19 @@ class Foreseen:
 
 
 def initial_state(residency: Residency, size_pages: int) -> Bytes:
-    """Residency as one state a page, for `foresee`."""
-    state = np.zeros(size_pages, np.uint8)
+    """Residency as one state a page, for `foresee`.
+
+    Where a unit of 2 MiB has small pages it has a page table too, which a call on its other pages
+    must walk.
+    """
+    state = np.zeros(-(-size_pages // UNIT_PAGES) * UNIT_PAGES, np.uint8)
     for runs, value in ((residency.small, pacing.SMALL), (residency.huge, pacing.HUGE)):
         for start, pages in zip(runs.start.tolist(), runs.pages.tolist(), strict=True):
             state[start : start + pages] = value
-    return state
+    units = state.reshape(-1, UNIT_PAGES)
+    has_table = (units == pacing.SMALL).any(axis=1)[:, np.newaxis]
+    units[has_table & (units == 0)] = pacing.EMPTIED
+    return state[:size_pages]
 
 
 def foresee(plan: Plan, context: Context, residency: Residency) -> Foreseen:
@@ -203,7 +210,7 @@ def _operations_ns(
     beyond = foreseen.beyond(table.room_pages)[chosen]
     bare_ns = table.call_ns(kind, "untouched", far, pages)
     total_ns = bare_ns.copy()
-    for state in ("small", "lazy", "split", "huge"):
+    for state in ("small", "lazy", "split", "huge", "emptied"):
         if not table.has_state(kind, state):
             continue
         there = found[f"{state}_pages"].astype(np.float64)

@@ -13,7 +13,7 @@ from replay.summary import Summary
 from replay.watched import WatchedRun
 
 RESULTS_FORMAT = "aerostat-results"
-RESULTS_VERSION = "3.0"
+RESULTS_VERSION = "4.0"
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class Settings:
     """How it was replayed.
 
     `thp` is never, madvise or always (`replay.residency.Thp`); `cpu` is the CPU of the executing
-    thread, None where it ran free. `touched_pages` are those that each run touched again after
-    stage d: the guest had got them back by then, and they had memory behind them at first.
+    thread, None where it ran free, and `resting_threads` slept on another. `touched_pages` are
+    those that each run touched again after stage d: the guest had got them back by then, and they
+    had memory behind them at first.
     """
 
     runs: int
@@ -56,6 +57,7 @@ class Settings:
     backing: str
     thp: str
     siblings: int
+    resting_threads: int
     cpu: int | None
     memory_limit_bytes: int | None
     residency: str

@@ -103,6 +103,7 @@ def _job(options: ReplayOptions, planned: Planned, work: Work) -> Job:
         cpu=cpu,
         crew_cpus=_crew_cpus(cpu, planned.plan.threads),
         sibling_cpus=sibling_cpus(cpu, options.siblings),
+        resting_cpu=resting_cpu(cpu, options.siblings),
         touched=work.touched,
         watched=False,
     )
@@ -125,3 +126,12 @@ def sibling_cpus(own: int | None, siblings: int) -> tuple[int, ...]:
     """CPUs in turn, the executing thread's own last."""
     allowed = sorted(os.sched_getaffinity(0), key=lambda cpu: (cpu == own, -cpu))
     return tuple(allowed[i % len(allowed)] for i in range(siblings))
+
+
+def resting_cpu(own: int | None, siblings: int) -> int | None:
+    """CPU of a thread that sleeps where no sibling runs; None without a second CPU or an own one.
+
+    A VMM has threads, and has been on their CPUs; a discard costs a sixth more for that alone.
+    """
+    others = os.sched_getaffinity(0) - {own}
+    return None if own is None or siblings or not others else max(others)

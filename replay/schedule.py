@@ -19,7 +19,7 @@ from replay.residency import Thp, check_residency, load_residency
 from replay.results import Results
 from replay.results_file import refuse_overwrite, save_results
 from replay.reuse import handed_back
-from replay.rounds import Work, chosen_cpu, run_all, sibling_cpus
+from replay.rounds import Work, chosen_cpu, resting_cpu, run_all, sibling_cpus
 from replay.stability import read_cpu_time
 from tracer.trace.errors import AerostatError, CaptureIncompleteError
 from tracer.trace.missing import missing_events, require_requests
@@ -144,7 +144,13 @@ def _foretell(options: ReplayOptions, work: Work, progress: Progress) -> Foretol
     if not options.predict:
         return Foretold(tuple(None for _ in plans), ())
     cpu = chosen_cpu(options)
-    session = Session(options.thp, cpu, sibling_cpus(cpu, options.siblings), options.seed)
+    session = Session(
+        options.thp,
+        cpu,
+        sibling_cpus(cpu, options.siblings),
+        options.seed,
+        resting_cpu(cpu, options.siblings),
+    )
     return foretell(plans, work.context, work.residency, session, progress)
 
 

@@ -186,24 +186,32 @@ def translate(
 
 
 class Siblings(AbstractContextManager["Siblings"]):
-    """Threads that read memory while the context is open, as vCPUs do.
+    """Threads beside the executing one while the context is open, as vCPUs are.
 
     Args:
-        cpus: One thread on each.
+        cpus: One thread on each that reads memory.
         memory: The mapping.
         pages: uint64, pages of the mapping that they read one byte of, over and over; resident ones
             that nothing changes meanwhile, or reading would change what is resident.
+        resting_cpu: One thread on it that sleeps and reads nothing; None for none.
     """
 
-    def __init__(self, cpus: Sequence[int], memory: Memory, pages: Words) -> None:
+    def __init__(
+        self, cpus: Sequence[int], memory: Memory, pages: Words, resting_cpu: int | None = None
+    ) -> None:
         self._cpus = list(cpus)
+        self._resting_cpu = resting_cpu
         self._memory = memory
         self._offset_bytes = np.ascontiguousarray(pages, np.uint64) << np.uint64(12)
         self._running: Any = None
+        self._resting: Any = None
 
     def __enter__(self) -> "Siblings":
         ffi, lib = load()
         error = ffi.new("int *")
+        if self._resting_cpu is not None:
+            self._resting = lib.aero_resting_start(self._resting_cpu, error)
+            check(error[0], f"cannot start a thread on CPU {self._resting_cpu}")
         if self._cpus:
             self._running = lib.aero_siblings_start(
                 len(self._cpus),
@@ -213,6 +221,8 @@ class Siblings(AbstractContextManager["Siblings"]):
                 len(self._offset_bytes),
                 error,
             )
+        if error[0]:
+            self._stop()
         check(error[0], f"cannot start threads on CPUs {self._cpus}")
         return self
 
@@ -222,6 +232,12 @@ class Siblings(AbstractContextManager["Siblings"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        lib = load()[1]
         if self._running is not None:
-            load()[1].aero_siblings_stop(self._running)
-            self._running = None
+            lib.aero_siblings_stop(self._running)
+        if self._resting is not None:
+            lib.aero_resting_stop(self._resting)
+        self._running = self._resting = None

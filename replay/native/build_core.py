@@ -24,6 +24,7 @@ SOURCES = (
     "ring_driver.c",
     "select.c",
     "sets.c",
+    "rest.c",
     "siblings.c",
     "stages.c",
     "tally.c",

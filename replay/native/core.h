@@ -143,6 +143,7 @@ enum aero_found_page {
     AERO_FOUND_HUGE,
     AERO_FOUND_SPLIT,
     AERO_FOUND_LAZY, /* of 4 KiB, and given to be freed later before */
+    AERO_FOUND_EMPTIED, /* nothing, but a page table that has to be walked to see it */
 };
 
 struct aero_found {
@@ -151,11 +152,13 @@ struct aero_found {
     uint32_t huge_pages;  /* of huge pages that stay whole, or go whole */
     uint32_t splits;      /* huge pages that this operation splits; their pages count as split */
     uint32_t lazy_pages;  /* that are to be freed later already, and again */
+    uint32_t emptied_pages; /* that are not there, where there is a page table */
     uint32_t freed_pages; /* of 4 KiB, no huge pages */
     uint32_t taken_pages; /* that it fills where there was nothing */
 };
 
 struct aero_siblings;
+struct aero_resting;
 
 uint8_t *aero_map_memory(uint64_t size_bytes, int fd, int shared, int *error);
 int aero_unmap_memory(uint8_t *base, uint64_t size_bytes);
@@ -188,6 +191,8 @@ struct aero_siblings *aero_siblings_start(int count, const int *cpus,
                                           const struct aero_memory *memory,
                                           const uint64_t *offset_bytes, int64_t pages, int *error);
 void aero_siblings_stop(struct aero_siblings *siblings);
+struct aero_resting *aero_resting_start(int cpu, int *error);
+void aero_resting_stop(struct aero_resting *resting);
 
 int aero_translate(const uint8_t *wire, const uint64_t *start, const uint8_t *form, int64_t count,
                    const struct aero_map *map, struct aero_translation *out);

@@ -7,6 +7,16 @@
 
 enum { UNIT_PAGES = 512 };
 
+/* A unit gets a page table with its first small page, and keeps it when its pages go one by one. */
+static void add_table(uint8_t *state, uint64_t page, uint64_t size_pages)
+{
+    uint64_t first = page - page % UNIT_PAGES;
+
+    for (page = first; page < first + UNIT_PAGES && page < size_pages; page++)
+        if (state[page] == AERO_FOUND_NOTHING)
+            state[page] = AERO_FOUND_EMPTIED;
+}
+
 static void split_unit(uint8_t *state, uint64_t page, uint64_t size_pages)
 {
     uint64_t first = page - page % UNIT_PAGES;
@@ -19,15 +29,17 @@ static void split_unit(uint8_t *state, uint64_t page, uint64_t size_pages)
 static void pass_page(uint8_t *state, uint8_t effect, struct aero_found *found)
 {
     bool is_again = *state == AERO_FOUND_LAZY && effect == AERO_FREES_LATER;
-    bool is_there = *state != AERO_FOUND_NOTHING;
+    bool is_there = *state != AERO_FOUND_NOTHING && *state != AERO_FOUND_EMPTIED;
 
     found->small_pages += *state == AERO_FOUND_SMALL || (*state == AERO_FOUND_LAZY && !is_again);
     found->lazy_pages += is_again;
     found->split_pages += *state == AERO_FOUND_SPLIT;
     found->huge_pages += *state == AERO_FOUND_HUGE;
+    found->emptied_pages += *state == AERO_FOUND_EMPTIED;
     if (effect == AERO_FREES) {
         found->freed_pages += is_there;
-        *state = AERO_FOUND_NOTHING;
+        if (is_there)
+            *state = AERO_FOUND_EMPTIED;
     } else if (effect == AERO_FREES_LATER && is_there) {
         *state = AERO_FOUND_LAZY;
     } else if (effect == AERO_FILLS && (!is_there || *state == AERO_FOUND_LAZY)) {
@@ -40,7 +52,8 @@ static void pass_page(uint8_t *state, uint8_t effect, struct aero_found *found)
 static void pass_unit(uint8_t *state, uint64_t page, uint64_t end, uint64_t size_pages,
                       uint8_t effect, struct aero_found *found)
 {
-    int takes = effect == AERO_FREES || effect == AERO_FREES_LATER;
+    bool takes = effect == AERO_FREES || effect == AERO_FREES_LATER;
+    bool is_bare = state[page] == AERO_FOUND_NOTHING; /* and then all of the unit */
 
     if (state[page] == AERO_FOUND_HUGE && end - page == UNIT_PAGES) {
         found->huge_pages += UNIT_PAGES;
@@ -52,8 +65,13 @@ static void pass_unit(uint8_t *state, uint64_t page, uint64_t end, uint64_t size
         split_unit(state, page, size_pages);
         found->splits++;
     }
-    for (; page < end; page++)
-        pass_page(state + page, effect, found);
+    for (uint64_t at = page; at < end; at++)
+        pass_page(state + at, effect, found);
+    if (effect == AERO_FILLS && is_bare)
+        add_table(state, page, size_pages);
+    /* A table that a call empties by itself goes too (mm/pt_reclaim.c, since Linux 6.14). */
+    if (effect == AERO_FREES && end - page == UNIT_PAGES)
+        memset(state + page, AERO_FOUND_NOTHING, UNIT_PAGES);
 }
 
 /* Fill `found[i]` for every operation, and change `state` (one aero_found_page a byte) to what the

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from replay.native.binding import Arguments, array, check, check_pages, load, refused
 from replay.native.types import Bytes, Memory, Operations, Outcome, Rule, Times
 
-_COUNTS = ("small_pages", "split_pages", "huge_pages", "splits", "lazy_pages")
+_COUNTS = ("small_pages", "split_pages", "huge_pages", "splits", "lazy_pages", "emptied_pages")
 FOUND = np.dtype([(name, np.uint32) for name in (*_COUNTS, "freed_pages", "taken_pages")])
 """`struct aero_found` of core.h: what one operation finds."""
-NOTHING, SMALL, HUGE = 0, 1, 2
-"""States of a page before a plan (`enum aero_found_page`)."""
+SMALL, HUGE, EMPTIED = 1, 2, 5
+"""States of a page before a plan (`enum aero_found_page`); 0: nothing, and no page table either."""
 
 
 @dataclass(frozen=True, eq=False)

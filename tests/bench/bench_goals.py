@@ -163,10 +163,17 @@ def pinned():
 class Sides:
     """Samples of wall and CPU time, in ms, of whatever is discarded on fresh memory."""
 
-    def __init__(self, bench: Bench, residency: Residency, siblings: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        residency: Residency,
+        siblings: tuple[int, ...] = (),
+        resting_cpu: int | None = None,
+    ) -> None:
         self.bench = bench
         self.residency = residency
         self.siblings = siblings
+        self.resting_cpu = resting_cpu
         self.cpu_ms: dict[str, list[float]] = {}
 
     def discard(self, name: str, operations: Operations, *, decoded: bool = False) -> float:
@@ -180,7 +187,7 @@ class Sides:
             memory.restore(self.residency)
             before = memory.resident_pages()
             read = memory.kept_pages(operations, SIBLING_PAGES if self.siblings else 0)
-            with native.Siblings(self.siblings, memory.mapping, read):
+            with native.Siblings(self.siblings, memory.mapping, read, self.resting_cpu):
                 outcome = memory.execute(operations)
             freed = before - memory.resident_pages()
             held = merge_sorted(self.residency.small, self.residency.huge)
@@ -218,8 +225,8 @@ def compare(
 def touched(bench: Bench, settings: Settings, report: Report) -> None:
     """Touched pages of 4 KiB, nobody else running."""
     plans = bench.plans
-    sides = Sides(bench, Residency(runs_of(plans["ranges"]), empty(), ""))
-    with pinned():
+    with pinned() as other:
+        sides = Sides(bench, Residency(runs_of(plans["ranges"]), empty(), ""), resting_cpu=other)
         found = sides.run(
             {
                 "page by page": partial(sides.discard, "page by page", plans["page by page"]),
@@ -275,9 +282,9 @@ def huge(bench: Bench, settings: Settings, report: Report) -> None:
         ]
     )
     each = Runs(units, np.full(len(units), HUGE_PAGES))
-    sides = Sides(bench, Residency(empty(), whole, ""))
     single = only(bench.plans["page by page"], whole)
-    with pinned():
+    with pinned() as other:
+        sides = Sides(bench, Residency(empty(), whole, ""), resting_cpu=other)
         found = sides.run(
             {
                 "page by page": partial(sides.discard, "page by page", single),

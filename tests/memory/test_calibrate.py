@@ -32,9 +32,9 @@ from tracer.trace.schema import Queue
 @pytest.mark.parametrize(
     ("kind", "backing", "states"),
     [
-        (Kind(int(Advice.DONTNEED)), "anon", ("untouched", "small", "split", "huge")),
-        (Kind(int(Advice.DONTNEED), 8), "anon", ("untouched", "small")),
-        (Kind(int(Advice.PUNCH_HOLE)), "memfd", ("untouched", "small")),
+        (Kind(int(Advice.DONTNEED)), "anon", ("untouched", "emptied", "small", "split", "huge")),
+        (Kind(int(Advice.DONTNEED), 8), "anon", ("untouched", "emptied", "small")),
+        (Kind(int(Advice.PUNCH_HOLE)), "memfd", ("untouched", "emptied", "small")),
     ],
 )
 def test_every_cell_has_a_sample_a_round(kind: Kind, backing: str, states) -> None:

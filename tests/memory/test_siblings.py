@@ -120,6 +120,30 @@ def test_discards_interrupt_siblings_on_other_cpus() -> None:
     assert until(lambda: interrupts_of_discards(cpus[0], cpus[1]) > 50)
 
 
+def test_a_thread_rests_on_its_cpu_while_no_sibling_runs() -> None:
+    cpu = max(os.sched_getaffinity(0))
+    before = threads()
+    none = np.empty(0, np.uint64)
+    with GuestMemory(PAGES << 12, "anon", 7) as memory:
+        with native.Siblings([], memory.mapping, none, cpu):
+            (thread,) = threads() - before
+            assert os.sched_getaffinity(int(thread)) == {cpu}
+            assert until(lambda: switches(thread) > 3)  # It sleeps, and wakes now and then.
+        assert threads() == before
+        with pytest.raises(NativeError, match="CPU 1023"):
+            native.Siblings([], memory.mapping, none, 1023).__enter__()
+
+
+def threads() -> set[str]:
+    return {path.name for path in Path("/proc/self/task").iterdir()}
+
+
+def switches(thread: str) -> int:
+    """How often a thread of this process went to sleep by itself."""
+    status = Path(f"/proc/self/task/{thread}/status").read_text()
+    return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
+
+
 def interrupts_of_discards(own_cpu: int, other_cpu: int) -> int:
     """Flush interrupts that a sibling's CPU takes for 1000 discards on another CPU."""
     allowed = os.sched_getaffinity(0)

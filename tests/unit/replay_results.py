@@ -137,6 +137,7 @@ def make_results(*strategies: StrategyResult, **environment: object) -> Results:
             backing="anon",
             thp="madvise",
             siblings=0,
+            resting_threads=1,
             cpu=3,
             memory_limit_bytes=None,
             residency="as recorded in the trace",

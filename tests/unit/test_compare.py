@@ -126,6 +126,7 @@ def test_unlike_machines_are_refused_and_named() -> None:
     [
         ("trace", {"session_id": "another"}),
         ("settings", {"siblings": 1}),
+        ("settings", {"resting_threads": 0}),
         ("settings", {"backing": "memfd"}),
         ("settings", {"requests_replayed": 0}),
     ],

@@ -56,6 +56,31 @@ def test_filled_pages_are_found() -> None:
     assert found(made, Residency(empty(), empty(), "")) == [(0, 0, 0, 0), (4, 0, 0, 0)]
 
 
+def emptied(made: Plan, residency: Residency) -> list[int]:
+    """Pages that each operation walks a page table for, and does not find."""
+    return foresee(made, CONTEXT, residency).found["emptied_pages"].tolist()
+
+
+def test_pages_that_went_leave_their_page_table() -> None:
+    made = plan((DONTNEED, 1, 3), (WILLNEED, 0, 8), (DONTNEED, 2, 1), (WILLNEED, 510, 4))
+    assert emptied(made, Residency(runs((0, 4)), empty(), "")) == [0, 7, 1, 2]
+
+
+def test_a_page_table_goes_with_all_of_its_pages_at_once() -> None:
+    made = plan((DONTNEED, 0, 511), (WILLNEED, 0, 512), (DONTNEED, 0, 512), (WILLNEED, 0, 512))
+    assert emptied(made, Residency(runs((0, 512)), empty(), "")) == [0, 511, 511, 0]
+
+
+def test_a_huge_page_has_a_page_table_once_it_is_split() -> None:
+    made = plan((DONTNEED, 0, 512), (WILLNEED, 0, 1), (DONTNEED, 512, 1), (WILLNEED, 512, 2))
+    assert emptied(made, Residency(empty(), runs((0, 1024)), "")) == [0, 0, 0, 1]
+
+
+def test_the_first_page_that_is_filled_makes_a_page_table() -> None:
+    made = plan((WILLNEED, 600, 1), (POPULATE, 600, 1), (WILLNEED, 600, 3), (POPULATE, 700, 2))
+    assert emptied(made, Residency(empty(), empty(), "")) == [0, 0, 2, 2]
+
+
 def test_a_huge_page_goes_whole_or_is_split_once() -> None:
     made = plan(
         (DONTNEED, 512, 512),
@@ -112,6 +137,16 @@ def test_a_jump_costs_more_only_as_far_as_it_was_measured() -> None:
     assert predict_ns(seen, known) == pytest.approx(150 + 100 + 150)
     long = foresee(plan((DONTNEED, 64, 64)), CONTEXT, nothing)
     assert predict_ns(long, known) == pytest.approx(163 + 190 - 131)
+
+
+def test_a_page_table_is_walked_in_vain_at_its_price() -> None:
+    made = plan((WILLNEED, 0, 8), (WILLNEED, 512, 8))
+    seen = foresee(made, CONTEXT, Residency(runs((4, 4)), empty(), ""))
+    known = table(
+        {("untouched", False): {1: 300, 8: 300}, ("emptied", False): {1: 380, 8: 400}},
+        Kind(int(WILLNEED)),
+    )
+    assert predict_ns(seen, known) == pytest.approx((300 + 100 / 2) + 300)
 
 
 def test_splitting_a_huge_page_is_paid_once() -> None:

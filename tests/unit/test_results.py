@@ -62,7 +62,7 @@ def test_unknown_keys_of_a_newer_minor_version_are_ignored(
     results: Results, tmp_path: Path
 ) -> None:
     path = tmp_path / "r.json"
-    document = results.to_json() | {"version": "3.7", "novelty": 1}
+    document = results.to_json() | {"version": "4.7", "novelty": 1}
     path.write_text(json.dumps(document))
     assert load_results(path) == results
 
