@@ -11,6 +11,8 @@ import gc
 import os
 import sys
 import threading
+from collections import deque
+from collections.abc import Iterator
 
 from tracer.engine.ring import Records, Ring, join_records
 from tracer.errors import ProbeError
@@ -19,6 +21,8 @@ from tracer.record.capture import next_wait_s
 HELD_BYTES = 64 << 20
 """What may wait in memory, shared evenly by all rings, so that one guest cannot take what another
 needs. What comes then stays in the ring, and is lost and counted when that is full too."""
+PART_BYTES = 4 << 20
+"""At most so much of it is taken at a time: what is made of it must not stand beside all of it."""
 _NICE = -10
 """Of the thread, where this process may ask for it (CAP_SYS_NICE)."""
 _SWITCH_S = 0.001
@@ -29,6 +33,8 @@ small ring overflows."""
 class PumpedRing:
     """A ring, and what the pump has taken out of it: `read` and `used_share` as a Ring has them.
 
+    One thread reads it, beside the pump's.
+
     Args:
         ring: Stays the caller's to close, after it was taken from the pump.
         longest_wait_s: How long it may go without being emptied.
@@ -38,7 +44,7 @@ class PumpedRing:
         self.longest_wait_s = longest_wait_s
         self._ring: Ring | None = ring
         self._lock = threading.Lock()
-        self._held: list[Records] = []
+        self._held: deque[Records] = deque()
         self._held_bytes = 0
         self._room_bytes = HELD_BYTES
 
@@ -48,12 +54,32 @@ class PumpedRing:
         Raises:
             ProbeError: The ring is not ours, or no longer pumped.
         """
+        return join_records([*self.parts()])
+
+    def parts(self) -> Iterator[Records]:
+        """Take the same part by part, in order; one part at least, which may be empty.
+
+        What is taken frees room for what comes meanwhile.
+
+        Raises:
+            ProbeError: As `read`.
+        """
         with self._lock:
             if self._ring is None:
                 raise ProbeError("the ring is closed")
-            parts = [*self._held, self._ring.read()]
-            self._held, self._held_bytes = [], 0
-        return join_records(parts)
+            self._hold(self._ring.read())
+            count = len(self._held)
+        for _ in range(count):
+            with self._lock:
+                records = self._held.popleft()
+                self._held_bytes -= records.nbytes
+            step = max(1, PART_BYTES // records.itemsize)
+            for begin in range(0, max(1, len(records)), step):
+                yield records[begin : begin + step]
+
+    def _hold(self, records: Records) -> None:
+        self._held.append(records)
+        self._held_bytes += records.nbytes
 
     @property
     def used_share(self) -> float:
@@ -76,8 +102,7 @@ class PumpedRing:
             except ProbeError:
                 return 0.0  # `read` raises it too, where somebody listens
             if len(records):
-                self._held.append(records)
-                self._held_bytes += records.nbytes
+                self._hold(records)
             return used_share
 
     def release(self) -> None:

@@ -120,8 +120,9 @@ class HostCapture:
         Requests first, so that their calls are there by then.
         """
         self._read_ns = time.monotonic_ns()
-        requests = self._requests.read()
-        taken = self._rows.add(requests, self._calls.read())
+        taken = sum(self._rows.add_requests(part) for part in self._requests.parts())
+        for part in self._calls.parts():
+            self._rows.add_calls(part)
         self._events.look()
         return taken
 

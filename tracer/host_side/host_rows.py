@@ -51,9 +51,17 @@ class HostRows:
 
     def add(self, requests: Records, calls: Records) -> int:
         """Take records in the order of their rings; return how many requests there were."""
-        taken = self._requests.add(requests)
-        self._calls.add(calls)
+        taken = self.add_requests(requests)
+        self.add_calls(calls)
         return taken
+
+    def add_requests(self, requests: Records) -> int:
+        """Take requests alone, before the calls that were read after them."""
+        return self._requests.add(requests)
+
+    def add_calls(self, calls: Records) -> None:
+        """Take calls alone."""
+        self._calls.add(calls)
 
     def flush(self) -> None:
         """Write what waits to become a batch worth its while."""
