@@ -138,18 +138,29 @@ class Gather:
                 self._since_s = time.monotonic()
             self._waiting.append(records)
             self._bytes += records.nbytes
-        if self._bytes >= BATCH_BYTES or time.monotonic() - self._since_s >= BATCH_S:
+        if time.monotonic() - self._since_s >= BATCH_S:
             self.flush()
+        elif self._bytes >= BATCH_BYTES:
+            self._write(keep_rest=True)
         return len(records)
 
     def flush(self) -> None:
         """Write what waits, in batches of a size that a flood does not change."""
-        if self._waiting:
-            records = join_records(self._waiting)
-            self._waiting, self._bytes = [], 0
-            step = max(1, BATCH_BYTES // records.itemsize)
-            for begin in range(0, len(records), step):
-                self._emit(records[begin : begin + step])
+        self._write(keep_rest=False)
+
+    def _write(self, *, keep_rest: bool) -> None:
+        """Write whole batches; and what is left behind them, unless that is to be kept."""
+        if not self._waiting:
+            return
+        records = join_records(self._waiting)
+        self._waiting, self._bytes = [], 0
+        step = max(1, BATCH_BYTES // records.itemsize)
+        whole = len(records) - len(records) % step if keep_rest else len(records)
+        for begin in range(0, whole, step):
+            self._emit(records[begin : begin + step])
+        if whole < len(records):
+            self._waiting, self._bytes = [records[whole:]], records[whole:].nbytes
+            self._since_s = time.monotonic()
 
 
 class LossCounter:
