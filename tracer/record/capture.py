@@ -152,14 +152,18 @@ class Gather:
         """Write whole batches; and what is left behind them, unless that is to be kept."""
         if not self._waiting:
             return
-        records = join_records(self._waiting)
+        *before, last = self._waiting
         self._waiting, self._bytes = [], 0
-        step = max(1, BATCH_BYTES // records.itemsize)
-        whole = len(records) - len(records) % step if keep_rest else len(records)
+        step = max(1, BATCH_BYTES // last.itemsize)
+        # What came before is less than a batch: only what fills it up has to be copied.
+        filling = step - sum(len(records) for records in before)
+        self._emit(join_records([*before, last[:filling]]))
+        last = last[filling:]
+        whole = len(last) - len(last) % step if keep_rest else len(last)
         for begin in range(0, whole, step):
-            self._emit(records[begin : begin + step])
-        if whole < len(records):
-            self._waiting, self._bytes = [records[whole:]], records[whole:].nbytes
+            self._emit(last[begin : begin + step])
+        if whole < len(last):
+            self._waiting, self._bytes = [last[whole:]], last[whole:].nbytes
             self._since_s = time.monotonic()
 
 
