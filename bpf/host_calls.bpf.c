@@ -85,14 +85,14 @@ static __always_inline int call_enter(struct arguments arguments)
 }
 
 /* process_madvise(pidfd, vector, pieces, advice, flags): result is the bytes advised. */
-static __always_inline void add_pieces(struct host_vm *vm, struct inflight *in, u64 left, u64 took_ns,
-				       u64 now)
+static __always_inline void add_pieces(struct host_vm *vm, struct inflight *in, u64 left,
+				       struct outcome *end)
 {
 	u64 vector = in->address, pieces = in->length_bytes;
-	u32 first = pieces;
 	u32 i, tgid = bpf_get_current_pid_tgid() >> 32;
 	struct host_memory *memory = memories.lookup(&tgid);
 
+	end->pieces = pieces;
 	for (i = 0; i < AEROSTAT_PIECES; i++) {
 		u64 piece[2] = {};
 
@@ -106,8 +106,10 @@ static __always_inline void add_pieces(struct host_vm *vm, struct inflight *in, 
 		if (in->token == NO_REQUEST && (!memory || !in_guest_memory(memory, in->address)))
 			continue;
 		/* The first piece carries the vector's size and time. */
-		add_call(vm, in, 0, first, first ? took_ns : 0, now);
-		first = 0;
+		add_call(vm, in, end);
+		end->pieces = 0;
+		end->took_ns = 0;
+		end->later = 1;
 	}
 	if (left && pieces > i)
 		count(vm, HOST_LOST_PIECES, pieces - i);
@@ -117,28 +119,27 @@ static __always_inline int call_exit(long result)
 {
 	u64 thread = bpf_get_current_pid_tgid();
 	struct inflight *in = inflight.lookup(&thread);
+	struct outcome end = {};
 	struct host_vm *vm;
-	u64 now, took;
-	s32 error;
 
 	if (!in || !in->enter_ns)
 		return 0;
-	now = bpf_ktime_get_ns();
+	end.now = bpf_ktime_get_ns();
 	vm = vm_of(thread);
 	if (!vm)
 		return 0;
-	took = now - in->enter_ns;
-	error = result < 0 && result >= -4095 ? -result : 0;
+	end.took_ns = end.now - in->enter_ns;
+	end.error = result < 0 && result >= -4095 ? -result : 0;
 	count(vm, HOST_HIT_CALL + (in->call & (CALLS - 1)), 1);
 	in->discard_calls++;
-	in->discard_ns += took;
-	if (in->call == CALL_PROCESS_MADVISE && !error) {
+	in->discard_ns += end.took_ns;
+	if (in->call == CALL_PROCESS_MADVISE && !end.error) {
 		in->discard_bytes += result;
-		add_pieces(vm, in, result, took, now);
+		add_pieces(vm, in, result, &end);
 	} else {
-		if (!error)
+		if (!end.error)
 			in->discard_bytes += in->length_bytes;
-		add_call(vm, in, error, 0, took, now);
+		add_call(vm, in, &end);
 	}
 	in->enter_ns = 0;
 	return 0;

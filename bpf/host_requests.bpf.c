@@ -116,7 +116,7 @@ static __always_inline int emit_request(struct host_vm *vm, struct inflight *in,
 	bpf_probe_read_user(&queue_index, 2, (void *)(vq + vm->queue_index_offset));
 	if (!ring)
 		return 1;
-	if (!admit(vm, sizeof(*out))) {
+	if (!admit(vm, bpf_ktime_get_ns(), sizeof(*out))) {
 		lose(vm, in, element, queue_index, chunk, HOST_QUOTA_REQUESTS);
 		return 1;
 	}
@@ -236,7 +236,7 @@ int on_push(struct pt_regs *ctx)
 		return 0;
 	}
 	count(vm, HOST_HIT_PUSH + (in->handler & (HANDLERS - 1)), 1);
-	emit_run(vm, in);
+	emit_run(vm, in, bpf_ktime_get_ns());
 	emit_chunks(vm, in, thread, PT_REGS_PARM1(ctx));
 	inflight.delete(&thread);
 	return 0;

@@ -27,13 +27,11 @@ static __always_inline void count(struct host_vm *vm, int which, u64 amount)
 }
 
 /*
- * Whether the VM may still put a record of this size into its ring in this second. Two threads may
+ * Whether the VM may still put a record of this size into its ring in the second of `now`. Two threads may
  * open a new second at once and let a few records more through; the ring is bounded all the same.
  */
-static __always_inline int admit(struct host_vm *vm, u64 bytes)
+static __always_inline int admit(struct host_vm *vm, u64 now, u64 bytes)
 {
-	u64 now = bpf_ktime_get_ns();
-
 	if (now - vm->window_ns >= SECOND_NS) {
 		vm->window_ns = now;
 		vm->window_records = 0;

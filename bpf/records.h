@@ -1,7 +1,7 @@
 /*
  * The records that our BPF programs put into their rings: the only definition.
  *
- * tracer/engine/decode.py declares the same layout for numpy; tests/unit/test_wire_layout.py compiles this
+ * tracer/engine/decode.py and decode_calls.py declare the same layout for numpy; tests/unit/test_wire_layout.py compiles this
  * file and compares every offset. Records have a fixed size per ring, so that a drain can view the
  * mapped ring as one strided array. Times are bpf_ktime_get_ns (CLOCK_MONOTONIC); 0 means not observed.
  */
@@ -84,7 +84,7 @@ enum aerostat_count {
 };
 
 enum aerostat_vm_flag {
-	VM_MERGE = 1,           /* merge adjacent calls */
+	VM_MERGE = 1,           /* merge adjacent calls: its ring holds host_calls, else host_call */
 	VM_ALL_CALLS = 2,       /* its handlers are not known: record every call on guest memory */
 };
 
@@ -172,6 +172,25 @@ struct host_calls {
 	unsigned int tid;
 	unsigned int fd;                /* of fallocate */
 	unsigned int pieces;            /* of the process_madvise that begins here; else 0 */
+};
+
+/*
+ * One system call, or one piece of a process_madvise, of a VM without VM_MERGE. With the ring's header
+ * in front it fills a cache line, and rings begin at one. errno ends at 4095, and the kernel takes no
+ * more than 1024 pieces.
+ */
+struct host_call {
+	unsigned long long token;       /* as in host_calls, and so on */
+	unsigned long long address;
+	unsigned long long length_bytes;
+	unsigned long long first_ns;    /* entry of the call */
+	unsigned long long last_ns;     /* its return */
+	int advice;
+	unsigned int tid;
+	unsigned int fd_or_pieces;      /* process_madvise: as `pieces` of host_calls; else as `fd` */
+	unsigned short error;
+	unsigned char call;
+	unsigned char later;            /* 1: a piece after the one that carries the time of all */
 };
 
 /* One virtqueue buffer as the guest's driver sent it. */

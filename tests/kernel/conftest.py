@@ -22,12 +22,13 @@ RING_BYTES = 4 << 20
 POINTS = (*HOST_CALL_POINTS, *HOST_OTHER_CALL_POINTS)
 NO_SITES = QemuSites(Path("/proc/self/exe"), None, None, (), {}, 0, {})
 """A VMM whose handlers are known, but not probed here: its threads are entered by hand."""
+UNTOLD = Quota()
 
 
 class CallRecorder:
     """Records this thread's discards with the real program and drains them with the real ring."""
 
-    def __init__(self, merge: bool, kinds: tuple[Kind, ...]) -> None:
+    def __init__(self, merge: bool, kinds: tuple[Kind, ...], quota: Quota = UNTOLD) -> None:
         self.engine = HostEngine(calls=False)
         every = host_probes.host_mechanisms(None, 0)
         mechanisms = {kind: every[kind] for kind in kinds}
@@ -40,7 +41,7 @@ class CallRecorder:
             merge=merge,
             ring_bytes=RING_BYTES,
             requests_ring_bytes=RING_BYTES,
-            quota=Quota(),
+            quota=quota,
         )
         self.probes = self.engine.add(target)
         self.ring = self.probes.calls
@@ -50,11 +51,14 @@ class CallRecorder:
         """Do what on_pop does for this thread; on leaving, drop the run that is still open."""
         inflight = self.engine.program["inflight"]
         key = inflight.Key(os.getpid() << 32 | threading.get_native_id())
-        inflight[key] = inflight.Leaf(token=token)
+        leaf = inflight.Leaf(token=token)
+        leaf.run.tid = threading.get_native_id()
+        inflight[key] = leaf
         try:
             yield
         finally:
-            del inflight[key]
+            with contextlib.suppress(KeyError):  # taken by the test, with the run
+                del inflight[key]
 
     def lost(self) -> int:
         return self.probes.counts()[Count.LOST_CALLS]

@@ -3,10 +3,14 @@
 import ctypes
 import mmap
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
 
+from tests.kernel.conftest import RING_BYTES, CallRecorder
+from tracer.engine import decode_calls
 from tracer.engine.host_engine import HostEngine
 from tracer.engine.ring import join_records
 from tracer.engine.vm_probes import Count, Quota, Target
@@ -50,14 +54,16 @@ def test_falling_pages_become_one_run(recorder, pages):
 @pytest.mark.parametrize("recorder", [(SINGLE, TRACEPOINT)], indirect=True)
 def test_every_call_is_a_record_without_merging(recorder, pages):
     memory, address = pages
+    before_ns = time.monotonic_ns()
     with recorder.in_request(token=0):
         for page in range(23):
             discard(memory, page)
-        close_run(memory)
-    calls = recorder.ring.read()
-    assert calls["count"].tolist() == [1] * 23
-    assert calls["step"].tolist() == [0] * 23
-    assert calls["address"].tolist() == [address + page * PAGE for page in range(23)]
+            # At once: none of them waits for the next.
+            (call,) = recorder.ring.read()
+            assert (call["token"], call["address"]) == (0, address + page * PAGE)
+            assert (call["length_bytes"], call["advice"], call["error"]) == (PAGE, DONTNEED, 0)
+            assert call["tid"] == threading.get_native_id()
+            assert before_ns < call["first_ns"] < call["last_ns"] < time.monotonic_ns()
 
 
 def test_runs_break_where_direction_length_or_advice_change(recorder, pages):
@@ -169,15 +175,13 @@ def test_a_thread_outside_a_request_leaves_no_trace(recorder, pages):
 @pytest.mark.parametrize("recorder", [(SINGLE, TRACEPOINT)], indirect=True)
 def test_a_full_ring_loses_records_and_counts_every_one(recorder, pages):
     memory, _ = pages
-    calls = 60_013
+    calls = 70_013
     with recorder.in_request(token=0):
         for index in range(calls):
             discard(memory, index % 1000)
-        close_run(memory)
     kept = recorder.ring.read()
-    assert 0 < len(kept) < calls
+    assert len(kept) == (RING_BYTES - 1) // 64
     assert len(kept) + recorder.lost() == calls
-    assert np.all(kept["count"] == 1)
 
 
 @pytest.mark.parametrize("recorder", [(SINGLE, TRACEPOINT)], indirect=True)
@@ -189,13 +193,25 @@ def test_the_ring_wraps_without_losing_or_repeating(recorder, pages):
             discard(memory, index % 4001 + 7)
             if index % 20_000 == 19_999:
                 seen.append(recorder.ring.read())
-        close_run(memory)
     seen.append(recorder.ring.read())
     calls = np.concatenate(seen)
     assert recorder.lost() == 0
     assert len(calls) == 100_003
     expected = address + (np.arange(100_003) % 4001 + 7) * PAGE
     assert np.array_equal(calls["address"], expected.astype(np.uint64))
+
+
+def test_a_quota_of_bytes_is_held_against_what_a_single_call_takes(pages):
+    memory, _ = pages
+    quota = Quota(records_per_s=1 << 30, bytes_per_s=1000 * decode_calls.HOST_CALL.itemsize)
+    recorder = CallRecorder(SINGLE, TRACEPOINT, quota)
+    with recorder.in_request(token=0):
+        for page in range(3000):
+            discard(memory, page)
+    kept, counts = recorder.ring.read(), recorder.probes.counts()
+    recorder.close()
+    assert len(kept) == 1000
+    assert (counts[Count.QUOTA_CALLS], counts[Count.LOST_CALLS]) == (2000, 0)
 
 
 def test_only_holes_in_guest_memory_are_discards_of_a_vmm_without_handlers(pages):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tracer.engine import decode
+from tracer.engine import decode, decode_calls
 from tracer.engine.ring_size import longest_wait_s, ring_bytes
 from tracer.record.capture import DRAIN_LONGEST_S, DRAIN_SHORTEST_S, RING_SHARE, next_wait_s
 
@@ -10,7 +10,7 @@ DETAILS = ("requests", "discards", "calls")
 RECORD_BYTES = {
     "requests": (8 + decode.HOST_REQUEST.itemsize) / decode.PFNS,
     "discards": 8 + decode.HOST_CALLS.itemsize,
-    "calls": 8 + decode.HOST_CALLS.itemsize,
+    "calls": 8 + decode_calls.HOST_CALL.itemsize,
 }
 
 
@@ -37,8 +37,8 @@ def test_a_small_ring_is_emptied_more_often() -> None:
     waits = [longest_wait_s("calls", size << 10, 200.0) for size in (64, 1024, 4096, 16384)]
     assert waits == sorted(waits)
     assert waits[0] == DRAIN_SHORTEST_S
-    # Half of 1 MiB, 96 bytes a call, 200 ns each.
-    assert waits[1] == pytest.approx(0.00109, rel=0.01)
+    # Half of 1 MiB, 64 bytes a call, 200 ns each.
+    assert waits[1] == pytest.approx(0.00164, rel=0.01)
 
 
 def test_a_wait_aims_at_a_ring_that_is_a_quarter_full() -> None:

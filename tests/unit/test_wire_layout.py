@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracer.engine import decode, vm_probes
+from tracer.engine import decode, decode_calls, vm_probes
 from tracer.guest_side import guest_events
 from tracer.sites import guest_probes
 
@@ -16,6 +16,7 @@ HEADER = Path(__file__).parents[2] / "bpf" / "records.h"
 LAYOUTS = {
     "host_request": decode.HOST_REQUEST,
     "host_calls": decode.HOST_CALLS,
+    "host_call": decode_calls.HOST_CALL,
     "guest_request": decode.GUEST_REQUEST,
     "guest_event": guest_events.GUEST_EVENT,
 }

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from tracer.engine.ring import Records
 from tracer.trace.runs import encode_runs
-from tracer.trace.schema import CALLS, PFN_SHIFT, REQUESTS, RUNS, Call, Queue, Side, Wire
+from tracer.trace.schema import PFN_SHIFT, REQUESTS, RUNS, Queue, Side, Wire
 
 PFNS = 256
 ENTRIES = 64
@@ -229,39 +229,7 @@ def guest_requests(records: Records, first_seq: int) -> pa.RecordBatch:
     )
 
 
-def host_calls(
-    records: Records, seq: npt.NDArray[np.int64], gpa: npt.NDArray[np.int64]
-) -> pa.RecordBatch:
-    """Build rows of the calls table.
-
-    Args:
-        records: HOST_CALLS[n].
-        seq: int64[n], number of the request that each row belongs to, -1 for none.
-        gpa: int64[n], guest-physical address of each row's first call, -1 where it is not known.
-    """
-    return batch(
-        CALLS,
-        len(records),
-        side=np.full(len(records), Side.HOST, np.uint8),
-        request_seq=_known(seq.view(np.uint64), seq < 0),
-        tid=records["tid"].view(np.int32),
-        call=records["call"].astype(np.uint8),
-        advice=records["advice"],
-        hva=_known(records["address"], records["call"] == Call.FALLOCATE),
-        gpa=_known(gpa.view(np.uint64), gpa < 0),
-        length_bytes=records["length_bytes"],
-        step=records["step"].astype(np.int8),
-        count=records["count"],
-        first_ns=records["first_ns"].view(np.int64),
-        last_ns=records["last_ns"].view(np.int64),
-        total_ns=records["total_ns"].view(np.int64),
-        worst_ns=records["worst_ns"].view(np.int64),
-        errno=records["error"],
-        pieces=_known(records["pieces"], records["pieces"] == 0),
-    )
-
-
-def _known(column: npt.NDArray[Any], is_null: npt.NDArray[np.bool_]) -> pa.Array:
+def known(column: npt.NDArray[Any], is_null: npt.NDArray[np.bool_]) -> pa.Array:
     """Make a column with nulls; the mask is only looked at where there are any."""
     values = np.ascontiguousarray(column)
     return pa.array(values, mask=is_null) if is_null.any() else pa.array(values)
@@ -269,7 +237,7 @@ def _known(column: npt.NDArray[Any], is_null: npt.NDArray[np.bool_]) -> pa.Array
 
 def times(column: npt.NDArray[np.uint64]) -> pa.Array:
     """Make a column of times; 0 in a record becomes null."""
-    return _known(column.view(np.int64), column == 0)
+    return known(column.view(np.int64), column == 0)
 
 
 def _entries(records: Records) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

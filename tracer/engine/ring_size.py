@@ -8,7 +8,7 @@ import mmap
 import numpy as np
 
 from tracer.cost.machine_code import SYSTEM_CALLS, MachineCode
-from tracer.engine import decode
+from tracer.engine import decode, decode_calls
 from tracer.errors import ProbeError
 from tracer.record.capture import DRAIN_LONGEST_S, DRAIN_SHORTEST_S
 
@@ -51,9 +51,10 @@ def discard_ns() -> float:
 
 def _page_bytes(detail: str) -> float:
     """Room that one page takes in the fuller ring: where no two calls can be merged, a record."""
-    if detail != "requests":
-        return _HEADER_BYTES + decode.HOST_CALLS.itemsize
-    return (_HEADER_BYTES + decode.HOST_REQUEST.itemsize) / decode.PFNS
+    if detail == "requests":
+        return (_HEADER_BYTES + decode.HOST_REQUEST.itemsize) / decode.PFNS
+    record = decode_calls.HOST_CALL if detail == "calls" else decode.HOST_CALLS
+    return _HEADER_BYTES + record.itemsize
 
 
 def longest_wait_s(detail: str, size_bytes: int, page_ns: float | None = None) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracer.engine import decode
+from tracer.engine import decode, decode_calls
 from tracer.engine.attach import Attachment
 from tracer.engine.map_creation import create_ring, drop_map, put_map
 from tracer.engine.ring import Records, Ring
@@ -103,7 +103,8 @@ class Target:
             guest memory is recorded in place of requests.
         spans: Guest memory: HVAs, half-open; for a VMM whose handlers are not known.
         descriptors: Those of the VMM that lead to the files behind that memory; likewise.
-        merge: Whether adjacent calls are merged in the kernel.
+        merge: Whether adjacent calls are merged in the kernel: its ring of calls has HOST_CALLS,
+            else HOST_CALL.
         ring_bytes: Size of its ring of calls, a power of two of pages.
         requests_ring_bytes: Size of its ring of requests, likewise.
         quota: Its share of this host's recorder.
@@ -143,7 +144,8 @@ class VmProbes:
         with self._resources:
             self._resources.callback(engine.release, slot)
             self.requests = self._ring("requests", decode.HOST_REQUEST, target.requests_ring_bytes)
-            self.calls = self._ring("calls", decode.HOST_CALLS, target.ring_bytes)
+            of_calls = decode.HOST_CALLS if target.merge else decode_calls.HOST_CALL
+            self.calls = self._ring("calls", of_calls, target.ring_bytes)
             self._vms[self._key] = self._leaf()
             self._resources.callback(self._forget)
             self._resources = self._resources.pop_all()

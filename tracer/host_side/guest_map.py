@@ -8,6 +8,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
+from tracer.engine.decode_calls import call_descriptors
 from tracer.engine.ring import Records
 from tracer.errors import ProcessError
 from tracer.trace.manifest import Region
@@ -109,7 +110,7 @@ class GuestMap:
         """Translate where each call begins.
 
         Args:
-            calls: HOST_CALLS[n].
+            calls: HOST_CALLS[n] or HOST_CALL[n].
 
         Returns:
             int64[n], -1 where it is not guest memory, or not known.
@@ -118,5 +119,5 @@ class GuestMap:
         is_file = calls["call"] == Call.FALLOCATE
         if not is_file.any():
             return by_address
-        by_file = gpa_of_offsets(self._files, calls["fd"], calls["address"])
+        by_file = gpa_of_offsets(self._files, call_descriptors(calls), calls["address"])
         return np.where(is_file, by_file, by_address)

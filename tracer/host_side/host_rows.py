@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tracer.engine import decode
+from tracer.engine import decode, decode_calls
 from tracer.engine.ring import Records, join_records, pick_records
 from tracer.host_side.guest_map import GuestMap
 from tracer.host_side.host_tally import Tally
@@ -152,7 +152,7 @@ class HostRows:
         self._early = pick_records(records, np.repeat(is_early, lengths))
         records = pick_records(records, np.repeat(~is_early, lengths))
         seqs = np.repeat(self._seq_of(tokens[~is_early]), lengths[~is_early])
-        batch = decode.host_calls(records, seqs, self._memory.gpa_of_calls(records))
+        batch = decode_calls.host_calls(records, seqs, self._memory.gpa_of_calls(records))
         self._forget(tokens[~is_early])
         self._tally.add_calls(batch)
         self._writer.append("calls", batch)
