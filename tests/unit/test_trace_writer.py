@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -10,6 +11,7 @@ from tracer.trace.errors import TraceError
 from tracer.trace.manifest import Loss, Manifest
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import CALLS, Mark, Side
+from tracer.trace.storage import Storage
 from tracer.trace.writer import TraceWriter
 
 
@@ -43,6 +45,22 @@ def test_segments_rotate_by_size(tmp_path):
     trace = open_trace(write_trace(tmp_path / "a.balloon", batches=4, rotate_bytes=1))
     assert trace.segment_files("requests") == [f"requests/host-0000{n}.arrow" for n in (1, 2, 3, 4)]
     assert trace.table("requests").num_rows == 80
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_what_a_guest_makes_the_same_for_ever_can_be_read(tmp_path, compression):
+    """Half a second of a VMM that discards the same vectors over and over: 170 MB, decoded."""
+    one = np.zeros(1 << 14, np.int64)
+    columns = [pa.array(one).cast(field.type) for field in CALLS]
+    batch = pa.RecordBatch.from_arrays(columns, schema=CALLS)
+    storage = Storage(compression=compression)
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST, storage=storage) as writer:
+        for _ in range(100):
+            writer.append("calls", batch)
+        writer.close(described())
+    trace = open_trace(writer.path)
+    assert sum(each.num_rows for each in trace.batches("calls")) == 100 << 14
+    assert 1 < len(trace.segment_files("calls")) < 10
 
 
 def test_the_manifest_is_there_from_the_first_moment(tmp_path):

@@ -13,6 +13,7 @@ from tracer.trace.manifest import Segment
 from tracer.trace.rewrite import finish_part, gather_batches
 from tracer.trace.rows import span_of
 from tracer.trace.schema import TABLES
+from tracer.trace.segment_reader import FREE_BYTES, MAX_EXPANSION
 
 Compression = Literal["lz4", "zstd"]
 GATHERED_BATCHES = 16
@@ -55,7 +56,7 @@ class OpenSegment:
         self._part = bundle / part_file(file)
         # One CPU is what a recorder may take from its VMs.
         self._options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
-        self._whole_bytes = 0
+        self._whole_bytes = self._decoded_bytes = 0
         self._broken = False
         if not self._part.parent.is_dir():
             self._part.parent.mkdir()
@@ -74,6 +75,14 @@ class OpenSegment:
         """Bytes up to the end of the last whole batch."""
         return self._whole_bytes
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether a reader would soon refuse it, since it decodes to so much more than it takes.
+
+        A guest can see to that: it has the same pages discarded again and again.
+        """
+        return self._decoded_bytes - MAX_EXPANSION * self._whole_bytes >= FREE_BYTES // 2
+
     def write(self, batch: pa.RecordBatch) -> None:
         """Append one batch, or nothing: after an error the part ends with the batch before.
 
@@ -86,6 +95,7 @@ class OpenSegment:
             self._cut()
             raise
         self._whole_bytes = int(self._sink.tell())
+        self._decoded_bytes += batch.nbytes
         if not self.rows:
             self.began_ns = self.synced_ns = time.monotonic_ns()
         self.rows += batch.num_rows

@@ -115,7 +115,8 @@ class SegmentBook:
             if not segment.rows:
                 continue  # It waits for its first row, however long that takes.
             age_ns = now_ns - segment.began_ns
-            if segment.size_bytes >= limit_bytes or age_ns >= sync_ns << doublings:
+            is_large = segment.is_dense or segment.size_bytes >= limit_bytes
+            if is_large or age_ns >= sync_ns << doublings:
                 self._ending.append(self._open.pop(table))
                 self._close_ending()
                 closed = True
