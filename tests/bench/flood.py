@@ -1,4 +1,4 @@
-"""A stand-in for QEMU that floods its recorder, recorded by the real one in a thread here."""
+"""A stand-in that floods its recorder, recorded by the real one in a thread here."""
 
 from __future__ import annotations
 
@@ -47,8 +47,14 @@ class Flood:
 
 
 @contextmanager
-def flooded(*arguments: int, **options: Any) -> Iterator[Flood]:
-    """Record while a stand-in floods; `flood SECONDS [PAGES_PER_S]` of qemu_like.c."""
+def flooded(*arguments: int, vmm: Any = None, **options: Any) -> Iterator[Flood]:
+    """Record while a stand-in floods.
+
+    Args:
+        arguments: Of its command `flood`: SECONDS [PAGES_PER_S], and what else it takes.
+        vmm: The stand-in; one for QEMU where None.
+        options: Of the recorder.
+    """
     ready, stop, times, failure = threading.Event(), threading.Event(), [], []
 
     def attached() -> None:
@@ -65,7 +71,7 @@ def flooded(*arguments: int, **options: Any) -> Iterator[Flood]:
 
     with tempfile.TemporaryDirectory(prefix="aerostat-bench-", dir="out") as work:
         output = Path(work) / "flood.balloon"
-        with qemu_like("-m", "256M") as vm:
+        with vmm or qemu_like("-m", "256M") as vm:
             thread = threading.Thread(target=run, args=(vm.pid,))
             thread.start()
             ready.wait(WAIT_S)

@@ -50,6 +50,9 @@ struct part *part_at(struct part *parts, int count, uint64_t gpa, uint64_t lengt
 /* Read `512M`, `2G`, `1048576k`; `unit` is what a bare number counts. */
 uint64_t parse_size(const char *text, uint64_t unit);
 
+/* CLOCK_MONOTONIC. */
+uint64_t now_ns(void);
+
 void die(const char *what) __attribute__((noreturn));
 
 /* Print the ready line, then carry out commands until `quit` or the end of stdin. */

@@ -8,7 +8,8 @@
  *   deflate FIRST_PFN COUNT STEP   taken note of; no system call
  *   report GPA LENGTH ...          one discard for each block
  *   garbage PFN ...                one descriptor of just these
- *   flood SECONDS                  inflate the same 256 pages as fast as possible
+ *   flood SECONDS [PAGES_PER_S [COUNT STEP]]
+ *                                  inflate the same pages, 256 in a row, as fast as possible or so fast
  *   touch GPA LENGTH               the guest writes to its memory
  *   noise COUNT                    discards of malloc's arenas and of a mapping of its own
  *
@@ -30,7 +31,6 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define FOUR_GIB (4UL << 30)
@@ -237,12 +237,15 @@ static void run_garbage(int argc, const uint64_t *argv)
 
 static void run_flood(int argc, const uint64_t *argv)
 {
-	const uint64_t pages[] = { 4096, PIECE };
-	time_t end = time(NULL) + argv[0];
+	const uint64_t pages[] = { 4096, argc > 2 ? argv[2] : PIECE, argc > 3 ? argv[3] : 1 };
+	uint64_t begin = now_ns(), end = begin + argv[0] * 1000000000, sent = 0;
 
-	(void)argc;
-	while (time(NULL) < end)
-		run_inflate(2, pages);
+	while (now_ns() < end) {
+		run_inflate(3, pages);
+		sent += pages[1];
+		while (argc > 1 && now_ns() < begin + sent * 1000000000 / argv[1])
+			;
+	}
 }
 
 static void run_touch(int argc, const uint64_t *argv)

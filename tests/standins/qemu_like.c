@@ -31,7 +31,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
-#include <time.h>
 
 /* noipa: what other functions see of these is an address and a call, as across QEMU's files. */
 #define EXPORTED __attribute__((noipa, used))
@@ -396,14 +395,6 @@ static void run_garbage(int argc, const uint64_t *argv)
 	for (int i = 0; i < argc; i++)
 		pfns[i] = argv[i];
 	send_out(inflate_queue, argc * 4);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000UL + now.tv_nsec;
 }
 
 static void run_flood(int argc, const uint64_t *argv)

@@ -48,6 +48,9 @@ class HostRows:
         self.strangers = self.partial = 0
         self._requests = Gather(self._write_requests)
         self._calls = Gather(self._write_calls)
+        # What the first rows of a process take, up to 160 ms, is spent before there are any.
+        unknown = np.full(2, -1)
+        decode_calls.host_calls(np.zeros(2, decode.HOST_CALLS), unknown, unknown)
 
     def add(self, requests: Records, calls: Records) -> int:
         """Take records in the order of their rings; return how many requests there were."""
