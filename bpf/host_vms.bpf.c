@@ -18,7 +18,7 @@ BPF_ARRAY_OF_MAPS(calls, "ring_of_calls", MAX_VMS);
 BPF_HASH(vms, u32, struct host_vm, MAX_VMS);
 BPF_HASH(memories, u32, struct host_memory, MAX_VMS);
 
-#define SECOND_NS 1000000000ULL
+#define SECOND_NS 1000000000LL
 
 /* Atomic, but without a value: threads of one VM may count at once. */
 static __always_inline void count(struct host_vm *vm, int which, u64 amount)
@@ -27,12 +27,13 @@ static __always_inline void count(struct host_vm *vm, int which, u64 amount)
 }
 
 /*
- * Whether the VM may still put a record of this size into its ring in the second of `now`. Two threads may
- * open a new second at once and let a few records more through; the ring is bounded all the same.
+ * Whether the VM may still put a record of this size into its ring in the second of `now`, which may
+ * be older than the second that another thread has opened. Two threads may open a new one at once and
+ * let a few records more through; the ring is bounded all the same.
  */
 static __always_inline int admit(struct host_vm *vm, u64 now, u64 bytes)
 {
-	if (now - vm->window_ns >= SECOND_NS) {
+	if ((s64)(now - vm->window_ns) >= SECOND_NS) {
 		vm->window_ns = now;
 		vm->window_records = 0;
 		vm->window_bytes = 0;

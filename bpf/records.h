@@ -2,8 +2,9 @@
  * The records that our BPF programs put into their rings: the only definition.
  *
  * tracer/engine/decode.py and decode_calls.py declare the same layout for numpy;
- * tests/unit/test_wire_layout.py compiles this file and compares every offset. Records have a fixed size per ring, so that a drain can view the
- * mapped ring as one strided array. Times are bpf_ktime_get_ns (CLOCK_MONOTONIC); 0 means not observed.
+ * tests/unit/test_wire_layout.py compiles this file and compares every offset. Records have a fixed
+ * size per ring, so that a drain can view the mapped ring as one strided array. Times are
+ * bpf_ktime_get_ns (CLOCK_MONOTONIC); 0 means not observed.
  */
 #ifndef AEROSTAT_RECORDS_H
 #define AEROSTAT_RECORDS_H
