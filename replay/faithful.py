@@ -62,7 +62,7 @@ def measure_fidelity(
     Raises:
         AerostatError: The trace or the machine does not allow it.
     """
-    case = _prepare(path)
+    case = prepare_case(path)
     if case.note:
         return _describe(case, (), case.note)
     cpu, guest_cpu = two_cpus()
@@ -77,7 +77,12 @@ def measure_fidelity(
     return replace(_describe(case, _with_calls(queues), ""), interrupt_ns=per_interrupt_ns)
 
 
-def _prepare(path: Path) -> Case:
+def prepare_case(path: Path) -> Case:
+    """Make a trace ready to be run as its VMM did; `note` says why it cannot be.
+
+    Raises:
+        AerostatError: It is no trace, or one without requests.
+    """
     trace = open_trace(path)
     require_requests(trace)
     context = context_of(memory_map(trace))
@@ -109,7 +114,7 @@ def _run_steps(
     order = run_order(len(STEPS), turns.runs, turns.seed)
     for number, (_, index) in enumerate(order):
         progress("replay", number, len(order))
-        job = _job(case, written, STEPS[index], cpus, turns.seed + number)
+        job = paced_job(case, written, STEPS[index], cpus, turns.seed + number)
         answer = call_in_fresh_process(processes, run_paced, job, TIMEOUT_NS)
         if answer.failures:
             raise AerostatError(f"{answer.failures} calls failed in {job.title}")
@@ -118,7 +123,16 @@ def _run_steps(
     return done
 
 
-def _job(case: Case, written: Flags, step: Step, cpus: tuple[int, int], seed: int) -> PacedJob:
+def paced_job(case: Case, written: Flags, step: Step, cpus: tuple[int, int], seed: int) -> PacedJob:
+    """One run of one step.
+
+    Args:
+        case: The trace.
+        written: `written_operations`.
+        step: What the run has of a live VM.
+        cpus: Those of the device and of the guest.
+        seed: Of what memory is stamped with.
+    """
     return PacedJob(
         title=f"step {step.name} of {case.trace.path.name}",
         seed=seed,

@@ -8,6 +8,7 @@ two requests, and its CPUs may run while the device discards. Each step adds one
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from replay.memory import GuestMemory, rules_for
 from replay.native import pacing
-from replay.native.types import Bytes, Operations
+from replay.native.types import Bytes, Memory, Operations
 from replay.residency import Residency, Thp
 
 EVICT_BYTES = 16 << 20
@@ -99,8 +100,12 @@ class Paced:
     failures: int
 
 
-def run_paced(job: PacedJob) -> Paced:
+def run_paced(job: PacedJob, mapped: Callable[[Memory], None] = lambda _: None) -> Paced:
     """Carry out one step in this process.
+
+    Args:
+        job: What to do.
+        mapped: Called when memory is as it was when the capture began, before the first operation.
 
     Raises:
         AerostatError: Memory could not be had, or an operation was refused.
@@ -111,6 +116,7 @@ def run_paced(job: PacedJob) -> Paced:
     pace = pacing.Pace(written, job.guest_cpu, job.step.runs, EVICT_BYTES if job.step.evicts else 0)
     with GuestMemory(job.size_bytes, job.backing, job.seed, may_form) as memory:
         memory.restore(job.residency)
+        mapped(memory.mapping)
         before = flush_interrupts(job.guest_cpu)
         rules = rules_for(job.backing)
         outcome, span_ns = pacing.execute_paced(memory.mapping, job.operations, rules, pace)

@@ -1,6 +1,8 @@
 """Fidelity against a live VM: what the lab records now, replayed on this machine minutes later.
 
-The reference traces are of another day's machine, so theirs stands beside it without a goal.
+Twice: as `replay --fidelity` counts it, which must take what probes add from the trace's cheapest
+calls; and with the replay recorded by the same probes, which needs root, as this bench does. The
+reference traces are of another day's machine, so theirs stands beside it without a goal.
 """
 
 from __future__ import annotations
@@ -9,11 +11,14 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from lab.session import LabOptions, run_lab
 from replay.causes import TraceFidelity
 from replay.faithful import measure_fidelity
 from replay.lifelike import STEPS
 from tests.bench.measure import Report, Settings, at_least, at_most, run
+from tests.bench.traced_replay import traced_ns
 
 TRACES = sorted(Path("traces").glob("*.balloon"))
 LIVE = {
@@ -34,17 +39,32 @@ def measure(settings: Settings, report: Report) -> None:
         for scenario, memory_bytes in LIVE.items():
             path = Path(work) / f"{scenario}.balloon"
             run_lab(LabOptions(path, scenario=scenario, memory_bytes=memory_bytes, detail=DETAIL))
-            _add(
-                report,
-                f"live {scenario}",
-                measure_fidelity(path, settings.pairs, settings.seed),
-                True,
-            )
+            found = measure_fidelity(path, settings.pairs, settings.seed)
+            _add(report, f"live {scenario}", found, live=True)
+            traced = traced_ns(path, settings.pairs, settings.seed)
+            _add_traced(report, f"live {scenario}", found, traced)
     for path in TRACES:
-        _add(report, path.stem, measure_fidelity(path, settings.pairs, settings.seed), False)
+        _add(report, path.stem, measure_fidelity(path, settings.pairs, settings.seed), live=False)
 
 
-def _add(report: Report, name: str, found: TraceFidelity, live: bool) -> None:
+def _add_traced(
+    report: Report, name: str, found: TraceFidelity, traced: dict[str, list[float]]
+) -> None:
+    """The same with what was recorded of the replay, in place of its own clock and `calls`."""
+    counted_ns = np.zeros(len(next(iter(traced.values()))))
+    for queue in found.queues:
+        of_queue = np.array(traced[queue.queue])
+        per_call = (of_queue / queue.operations).tolist()
+        report.keep({f"{name}, {queue.queue}, replay as recorded, ns a call": per_call})
+        report.figure(f"{name}, {queue.queue}: replay as recorded", "ns a call", per_call)
+        counted_ns += of_queue + queue.interrupts_ns + queue.lost_cpu_ns
+    ratios = (counted_ns / sum(queue.recorded_ns for queue in found.queues)).tolist()
+    report.figure(f"{name}: counted, recorded alike, over recorded", "x", ratios)
+    gaps = [abs(ratio - 1) for ratio in ratios]
+    report.figure(f"{name}: gap, recorded alike", "x", gaps, at_most(NEAR))
+
+
+def _add(report: Report, name: str, found: TraceFidelity, *, live: bool) -> None:
     """One trace: operations, the two ratios, and each queue's causes in ns a call."""
     report.figure(
         f"{name}: operations as recorded", "1 is yes", [float(bool(found.exact))], at_least(1)

@@ -27,7 +27,7 @@ def test_one_height() -> None:
     assert found.low_ns == pytest.approx(1049, abs=1)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.8])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.25, 0.8])
 def test_single_calls_of_two_heights_are_counted(share: float) -> None:
     interrupted = round(1000 * share)
     rows = [(1, 1500.0, 1500.0)] * (1000 - interrupted) + [(1, 15_000.0, 15_000.0)] * interrupted
