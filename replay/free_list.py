@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from replay.backings import BACKINGS
 from replay.memory import GuestMemory
@@ -25,6 +26,7 @@ CHUNK_PAGES = 4096
 CALL_PAGES = 512
 FEW_PAGES = 4 * CHUNK_PAGES
 """Less is freed without regard to the list."""
+Float64s = npt.NDArray[np.float64]
 MOST_PAGES = 1 << 20
 """Longer lists are not looked for."""
 LEAST_STEP = 0.05
@@ -62,7 +64,7 @@ def free_list_pages(
         backing: A name in `BACKINGS`.
         cpu: Whose list; None: of any.
         pages: Most that a run frees; at least `FEW_PAGES`.
-        rounds: Processes to measure it in; the answer is their median.
+        rounds: Processes to measure it in; the step is looked for in their medians, chunk by chunk.
         stepped: Called after each process.
 
     Returns:
@@ -74,11 +76,11 @@ def free_list_pages(
     processes = process_context()
     swept = min(pages, MOST_PAGES) // CHUNK_PAGES * CHUNK_PAGES
     job = SweepJob("sweep of the free list", backing, cpu, swept)
-    chunks = []
+    sweeps = []
     for _ in range(rounds):
-        chunks.append(step(call_in_fresh_process(processes, sweep, job, TIMEOUT_NS)))
+        sweeps.append(call_in_fresh_process(processes, sweep, job, TIMEOUT_NS))
         stepped()
-    return int(np.median(chunks)) * CHUNK_PAGES
+    return step(np.median(sweeps, axis=0)) * CHUNK_PAGES
 
 
 def sweep(job: SweepJob) -> list[float]:
@@ -108,7 +110,7 @@ def free(memory: GuestMemory, first: int, pages: int, call_pages: int = CALL_PAG
     return min(outcome.wall_ns, outcome.cpu_ns)
 
 
-def step(samples: Sequence[float]) -> int:
+def step(samples: Sequence[float] | Float64s) -> int:
     """Find where samples go up for good; 0 where they do not.
 
     At the best place their distances from the medians before and after it add up to least. The step
