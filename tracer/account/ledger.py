@@ -1,27 +1,22 @@
 """Closes a capture: guest, host, device and disk have to agree on the pages moved."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
-
-from tracer.account.clocks import ClockFit
-from tracer.account.join import join
-from tracer.account.ledger_columns import Columns, counted_pages, one_sided_pages
-from tracer.account.ledger_host import actual_between, discarded_pages
+from tracer.account.join import Joined, join
+from tracer.account.ledger_host import DISCARDED, CallSums, actual_events
 from tracer.account.ledger_stats import stats_counts
+from tracer.account.ledger_sums import RequestSums
 from tracer.trace.manifest import LedgerLine, SideInfo
 from tracer.trace.reader import Trace
-from tracer.trace.schema import PAGE_BYTES, Caller, Queue, Side
+from tracer.trace.schema import PAGE_BYTES, Queue, Side
 
 EQUAL = "equal"
 NOT_OBSERVED = "not observed"
 NOT_COMPARED = "not compared"
 """Counted, but there is nothing to hold it against: the first line of a queue, or its only one."""
 
-_QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
-"""Queues whose pages the host discards, or advises on."""
-PAGE_QUEUES = (*_QUEUES, Queue.FREE_PAGE_HINT)
+PAGE_QUEUES = (*DISCARDED, Queue.FREE_PAGE_HINT)
 """Queues that name pages."""
 _COUNTED = (Queue.INFLATE, Queue.DEFLATE)
 """Queues whose pages the guest's kernel and the device count themselves."""
@@ -44,16 +39,20 @@ class Ledger:
     why_open: str = ""
 
 
-def ledger(trace: Trace) -> Ledger:
+def ledger(trace: Trace, joined: Joined | None = None) -> Ledger:
     """Hold every count of ballooned pages against the others.
+
+    The tables are read a batch at a time, and added up: memory does not grow with the trace, but by
+    what `join` keeps of each request where both sides are there.
 
     Args:
         trace: A trace of one side or both.
+        joined: Its pairs, if the caller has them already.
 
     Returns:
         Lines in the order guest, host, device, disk; each says against what it was held.
     """
-    book = _Book(trace)
+    book = _Book(trace, joined)
     for queue in PAGE_QUEUES:
         book.open_queue(queue)
     book.migrations()
@@ -68,21 +67,20 @@ def ledger(trace: Trace) -> Ledger:
 class _Book:
     """Collects the lines and what they have to agree with."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, joined: Joined | None) -> None:
         self.lines: list[LedgerLine] = []
         self._trace = trace
-        self._columns = Columns(trace)
         self._guest = _side(trace, "guest")
         self._host = _side(trace, "host")
         self._held = 0
         self._wrong = 0
         self._moved: dict[Queue, int | None] = {}
-        self._clock: ClockFit | None = None
-        self._apart: dict[Side, dict[Queue, int]] = {Side.HOST: {}, Side.GUEST: {}}
-        if self._host is not None and self._guest is not None:
-            joined = join(trace)
-            self._clock = joined.clock
-            self._apart = one_sided_pages(trace, joined, PAGE_QUEUES)
+        both = self._host is not None and self._guest is not None
+        joined = joined or join(trace) if both else None
+        self._clock = None if joined is None else joined.clock
+        self._actual = actual_events(trace)
+        between = None if self._actual is None else (self._actual[0][0], self._actual[1][0])
+        self._sums = RequestSums(trace, joined, between)
 
     def balanced(self) -> bool | None:
         """Say whether all that was held against something agreed."""
@@ -92,9 +90,9 @@ class _Book:
 
     def why_open(self) -> str:
         """Say why no two counts of the same pages could be held against each other."""
-        if np.any(np.isin(self._columns.queue, PAGE_QUEUES)):
+        if self._sums.queues.intersection(PAGE_QUEUES):
             return "its pages were counted in one place alone"
-        if self._trace.table("calls").num_rows:
+        if self._calls.rows:
             return "it holds system calls alone, and nothing else counted their pages"
         return "the balloon did not move while it was recorded"
 
@@ -103,8 +101,8 @@ class _Book:
         name = queue.name.lower()
         guest = self._pages(Side.GUEST, queue, self._guest)
         host = self._pages(Side.HOST, queue, self._host)
-        apart, early = (self._apart[side].get(queue, 0) for side in (Side.HOST, Side.GUEST))
-        rejected = self._columns.known("rejected_pages", self._columns.rows(Side.HOST, queue))
+        apart, early = (self._sums.of(side, queue).apart_pages for side in (Side.HOST, Side.GUEST))
+        rejected = self._sums.of(Side.HOST, queue).rejected.known
         # The device's own count goes over the host's recording.
         moved = host if guest is None or apart or early else guest
         self._moved[queue] = None if moved is None else moved - rejected
@@ -129,7 +127,7 @@ class _Book:
         if rejected:
             source = "pages outside the guest's memory: named, and not followed"
             self._line(f"{name}: host rejected", rejected, source, None)
-        if queue in _QUEUES:
+        if queue in DISCARDED:
             self._discarded(queue, name, None if host is None else host - rejected)
 
     def migrations(self) -> None:
@@ -138,16 +136,14 @@ class _Book:
         Each move sends two requests, the new page in and the old one out; virtballoon_migratepage
         counts it once (drivers/virtio/virtio_balloon.c, since 3.18).
         """
-        rows = self._columns.rows(Side.GUEST, Queue.INFLATE)
-        rows &= self._columns.caller == Caller.MIGRATION
-        moved = None if self._guest is None else self._columns.total("pages", rows) or 0
+        moved = None if self._guest is None else self._sums.counted["migration"].all_pages
         if moved or self._vmstat_pages("balloon_migrate"):
             self._line("migration: guest driver", moved, "inflates of moved pages", None)
-            self._counter_line("migration", "balloon_migrate", rows)
+            self._counter_line("migration", "balloon_migrate")
 
     def statistics(self) -> None:
         """Hold the answers the device received against those the driver sent."""
-        found = stats_counts(self._trace, self._clock)
+        found = stats_counts(self._trace, self._sums, self._clock)
         if not found.guest and not found.host:
             return
         self._line("stats: guest driver", found.guest, "answers, in requests", None)
@@ -169,7 +165,7 @@ class _Book:
             source = "requests outside the memory map: GPAs of calls are wrong"
             self._line("memory map: host requests", elsewhere, source, 0, is_moved=False)
         # That nothing changed where nothing was asked for is no proof of a count.
-        has_moved = bool(np.any(np.isin(self._columns.queue, _COUNTED)))
+        has_moved = bool(self._sums.queues.intersection(_COUNTED))
         begin, end = (_counter(self._host, f"actual_bytes_{when}") for when in ("begin", "end"))
         if begin is not None and end is not None:
             inflated, deflated = (self._moved.get(q) for q in (Queue.INFLATE, Queue.DEFLATE))
@@ -178,12 +174,15 @@ class _Book:
             change, source = (begin - end) // PAGE_BYTES, "actual_bytes, begin less end"
             self._line(_DEVICE, change, source, net, is_moved=has_moved)
             return
-        seen = actual_between(self._trace, self._columns)
         source = "actual, first event less last, and the requests between"
-        if seen is None:
+        if self._actual is None:
             self._line(_DEVICE, None, source, None)
-        else:
-            self._line(_DEVICE, seen.change_pages, source, seen.net_pages, is_moved=has_moved)
+            return
+        first, last = self._actual
+        change = (first[1] - last[1]) // PAGE_BYTES
+        moved = [self._sums.of(Side.HOST, queue).net_pages for queue in _COUNTED]
+        net = None if self._trace.losses else moved[0] - moved[1]
+        self._line(_DEVICE, change, source, net, is_moved=has_moved)
 
     def disk(self) -> None:
         """Write how many request rows the manifest promises and how many can be read."""
@@ -196,9 +195,14 @@ class _Book:
                 for segment in self._trace.manifest.segments
                 if segment.table == "requests" and segment.side == name
             )
-            read = int(np.count_nonzero(self._columns.side == side))
             source = "requests table, in rows"
-            self._line(f"disk: {name} request rows", read, source, promised, is_moved=False)
+            self._line(
+                f"disk: {name} request rows",
+                self._sums.rows[side],
+                source,
+                promised,
+                is_moved=False,
+            )
 
     def losses(self) -> None:
         """Write what was lost; anything lost unbalances the trace."""
@@ -252,7 +256,7 @@ class _Book:
         """Pages of one side's requests; None where that side was not traced."""
         if info is None:
             return None
-        return self._columns.total("pages", self._columns.rows(side, queue)) or 0
+        return self._sums.of(side, queue).pages.known
 
     def _lost_pages(self, name: str) -> int:
         """Pages of requests that the host's probes saw and could not keep."""
@@ -264,15 +268,13 @@ class _Book:
         balloon_page_enqueue and balloon_page_dequeue count guest pages (mm/balloon_compaction.c,
         since 3.18); a page migration sends two requests and counts neither.
         """
-        rows = self._columns.rows(Side.GUEST, queue)
-        rows &= self._columns.caller != Caller.MIGRATION
-        self._counter_line(name, f"balloon_{name}", rows)
+        self._counter_line(name, f"balloon_{name}")
 
-    def _counter_line(self, name: str, counter: str, rows: npt.NDArray[np.bool_]) -> None:
-        """Hold a counter against what these requests named while it was watched."""
+    def _counter_line(self, name: str, counter: str) -> None:
+        """Hold a counter against what its requests named while it was watched."""
         source, expected = f"/proc/vmstat {counter}, end less begin", None
         if self._guest is not None:
-            sent = counted_pages(self._columns, rows, self._guest)
+            sent = self._sums.counted[name]
             expected = sent.pages if sent.is_exact else None
             source += "" if sent.is_exact else "; a request was under way at one of them"
         self._line(f"{name}: guest kernel counter", self._vmstat_pages(counter), source, expected)
@@ -287,10 +289,25 @@ class _Book:
             return None
         return (end - begin) * (self._guest.page_size_bytes // PAGE_BYTES)
 
+    @cached_property
+    def _calls(self) -> CallSums:
+        """Sums of the calls, which are most of a trace: read where a line needs them."""
+        return CallSums(self._trace, self._sums)
+
+    def _discarded_pages(self, queue: Queue) -> int | None:
+        """Pages that successful calls covered for a queue's requests; None if not observed."""
+        sums = self._sums.of(Side.HOST, queue)
+        if self._host is None or sums.calls.total is None:
+            return None
+        pages = self._calls.discarded_pages(queue)
+        if pages is not None:
+            return pages
+        total = sums.discard_bytes.total
+        return None if total is None else total // PAGE_BYTES
+
     def _discarded(self, queue: Queue, name: str, followed: int | None) -> None:
         """Hold what the host's system calls covered against what its requests named in memory."""
-        observed = self._host is not None
-        pages = discarded_pages(self._trace, self._columns, queue) if observed else None
+        pages = self._discarded_pages(queue)
         sizes = [region.page_size_bytes for region in self._trace.manifest.regions]
         if queue is not Queue.DEFLATE:
             source = "successful system calls"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracer.account.clocks import ClockFit
-from tracer.account.join import NOT_OBSERVED, times_ns
+from tracer.account.join import NOT_OBSERVED
+from tracer.account.ledger_sums import RequestSums
 from tracer.trace.manifest import SideInfo
 from tracer.trace.reader import Trace
 from tracer.trace.schema import Queue, Side
@@ -31,28 +32,24 @@ class StatsCounts:
     host_only: int | None
 
 
-def stats_counts(trace: Trace, clock: ClockFit | None) -> StatsCounts:
+def stats_counts(trace: Trace, sums: RequestSums, clock: ClockFit | None) -> StatsCounts:
     """Count the rows of the queue, and say which of the host's the guest could not see.
 
     Args:
         trace: A trace of one side or both.
+        sums: Of its requests.
         clock: The guest's clock in the host's.
     """
-    table = trace.table("requests")
-    is_stats = table.column("queue").to_numpy() == Queue.STATS
-    side = table.column("side").to_numpy()
-    info = trace.manifest.sides
-    sent, received = (is_stats & (side == code) for code in (Side.GUEST, Side.HOST))
-    guest, host = info.get("guest"), info.get("host")
+    guest, host = (trace.manifest.sides.get(name) for name in ("guest", "host"))
+    sent, received = (sums.of(side, Queue.STATS).pages.rows for side in (Side.GUEST, Side.HOST))
     host_only = None
     if guest is not None and guest.end_ns is not None and clock is not None:
-        kick_ns = times_ns(table, "kick_ns")[sent]
-        pop_ns = times_ns(table, "pop_ns")[received]
+        kick_ns = sums.stats_ns(Side.GUEST)
         kick_ns = np.sort(clock.to_host_ns(kick_ns[kick_ns != NOT_OBSERVED]))
-        host_only = _outside(pop_ns, kick_ns, clock, guest)
+        host_only = _outside(sums.stats_ns(Side.HOST), kick_ns, clock, guest)
     return StatsCounts(
-        guest=None if guest is None else int(np.count_nonzero(sent)),
-        host=None if host is None else int(np.count_nonzero(received)),
+        guest=None if guest is None else sent,
+        host=None if host is None else received,
         host_only=host_only,
     )
 

@@ -68,7 +68,8 @@ def settle(bundle: Path | str, features: tuple[str, ...] | None = None) -> Manif
     descriptor = lock(path)
     try:
         trace = open_trace(path)
-        fit = join(trace).clock
+        joined = join(trace)
+        fit = joined.clock
         vm = trace.manifest.vm
         if features is not None:
             vm = replace(vm or VmInfo(), features=features)
@@ -76,7 +77,7 @@ def settle(bundle: Path | str, features: tuple[str, ...] | None = None) -> Manif
             trace.manifest,
             vm=vm,
             alignment=None if fit is None else Alignment(**asdict(fit)),
-            ledger=ledger(trace).lines,
+            ledger=ledger(trace, joined).lines,
         )
         write_manifest(path, settled)
         return settled

@@ -6,9 +6,12 @@ from the message's metadata (format/Message.fbs and format/File.fbs of Apache Ar
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+_CONTINUES = -1
+"""What stands before the length of a message's metadata."""
 _SCHEMA, _RECORD_BATCH = 1, 3
 """Values of the union MessageHeader in format/Message.fbs."""
 _TAIL = b"ARROW1"
@@ -79,6 +82,31 @@ def _unpack(form: str, raw: bytes, at: int) -> int:
         raise ValueError("an offset leads beyond its message") from problem
 
 
+def message_bytes(read: Callable[[int, int], bytes]) -> int:
+    """Say how many bytes the next message claims to take, so that no more need be read.
+
+    Args:
+        read: Gives bytes of the file: how far behind the begin of the message, and how many.
+
+    Returns:
+        At least what Arrow would take of it; it is left to Arrow to refuse what is no message.
+    """
+    prefix = read(0, 8)
+    if len(prefix) < 8:
+        return len(prefix)
+    # Before Arrow 0.15 a message began with the length at once.
+    begin = 8 if _unpack("<i", prefix, 0) == _CONTINUES else 4
+    length = _unpack("<i", prefix, begin - 4)
+    if length <= 0:
+        return 8
+    metadata = read(begin, length)
+    try:
+        message = _Table(metadata, _unpack("<I", metadata, 0))
+        return begin + length + max(0, message.scalar(3, "<q"))
+    except ValueError:
+        return begin + length
+
+
 def require_schema(metadata: bytes) -> None:
     """Refuse a message that holds no schema: Arrow follows its header unseen, null or not.
 
@@ -135,7 +163,7 @@ def footer_blocks(raw: memoryview) -> list[Block]:
     """Where the footer of an IPC file says its record batches are.
 
     Args:
-        raw: The whole file.
+        raw: The file, or its magic and its footer alone.
 
     Returns:
         One block per batch; dictionaries are refused, for the format has none.

@@ -6,7 +6,9 @@ import hashlib
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path, PurePath
 
 from tracer.trace.errors import (
@@ -88,15 +90,35 @@ def read_regular(path: Path, limit_bytes: int) -> bytes:
     Raises:
         TraceError: It is none of these, or larger than the limit, or the system says no.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            status = os.fstat(descriptor)
+    with open_regular(path, limit_bytes) as file, _readable(path):
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def open_regular(path: Path, limit_bytes: int) -> FileIO:
+    """Open a file for reading, with the same care.
+
+    Raises:
+        TraceError: As `read_regular`.
+    """
+    with _readable(path):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = FileIO(os.open(path, flags), "rb")
+        try:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
             if status.st_size > limit_bytes:
                 raise OSError(errno.EFBIG, f"{status.st_size} bytes, more than {limit_bytes}")
-            return file.read(status.st_size)
+        except OSError:
+            file.close()
+            raise
+        return file
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as problem:
         raise TraceError(
             f"cannot read {path}",

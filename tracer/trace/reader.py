@@ -65,9 +65,13 @@ class Trace:
 
     def sides_without_end(self) -> list[Side]:
         """Sides that have no END mark."""
-        marks = self.table("marks")
-        ends = marks.filter(pc.equal(marks["mark"], int(Mark.END)))["side"].to_pylist()
+        ends = {row["side"] for row in self.marks(Mark.END)}
         return [side for side in self.sides if int(side) not in ends]
+
+    def marks(self, mark: Mark) -> Iterator[dict[str, Any]]:
+        """Give the marks of one kind, in the order of the table; a guest drives their number."""
+        for batch in self.batches("marks"):
+            yield from batch.filter(pc.equal(batch["mark"], int(mark))).to_pylist()
 
     @property
     def losses(self) -> tuple[Loss, ...]:
@@ -76,8 +80,6 @@ class Trace:
 
     def marked_losses(self) -> tuple[Loss, ...]:
         """Losses as the rows of the marks table tell them."""
-        marks = self.table("marks")
-        rows = marks.filter(pc.equal(marks["mark"], int(Mark.LOSS))).to_pylist()
         return tuple(
             Loss(
                 side=Side(row["side"]).name.lower(),
@@ -87,7 +89,7 @@ class Trace:
                 until_ns=row["ts_ns"],
                 cause=None if row["cause"] is None else row["cause"][:MAX_TEXT],
             )
-            for row in rows
+            for row in self.marks(Mark.LOSS)
             if (row["value"] or 0) > 0 and min(row["ts_ns"], row["since_ns"] or 0) >= 0
         )
 
@@ -112,7 +114,7 @@ class Trace:
         return self._tables[name, side]
 
     def batches(self, name: str, side: Side | None = None) -> Iterator[pa.RecordBatch]:
-        """Read a table batch by batch, holding one segment in memory at a time.
+        """Read a table batch by batch, holding one of them in memory at a time.
 
         Args:
             name: A name in schema.TABLES.

@@ -1,21 +1,25 @@
 """Reads the record batches of one segment, closed or torn, whoever wrote it."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from tracer.trace.errors import TornTraceError, TraceError, salvage_remedy
-from tracer.trace.ipc_bounds import Block, claim, footer_blocks, require_schema
-from tracer.trace.layout import MAX_SEGMENT_BYTES, read_regular
+from tracer.trace.ipc_bounds import Block, claim, footer_blocks, message_bytes, require_schema
+from tracer.trace.layout import MAX_SEGMENT_BYTES, open_regular
 from tracer.trace.schema import TABLES
 
 _PREFIX_BYTES = 8
 """Continuation mark and length before each message's metadata."""
-_MAGIC_BYTES = 8
+_MAGIC = b"ARROW1\0\0"
 """An IPC file is this magic, a stream, and a footer; skip it and a torn file reads as a stream."""
+_END_BYTES = 10
+"""The length of the footer, and the magic again, of 6 bytes there."""
 MAX_EXPANSION = 64
 FREE_BYTES = 64 << 20
 """A segment may decode to MAX_EXPANSION times its size plus FREE_BYTES. Real ones stay below 10."""
@@ -54,16 +58,16 @@ def closed_batches(
     Raises:
         TraceError: Anything in the file is not as it should be.
     """
-    raw = memoryview(read_regular(path, MAX_SEGMENT_BYTES))
     blocks: list[Block] = []
-    stream = _Stream(raw, path, table, newer_minor)
-    try:
-        for block, batch in stream.batches():
-            blocks.append(block)
-            yield batch
-        stream.check_footer(blocks)
-    except _DAMAGE as problem:
-        raise _damaged(path, problem) from problem
+    with open_regular(path, MAX_SEGMENT_BYTES) as file:
+        stream = _Stream(file, path, table, newer_minor)
+        try:
+            for block, batch in stream.batches():
+                blocks.append(block)
+                yield batch
+            stream.check_footer(blocks)
+        except _DAMAGE as problem:
+            raise _damaged(path, problem) from problem
 
 
 def torn_batches(
@@ -83,17 +87,18 @@ def torn_batches(
     Raises:
         TraceError: The file cannot be read, or holds another table.
     """
-    raw = memoryview(read_regular(path, MAX_SEGMENT_BYTES))
-    tail.dropped_bytes = len(raw)
-    stream = _Stream(raw, path, table, newer_minor)
-    try:
-        for _, batch in stream.batches():
-            yield batch
-            tail.whole_bytes, tail.dropped_bytes = stream.position, len(raw) - stream.position
-    except _DAMAGE as problem:
-        tail.reason = str(problem).splitlines()[0][:200] if str(problem) else type(problem).__name__
-    else:
-        tail.whole_bytes, tail.dropped_bytes = len(raw), 0
+    with open_regular(path, MAX_SEGMENT_BYTES) as file:
+        stream = _Stream(file, path, table, newer_minor)
+        size = tail.dropped_bytes = stream.size_bytes
+        try:
+            for _, batch in stream.batches():
+                yield batch
+                tail.whole_bytes, tail.dropped_bytes = stream.position, size - stream.position
+        except _DAMAGE as problem:
+            words = str(problem).splitlines() or [type(problem).__name__]
+            tail.reason = words[0][:200]
+        else:
+            tail.whole_bytes, tail.dropped_bytes = size, 0
 
 
 def _damaged(path: Path, problem: BaseException) -> TraceError:
@@ -105,34 +110,23 @@ def _damaged(path: Path, problem: BaseException) -> TraceError:
 
 
 class _Stream:
-    """The messages of one segment, from behind its magic."""
+    """The messages of one segment, from behind its magic, read one at a time.
 
-    def __init__(self, raw: memoryview, path: Path, table: str, newer_minor: bool) -> None:
-        self._raw = raw
+    What is checked is what is decoded: each byte is read once, whoever changes the file meanwhile.
+
+    Attributes:
+        size_bytes: Of the file, as it was opened; what is written behind that is not looked at.
+        position: Bytes of the file up to the end of the message read last.
+    """
+
+    def __init__(self, file: FileIO, path: Path, table: str, newer_minor: bool) -> None:
+        self.size_bytes = os.fstat(file.fileno()).st_size
+        self.position = len(_MAGIC)
+        self._file = file
         self._path = path
         self._table = table
         self._newer_minor = newer_minor
-        self._source = pa.BufferReader(pa.py_buffer(raw[_MAGIC_BYTES:]))
-        self._allowed = MAX_EXPANSION * len(raw) + FREE_BYTES
-
-    @property
-    def position(self) -> int:
-        """Bytes of the file up to the end of the message read last."""
-        return _MAGIC_BYTES + int(self._source.tell())
-
-    def open(self) -> Any:
-        """Read the schema and check it; return the reader of the messages behind it."""
-        if bytes(self._raw[:_MAGIC_BYTES]) != b"ARROW1\0\0":
-            raise ValueError("not an Arrow IPC file")
-        reader = pa.ipc.MessageReader.open_stream(self._source)
-        try:
-            message = reader.read_next_message()
-        except StopIteration as end:
-            raise ValueError("the file ends before its schema") from end
-        require_schema(message.metadata.to_pybytes())
-        self._stored = pa.ipc.read_schema(message)
-        check_columns(self._stored, self._table, self._path, newer_minor=self._newer_minor)
-        return reader
+        self._allowed = MAX_EXPANSION * self.size_bytes + FREE_BYTES
 
     def check_footer(self, blocks: list[Block]) -> None:
         """Refuse a footer by which other tools would read something else than was checked.
@@ -140,19 +134,20 @@ class _Stream:
         Raises:
             ValueError: It lists other batches, or other columns.
         """
-        if footer_blocks(self._raw) != blocks:
+        footer = self._footer()
+        if footer_blocks(memoryview(footer)) != blocks:
             raise ValueError("the footer lists other batches than the file holds")
-        with pa.ipc.open_file(pa.py_buffer(self._raw)) as file:
+        with pa.ipc.open_file(pa.py_buffer(footer)) as file:
             if not file.schema.equals(self._stored, check_metadata=True):
                 raise ValueError("the footer has other columns than the file")
 
     def batches(self) -> Iterator[tuple[Block, pa.RecordBatch]]:
         """Read one batch after the other, with the place where it lies."""
-        reader = self.open()
+        self._open()
         while True:
             start = self.position
             try:
-                message = reader.read_next_message()
+                message = self._next()
             except StopIteration:
                 if self.position == start:
                     raise ValueError("the file ends without an end mark") from None
@@ -166,6 +161,45 @@ class _Stream:
             metadata_bytes = _PREFIX_BYTES + message.metadata.size
             body_bytes = self.position - start - metadata_bytes
             yield Block(start, metadata_bytes, body_bytes), conform(batch, self._table)
+
+    def _open(self) -> None:
+        """Read the schema and check it."""
+        if self._read(0, len(_MAGIC)) != _MAGIC:
+            raise ValueError("not an Arrow IPC file")
+        try:
+            message = self._next()
+        except StopIteration as end:
+            raise ValueError("the file ends before its schema") from end
+        require_schema(message.metadata.to_pybytes())
+        self._stored = pa.ipc.read_schema(message)
+        check_columns(self._stored, self._table, self._path, newer_minor=self._newer_minor)
+
+    def _next(self) -> Any:
+        """Read one message.
+
+        Raises:
+            StopIteration: At an end mark, which is passed, or at the end of the file.
+        """
+        start = self.position
+        length = message_bytes(lambda at, count: self._read(start + at, count))
+        source = pa.BufferReader(pa.py_buffer(self._read(start, length)))
+        try:
+            return pa.ipc.MessageReader.open_stream(source).read_next_message()
+        finally:
+            self.position = start + int(source.tell())
+
+    def _read(self, at: int, count: int) -> bytes:
+        """Bytes of the file, fewer at its end."""
+        self._file.seek(at)
+        return self._file.read(max(0, min(count, self.size_bytes - at)))
+
+    def _footer(self) -> bytes:
+        """An IPC file of no batches: the magic and the footer."""
+        end = self._read(self.size_bytes - _END_BYTES, _END_BYTES)
+        length = int.from_bytes(end[:4], "little", signed=True)
+        room = self.size_bytes - len(_MAGIC) - _END_BYTES
+        taken = max(0, min(length, room)) + _END_BYTES
+        return _MAGIC + self._read(self.size_bytes - taken, taken)
 
 
 def check_columns(stored: pa.Schema, table: str, path: Path, *, newer_minor: bool) -> None:
