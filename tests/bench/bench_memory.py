@@ -1,4 +1,4 @@
-"""Memory of the recorder over a flood: its peak, and whether it stays flat.
+"""Memory of the recorder over a flood and as it closes: its peaks, and whether it stays flat.
 
 The command itself, `aerostat record`, in a process of its own, with everything it loads. RSS counts
 a page once for each mapping of it, so pages of the rings count twice; PSS counts them once.
@@ -19,11 +19,13 @@ import numpy as np
 from scipy import stats
 
 from tests.bench.measure import Goal, Report, Row, Settings, at_most, run
+from tests.bench.peak import FORGET_PEAK
 from tests.standins.build import qemu_like
 from tracer.host_side.host import DETAILS
 
 PAGES_PER_S = 500_000
 EVERY_S = 0.5
+CLOSING_EVERY_S, CLOSING_LONGEST_S = 0.01, 60.0
 BLOCK_S = 15.0
 """Neighbouring samples are alike: batches come and go in seconds. So the slope is one of medians of
 blocks, and its interval is as wide as those scatter."""
@@ -45,7 +47,8 @@ class Watched:
         rss: Resident, each mapping of a page counted.
         pss: Resident, each page counted once.
         anon: Anonymous pages alone.
-        peak: Most that was ever resident, the start included.
+        peak: Most that was ever resident until the flood's end, the start included.
+        closing_peak: Most that was resident from then until the process ended.
         compiler_peak: Most of the compiler's process, which had ended by then.
     """
 
@@ -54,6 +57,7 @@ class Watched:
     pss: list[float] = field(default_factory=list)
     anon: list[float] = field(default_factory=list)
     peak: float = 0.0
+    closing_peak: float = 0.0
     compiler_peak: float = 0.0
 
 
@@ -70,6 +74,9 @@ def measure(settings: Settings, report: Report) -> None:
             }
         )
         report.figure(f"peak RSS, {detail}", "MiB", [found.peak], at_most(150))
+        report.figure(
+            f"peak RSS while closing, {detail}", "MiB", [found.closing_peak], at_most(150)
+        )
         report.figure(f"RSS while recording, {detail}", "MiB", found.rss, at_most(150))
         report.figure(f"PSS while recording, {detail}", "MiB", found.pss)
         report.figure(f"anonymous of it, {detail}", "MiB", found.anon)
@@ -121,9 +128,21 @@ def watched(detail: str, seconds: float) -> Watched:
                 look(found, recorder.pid, begin_s)
                 flood.join(EVERY_S)
             found.peak = status(recorder.pid)["VmHWM"]
-            recorder.terminate()
-            recorder.wait(60)
+            found.closing_peak = closing_peak(recorder)
     return found
+
+
+def closing_peak(recorder: subprocess.Popen[bytes]) -> float:
+    """End a recorder, and say what most of it was resident while it closed trace and ledger."""
+    Path(f"/proc/{recorder.pid}/clear_refs").write_text(FORGET_PEAK)
+    recorder.terminate()
+    give_up_s, peak = time.monotonic() + CLOSING_LONGEST_S, 0.0
+    while recorder.poll() is None:
+        assert time.monotonic() < give_up_s, "the recorder does not end"
+        # A peak that only grows: what the last look misses is that of the last moment.
+        peak = max(peak, status(recorder.pid)["VmHWM"])
+        time.sleep(CLOSING_EVERY_S)
+    return peak
 
 
 def look(found: Watched, pid: int, begin_s: float) -> None:

@@ -1,11 +1,12 @@
 """Peak memory of a process that works on a trace, over what it had after the same on a small one.
 
-    python -m tests.bench.peak TRACE load|plan|replay [STRATEGY]
+    python -m tests.bench.peak TRACE account|check|show|load|plan|replay [STRATEGY]
 
-`load` reads the trace and lists its PFNs; `plan` reads it and plans; `replay` does what `aerostat
-replay` does, with the run's process inside this one, so that both are counted. No page of the
-replayed memory is resident and none becomes so: what is measured is what lies beside it.
-Prints bytes.
+`account` joins a trace and closes its ledger, as a recorder does at its end; `check` holds it
+against its own rules; `show` makes the document of `aerostat show --json`. `load` reads the trace
+and lists its PFNs; `plan` reads it and plans; `replay` does what `aerostat replay` does, with the
+run's process inside this one, so that both are counted. No page of the replayed memory is resident
+and none becomes so: what is measured is what lies beside it. Prints bytes.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import gc
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from aerostat.verbs.show import document
 from replay import rounds
 from replay.job import Done, Job, run_job
 from replay.plan import context_of
@@ -24,6 +27,10 @@ from replay.requests import load_requests, memory_map
 from replay.schedule import ReplayOptions, replay_trace
 from replay.shared import Packed
 from replay.strategies import STRATEGIES
+from tracer.account.join import join
+from tracer.account.ledger import ledger
+from tracer.account.stages import stage_table
+from tracer.trace.check import check_trace
 from tracer.trace.reader import open_trace
 
 REFERENCE = Path("traces/plain.balloon")
@@ -37,6 +44,23 @@ def status_bytes(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10
     raise KeyError(name)
+
+
+def account(path: Path) -> None:
+    """Do what `settle` does, but for writing it down."""
+    trace = open_trace(path)
+    ledger(trace, join(trace))
+
+
+def check(path: Path) -> None:
+    """Check everything in it."""
+    check_trace(open_trace(path))
+
+
+def show(path: Path) -> None:
+    """Make the document of a trace."""
+    trace = open_trace(path)
+    document(path, trace, stage_table(trace), ledger(trace))
 
 
 def load(path: Path) -> None:
@@ -73,7 +97,14 @@ def backing(name: str) -> str:
     return "memfd" if name == "punch" else "anon"
 
 
-WORK = {"load": load, "plan": plan, "replay": replay}
+WORK: dict[str, Callable[..., object]] = {
+    "account": account,
+    "check": check,
+    "show": show,
+    "load": load,
+    "plan": plan,
+    "replay": replay,
+}
 
 
 def main() -> None:
