@@ -1,8 +1,9 @@
 """Sums the VMM's system calls by what they asked for: all that a trace without requests can say."""
 
 import errno
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from tracer.trace.reader import Trace
 from tracer.trace.schema import PFN_SHIFT, Call, Side
 
 Int64s = npt.NDArray[np.int64]
+_Key = tuple[int, str, int]
+"""Code of the call or -1, name of the advice, and whether it was on guest memory."""
 
 OTHER = "other"
 """What no name is known for. A trace may come from anybody, and hold any number of such."""
@@ -92,97 +95,125 @@ def discards(trace: Trace) -> tuple[Discards, ...]:
     Returns:
         One entry for each kind, the one with most calls first.
     """
-    table = trace.table("calls", Side.HOST)
-    if not table.num_rows:
-        return ()
-    columns = _Columns(table)
+    kinds: dict[_Key, _Kind] = defaultdict(_Kind)
+    for batch in trace.batches("calls", Side.HOST):
+        columns = _Columns(batch)
+        for number, rows in _groups(columns.kind):
+            call, advice = int(columns.call[rows[0]]), int(columns.advice[rows[0]])
+            kinds[call, advice_name(call, advice), number & 1].add(columns, rows)
     has_map = bool(trace.manifest.regions)
-    keys = np.stack((columns.call, columns.name_number(), columns.is_guest), axis=1)
-    _, kind = np.unique(keys, axis=0, return_inverse=True)
-    kind = kind.reshape(-1)
-    order = np.argsort(kind, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(kind[order])) + 1)
-    found = [_sum(columns, rows, has_map=has_map) for rows in groups]
+    found = [_discards(key, kinds[key], has_map=has_map) for key in sorted(kinds)]
     return tuple(sorted(found, key=lambda item: -item.calls))
 
 
 class _Columns:
-    """The calls table in numpy; codes that are not known are -1."""
+    """A batch of the calls in numpy; codes that are not known are -1."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, batch: pa.RecordBatch) -> None:
         self.call, self.advice, self.tid, self.errno, self.step, self.count = (
-            table.column(name).to_numpy().astype(np.int64)
+            batch.column(name).to_numpy().astype(np.int64)
             for name in ("call", "advice", "tid", "errno", "step", "count")
         )
         self.call[~np.isin(self.call, list(Call))] = -1
         self.total_ns, self.worst_ns = (
-            table.column(name).to_numpy() for name in ("total_ns", "worst_ns")
+            batch.column(name).to_numpy() for name in ("total_ns", "worst_ns")
         )
-        self.length = table.column("length_bytes").to_numpy()
-        gpa, hva = (table.column(name) for name in ("gpa", "hva"))
-        self.is_guest = gpa.is_valid().to_numpy().astype(np.int64)
-        place = np.where(self.is_guest, *(c.fill_null(0).to_numpy() for c in (gpa, hva)))
+        self.length = batch.column("length_bytes").to_numpy()
+        gpa, hva = (batch.column(name) for name in ("gpa", "hva"))
+        is_guest = gpa.is_valid().to_numpy(zero_copy_only=False)
+        place = np.where(is_guest, *(c.fill_null(0).to_numpy() for c in (gpa, hva)))
         # A falling row begins at its highest call. Sums may wrap around; they are only compared.
         covered = self.length * self.count.astype(np.uint64)
         self.low = np.where(self.step < 0, place + self.length - covered, place)
         self.high = self.low + covered
-        self.names: list[str] = []
-
-    def name_number(self) -> Int64s:
-        """int64[n]: place of each row's advice in `names`, which this fills."""
-        pairs, place = np.unique(
-            np.stack((self.call, self.advice), axis=1), axis=0, return_inverse=True
-        )
-        known = [advice_name(call, advice) for call, advice in pairs.tolist()]
-        self.names = sorted(set(known))
-        number = {name: i for i, name in enumerate(self.names)}
-        self.advice_number = np.array([number[name] for name in known], np.int64)[place.reshape(-1)]
-        return self.advice_number
+        # The call, 32 bits of advice, and whether it was on guest memory.
+        self.kind = (self.call << 33) | ((self.advice & 0xFFFFFFFF) << 1) | is_guest
 
 
-def _sum(columns: _Columns, rows: Int64s, *, has_map: bool) -> Discards:
-    first = rows[0]
-    count, good = columns.count[rows], columns.errno[rows] == 0
-    covered = columns.length[rows[good]].astype(np.float64) * count[good]
-    call = int(columns.call[first])
+def _groups(numbers: Int64s) -> Iterator[tuple[int, Int64s]]:
+    """Give each number that occurs, and the rows that have it, in order."""
+    order = np.argsort(numbers, kind="stable")
+    bounds = np.flatnonzero(np.diff(numbers[order])) + 1
+    for rows in np.split(order, bounds) if len(order) else ():
+        yield int(numbers[rows[0]]), rows
+
+
+@dataclass(slots=True)
+class _Total:
+    """A sum; a hostile trace's may leave 64 bits, and is then near enough as a float."""
+
+    near: float = 0.0
+    exact: int = 0
+
+    @property
+    def value(self) -> int:
+        return int(self.near) if self.near > _EXACT else self.exact
+
+    def add(self, values: npt.NDArray[np.generic]) -> None:
+        near = float(values.sum(dtype=np.float64))
+        self.near += near
+        self.exact += int(near) if near > _EXACT else int(values.sum(dtype=np.int64))
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Sums of one kind, and where each thread's last good call of it was."""
+
+    calls: _Total = field(default_factory=_Total)
+    failed: _Total = field(default_factory=_Total)
+    bytes: _Total = field(default_factory=_Total)
+    total_ns: _Total = field(default_factory=_Total)
+    worst_ns: int | None = None
+    errnos: Counter[int] = field(default_factory=Counter)
+    runs: int = 0
+    last: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+
+    def add(self, columns: _Columns, rows: Int64s) -> None:
+        """Add rows of a batch."""
+        count, good = columns.count[rows], columns.errno[rows] == 0
+        self.calls.add(count)
+        self.failed.add(count[~good])
+        self.bytes.add(columns.length[rows[good]].astype(np.float64) * count[good])
+        self.total_ns.add(columns.total_ns[rows])
+        worst_ns = int(columns.worst_ns[rows].max())
+        self.worst_ns = worst_ns if self.worst_ns is None else max(worst_ns, self.worst_ns)
+        for number, failed in _groups(columns.errno[rows[~good]]):
+            self.errnos[number] += int(count[~good][failed].sum())
+        for tid, mine in _groups(columns.tid[rows[good]]):
+            self._add_runs(columns, tid, rows[good][mine])
+
+    def _add_runs(self, columns: _Columns, tid: int, rows: Int64s) -> None:
+        """Count where a call does not go on where the thread's call before it ended."""
+        low, high, step = (values[rows] for values in (columns.low, columns.high, columns.step))
+        if tid in self.last:
+            before = self.last[tid]
+            low = np.concatenate([np.array([before[0]], np.uint64), low])
+            high = np.concatenate([np.array([before[1]], np.uint64), high])
+            step = np.concatenate([np.array([before[2]], np.int64), step])
+        else:
+            self.runs += 1
+        self.last[tid] = int(low[-1]), int(high[-1]), int(step[-1])
+        goes_up = (high[:-1] == low[1:]) & (step[1:] >= 0)
+        goes_down = (low[:-1] == high[1:]) & (step[1:] <= 0)
+        same_way = step[:-1] * step[1:] >= 0
+        self.runs += int(np.count_nonzero(~((goes_up | goes_down) & same_way)))
+
+
+def _discards(key: _Key, kind: _Kind, *, has_map: bool) -> Discards:
+    call, advice, is_guest = key
+    most = sorted(kind.errnos.items(), key=lambda item: (-item[1], item[0]))[:_MOST_ERRNOS]
     return Discards(
         call=OTHER if call < 0 else Call(call).name.lower(),
-        advice=columns.names[columns.advice_number[first]],
-        on_guest_memory=bool(columns.is_guest[first]) if has_map else None,
-        calls=_total(count),
-        failed=_total(count[~good]),
-        errnos=_errnos(columns.errno[rows[~good]], count[~good]),
-        bytes=_total(covered),
-        total_ns=_total(columns.total_ns[rows]),
-        worst_ns=int(columns.worst_ns[rows].max()),
-        runs=_runs(columns, rows[good]),
+        advice=advice,
+        on_guest_memory=bool(is_guest) if has_map else None,
+        calls=kind.calls.value,
+        failed=kind.failed.value,
+        errnos={errno.errorcode.get(number, OTHER): count for number, count in most},
+        bytes=kind.bytes.value,
+        total_ns=kind.total_ns.value,
+        worst_ns=kind.worst_ns or 0,
+        runs=kind.runs,
     )
-
-
-def _errnos(numbers: Int64s, count: Int64s) -> dict[str, int]:
-    different, place = np.unique(numbers, return_inverse=True)
-    totals = np.bincount(place.reshape(-1), count, len(different))
-    most = np.argsort(-totals, kind="stable")[:_MOST_ERRNOS]
-    return {errno.errorcode.get(int(different[i]), OTHER): int(totals[i]) for i in most}
-
-
-def _runs(columns: _Columns, rows: Int64s) -> int:
-    """Count where a call does not go on where the thread's call before it ended."""
-    if not len(rows):
-        return 0
-    rows = rows[np.argsort(columns.tid[rows], kind="stable")]
-    before, after = rows[:-1], rows[1:]
-    goes_up = (columns.high[before] == columns.low[after]) & (columns.step[after] >= 0)
-    goes_down = (columns.low[before] == columns.high[after]) & (columns.step[after] <= 0)
-    same_way = columns.step[before] * columns.step[after] >= 0
-    same_thread = columns.tid[before] == columns.tid[after]
-    return 1 + int(np.count_nonzero(~((goes_up | goes_down) & same_way & same_thread)))
-
-
-def _total(values: npt.NDArray[np.generic]) -> int:
-    """Add up; a hostile trace's sum may leave 64 bits, and is then near enough as a float."""
-    near = float(values.sum(dtype=np.float64))
-    return int(near) if near > _EXACT else int(values.sum(dtype=np.int64))
 
 
 def advice_name(call: int, advice: int) -> str:

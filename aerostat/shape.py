@@ -1,16 +1,15 @@
 """What of a trace decides how much a strategy can gain: run lengths and residency."""
 
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from tracer.trace.reader import Trace
 from tracer.trace.schema import Queue, Side
 
-Int64s = npt.NDArray[np.int64]
-
+_PAGE_QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.FREE_PAGE_HINT, Queue.REPORTING)
 HUGE_PAGES = 512
 """4 KiB pages in a 2 MiB huge page."""
 
@@ -63,41 +62,61 @@ def run_lengths(trace: Trace) -> tuple[RunLengths, ...]:
     Args:
         trace: A trace of one side or both.
     """
-    table = trace.table("requests")
-    queues, sides = table.column("queue").to_numpy(), table.column("side").to_numpy()
+    seen: dict[tuple[Queue, Side], _Lengths] = defaultdict(_Lengths)
+    for side in Side:
+        for batch in trace.batches("requests", side):
+            queues = batch.column("queue").to_numpy()
+            for queue in _PAGE_QUEUES:
+                mine = queues == queue
+                if mine.any():
+                    seen[queue, side].add(batch.column("runs").filter(pa.array(mine)))
     found = []
-    for queue in (Queue.INFLATE, Queue.DEFLATE, Queue.FREE_PAGE_HINT, Queue.REPORTING):
-        for side in (Side.HOST, Side.GUEST):
-            rows = table.filter(pa.array((queues == queue) & (sides == side)))
-            lengths = _lengths(rows)
-            if len(lengths):
-                found.append(_summary(queue, side, rows.num_rows, lengths))
-                break
+    for queue in _PAGE_QUEUES:
+        sides = [side for side in (Side.HOST, Side.GUEST) if seen[queue, side].runs]
+        if sides:
+            found.append(_summary(queue, sides[0], seen[queue, sides[0]]))
     return tuple(found)
 
 
-def _lengths(rows: pa.Table) -> Int64s:
-    """Pages of each run, negative where the run falls."""
-    chunks = [chunk.flatten().field("pages") for chunk in rows.column("runs").chunks]
-    arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in chunks]
-    lengths: Int64s = np.concatenate([np.empty(0, np.int64), *arrays]).astype(np.int64)
-    return np.extract(lengths != 0, lengths)
+@dataclass(slots=True)
+class _Lengths:
+    """How many runs there are of each length, in pages, which is negative where they fall."""
+
+    requests: int = 0
+    of_length: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def runs(self) -> int:
+        return self.of_length.total()
+
+    def add(self, runs: pa.ListArray) -> None:
+        """Add the runs of a batch of requests."""
+        self.requests += len(runs)
+        lengths, counts = np.unique(runs.flatten().field("pages").to_numpy(), return_counts=True)
+        self.of_length.update(dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
+        del self.of_length[0]
 
 
-def _summary(queue: Queue, side: Side, requests: int, lengths: Int64s) -> RunLengths:
-    sizes = np.sort(np.abs(lengths))
-    reach = np.cumsum(sizes)
+def _summary(queue: Queue, side: Side, seen: _Lengths) -> RunLengths:
+    lengths, counts = (
+        np.array(column, np.int64) for column in zip(*seen.of_length.items(), strict=True)
+    )
+    order = np.argsort(np.abs(lengths), kind="stable")
+    lengths, counts = lengths[order], counts[order]
+    sizes = np.abs(lengths)
+    covered = sizes * counts
+    reach = np.cumsum(covered)
     pages = int(reach[-1])
     return RunLengths(
         queue=queue,
         side=side,
-        requests=requests,
-        runs=len(lengths),
+        requests=seen.requests,
+        runs=seen.runs,
         pages=pages,
         median_pages=int(sizes[np.searchsorted(reach, pages / 2)]),
         longest_pages=int(sizes[-1]),
-        falling_percent=100.0 * int(-lengths[lengths < 0].sum()) / pages,
-        huge_percent=100.0 * int(sizes[sizes >= HUGE_PAGES].sum()) / pages,
+        falling_percent=100.0 * int(covered[lengths < 0].sum()) / pages,
+        huge_percent=100.0 * int(covered[sizes >= HUGE_PAGES].sum()) / pages,
     )
 
 

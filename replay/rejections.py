@@ -58,7 +58,8 @@ def rejections_of(trace: Trace) -> tuple[tuple[Rejection, ...] | None, str]:
         What was counted; or None, and why nothing could be.
     """
     try:
-        return rejections(load_requests(trace), context_of(memory_map(trace))), ""
+        context = context_of(memory_map(trace))  # first: without a map no request need be read
+        return rejections(load_requests(trace), context), ""
     except AerostatError as error:
         return None, error.reason or error.what
 

@@ -12,6 +12,12 @@ from tracer.trace.schema import Call, Queue, Side
 
 Bools = npt.NDArray[np.bool_]
 
+_COLUMNS = (
+    *("side", "queue", "pages", "discard_calls", "discard_ns", "pop_ns", "push_ns"),
+    *("begin_ns", "send_ns", "wake_ns", "free_ns", "end_ns", "puff_ns"),
+)
+"""What a stage's length, or its cost, comes from: not the ranges, which are most of a row."""
+
 
 class Rows:
     """Columns of the requests table, and who is paired with whom.
@@ -23,7 +29,7 @@ class Rows:
     """
 
     def __init__(self, trace: Trace, joined: Joined) -> None:
-        self._table = table = trace.table("requests")
+        self._table = table = trace.columns("requests", _COLUMNS)
         self._side = table.column("side").to_numpy()
         self._queue = table.column("queue").to_numpy()
         self._pairs = {pairs.queue: (pairs.guest_row, pairs.host_row) for pairs in joined.queues}
@@ -46,10 +52,12 @@ class Rows:
 
 
 def _call_shares(trace: Trace) -> dict[str, float]:
-    calls = trace.table("calls")
-    count = calls.column("count").to_numpy().astype(np.float64)
-    punched = float(count[calls.column("call").to_numpy() == Call.FALLOCATE].sum())
-    share = punched / float(count.sum()) if count.sum() else 0.0
+    made = punched = 0.0
+    for batch in trace.batches("calls"):
+        count = batch.column("count").to_numpy().astype(np.float64)
+        made += float(count.sum())
+        punched += float(count[batch.column("call").to_numpy() == Call.FALLOCATE].sum())
+    share = punched / made if made else 0.0
     return {"madvise": 1.0 - share, "fallocate": share}
 
 

@@ -1,6 +1,6 @@
 """Opens a trace and gives its tables, checking every byte before anything is made of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -161,6 +161,23 @@ class Trace:
         if tail.dropped_bytes:
             text = f"{part_file(file)}: {tail.dropped_bytes} bytes behind the last whole batch"
             self._note(warning("part-torn", f"{text} are no batch ({tail.reason})"))
+
+    def columns(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """Read some columns of a table, and keep nothing of it here.
+
+        Args:
+            name: A name in schema.TABLES.
+            columns: Names of its columns.
+
+        Returns:
+            As `table`: one chunk a column, the host's rows first.
+
+        Raises:
+            TraceError: A segment is missing, damaged or of another table.
+        """
+        parts = (batch.select(list(columns)) for batch in self.batches(name))
+        schema = pa.schema([TABLES[name].field(column) for column in columns])
+        return pa.Table.from_batches(parts, schema=schema).combine_chunks()
 
     def dataset(self, name: str) -> Any:
         """Give a table's closed segments as a `pyarrow.dataset.Dataset`, for filters or DuckDB.
