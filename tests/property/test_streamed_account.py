@@ -15,8 +15,8 @@ from tests.unit.capture_bundle import call, request
 from tracer.account.join import join
 from tracer.account.ledger import ledger
 from tracer.account.merge import merge_sides
-from tracer.account.numbers import Numbers
 from tracer.trace.manifest import Manifest, Region, SideInfo
+from tracer.trace.numbers import Numbers
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import CALLS, MARKS, REQUESTS, Caller, Mark, Queue, Side
 from tracer.trace.writer import TraceWriter

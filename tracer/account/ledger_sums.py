@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from tracer.account.clocks import ClockFit
 from tracer.account.join import NOT_OBSERVED, Int64s, Joined, times_ns
-from tracer.account.numbers import Numbers
 from tracer.trace.manifest import SideInfo
+from tracer.trace.numbers import Numbers
 from tracer.trace.reader import Trace
 from tracer.trace.schema import Caller, Queue, Side
 

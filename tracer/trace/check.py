@@ -1,5 +1,6 @@
 """Holds a trace against its own rules: files, order, times, pages, memory map, losses and end."""
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from tracer.trace.findings import Finding, Severity, error, warning
 from tracer.trace.layout import sha256_of
 from tracer.trace.manifest import Region
 from tracer.trace.missing import lost_events
+from tracer.trace.numbers import Numbers
 from tracer.trace.reader import Trace
 from tracer.trace.schema import PFN_SHIFT, Call, Caller, Mark, Queue, Side, Wire
 
@@ -86,22 +88,28 @@ def _files(trace: Trace) -> list[Finding]:
 
 
 def _codes(trace: Trace) -> list[Finding]:
-    found = []
-    for table, column, kind in _CODES:
-        values = trace.table(table)[column]
-        known = pc.is_in(values, value_set=pa.array([int(code) for code in kind], values.type))
-        unknown = pc.sum(pc.invert(pc.or_(known, pc.is_null(values)))).as_py() or 0
-        if unknown:
-            text = f"{unknown} rows of {table} have a {column} this aerostat does not know"
-            found.append(warning("code-unknown", text))
-    return found
+    unknown: Counter[tuple[str, str]] = Counter()
+    for table in dict.fromkeys(table for table, _, _ in _CODES):
+        kinds = [(column, [*kind]) for name, column, kind in _CODES if name == table]
+        for batch in trace.batches(table):
+            for column, codes in kinds:
+                values = batch[column].drop_null().to_numpy()
+                unknown[table, column] += int(np.count_nonzero(~np.isin(values, codes)))
+    return [
+        warning(
+            "code-unknown", f"{count} rows of {table} have a {column} this aerostat does not know"
+        )
+        for (table, column), count in unknown.items()
+        if count
+    ]
 
 
 def _sequence(trace: Trace) -> list[Finding]:
     """Each side numbers its requests upwards."""
     found = []
     for side in trace.sides:
-        seq = trace.table("requests", side)["seq"].to_numpy()
+        parts = [batch["seq"].to_numpy() for batch in trace.batches("requests", side)]
+        seq = np.concatenate([np.empty(0, np.uint64), *parts])
         twice = len(seq) - len(np.unique(seq))
         if twice:
             text = f"{twice} rows of the {side.name.lower()} repeat a request's seq"
@@ -114,32 +122,35 @@ def _sequence(trace: Trace) -> list[Finding]:
 
 
 def _times(trace: Trace) -> list[Finding]:
-    table = trace.table("requests")
-    found = []
-    for first, second in _ORDER:
-        wrong = pc.sum(pc.greater(table[first], table[second])).as_py() or 0
-        if wrong:
-            text = f"{wrong} requests have {first} after {second}"
-            found.append(error("time-order", text))
-    return found
+    wrong = dict.fromkeys(_ORDER, 0)
+    for batch in trace.batches("requests"):
+        for first, second in _ORDER:
+            later = pc.sum(pc.greater(batch[first], batch[second])).as_py()
+            wrong[first, second] += later or 0
+    return [
+        error("time-order", f"{count} requests have {first} after {second}")
+        for (first, second), count in wrong.items()
+        if count
+    ]
 
 
 def _pages(trace: Trace) -> list[Finding]:
     """`pages` counts the pages of the runs, and no run is empty."""
-    table = trace.table("requests")
-    runs = flat_runs(table["runs"])
-    lengths = np.abs(runs.pages.astype(np.int64))
-    sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    total = sums[runs.offsets[1:]] - sums[runs.offsets[:-1]]
-    seen = table["runs"].is_valid().to_numpy()
-    wrong = int(np.count_nonzero(seen & (total != table["pages"].to_numpy())))
+    wrong = empty = 0
+    for batch in trace.batches("requests"):
+        runs = flat_runs(pa.chunked_array([batch["runs"]]))
+        lengths = np.abs(runs.pages.astype(np.int64))
+        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        total = sums[runs.offsets[1:]] - sums[runs.offsets[:-1]]
+        seen = batch["runs"].is_valid().to_numpy(zero_copy_only=False)
+        wrong += int(np.count_nonzero(seen & (total != batch["pages"].to_numpy())))
+        empty += int(np.count_nonzero(lengths == 0))
     found = []
     if wrong:
         text = f"{wrong} requests have other pages than their runs add up to"
         found.append(error("pages-sum", text))
-    if len(lengths) and not lengths.all():
-        text = f"{int(np.count_nonzero(lengths == 0))} runs have no pages"
-        found.append(error("run-empty", text))
+    if empty:
+        found.append(error("run-empty", f"{empty} runs have no pages"))
     return found
 
 
@@ -149,25 +160,34 @@ def _bounds(trace: Trace) -> list[Finding]:
     if not spans:
         return []
     found = []
-    runs = flat_runs(trace.table("requests")["runs"])
+    outside = sum(_runs_outside(batch, spans) for batch in trace.batches("requests"))
+    if outside:
+        found.append(error("pfn-bounds", f"{outside} runs leave the guest's memory"))
+    outside = sum(_calls_outside(batch, spans) for batch in trace.batches("calls", Side.HOST))
+    if outside:
+        found.append(error("gpa-bounds", f"{outside} rows of calls leave the guest's memory"))
+    return found
+
+
+def _runs_outside(batch: pa.RecordBatch, spans: list[tuple[int, int]]) -> int:
+    """Count the runs of some requests that leave memory."""
+    runs = flat_runs(pa.chunked_array([batch["runs"]]))
     pages = np.abs(runs.pages.astype(np.int64)).astype(np.uint64)
-    falling = runs.pages < 0
-    outside = ~_within(runs.pfn, pages, np.ones_like(pages), falling, spans)
-    if outside.any():
-        text = f"{int(outside.sum())} runs leave the guest's memory"
-        found.append(error("pfn-bounds", text))
-    calls = trace.table("calls", Side.HOST)
+    inside = _within(runs.pfn, pages, np.ones_like(pages), runs.pages < 0, spans)
+    return int(np.count_nonzero(~inside))
+
+
+def _calls_outside(batch: pa.RecordBatch, spans: list[tuple[int, int]]) -> int:
+    """Count the calls on guest memory that leave it."""
+    calls = batch.select(["gpa", "errno", "count", "length_bytes", "step"])
     calls = calls.filter(pc.and_(calls["gpa"].is_valid(), pc.equal(calls["errno"], 0)))
     first, count = calls["gpa"].to_numpy() >> np.uint64(PFN_SHIFT), calls["count"].to_numpy()
     # Bounded, so that count times pages stays within 64 bits: 2**31 pages are 8 TiB in one call.
     pages = np.minimum(calls["length_bytes"].to_numpy() >> np.uint64(PFN_SHIFT), np.uint64(1 << 31))
-    outside = ~_within(
+    inside = _within(
         first, pages * count.astype(np.uint64), pages, calls["step"].to_numpy() < 0, spans
     )
-    if outside.any():
-        text = f"{int(outside.sum())} rows of calls leave the guest's memory"
-        found.append(error("gpa-bounds", text))
-    return found
+    return int(np.count_nonzero(~inside))
 
 
 def _spans(regions: tuple[Region, ...]) -> list[tuple[int, int]]:
@@ -206,9 +226,12 @@ def _within(
 
 def _parents(trace: Trace) -> list[Finding]:
     """Each call that names a request names one of the host's; a lost request explains an orphan."""
-    named = trace.table("calls", Side.HOST)["request_seq"].drop_null()
-    known = pc.is_in(named, value_set=trace.table("requests", Side.HOST)["seq"])
-    orphans = pc.sum(pc.invert(known)).as_py() or 0
+    known, orphans = Numbers(), 0
+    for batch in trace.batches("requests", Side.HOST):
+        known.add(batch["seq"].to_numpy())
+    for batch in trace.batches("calls", Side.HOST):
+        named = batch["request_seq"].drop_null().to_numpy()
+        orphans += int(np.count_nonzero(~known.hold(named)))
     if not orphans:
         return []
     text = f"{orphans} rows of calls name a request that is not in the trace"
@@ -247,7 +270,9 @@ def _marks(trace: Trace) -> list[Finding]:
     """Nothing of a side happens after its END."""
     found = []
     for side in trace.sides:
-        marks = trace.table("marks", side)["mark"].to_pylist()
+        marks = (
+            code for batch in trace.batches("marks", side) for code in batch["mark"].to_pylist()
+        )
         if any(first == Mark.END for first, _ in pairwise(marks)):
             text = f"the {side.name.lower()}'s marks go on after END"
             found.append(error("end-early", text))
