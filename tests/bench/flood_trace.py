@@ -17,13 +17,14 @@ from replay.ranges import Int64s
 from tracer.engine import decode
 from tracer.record.capture import BATCH_BYTES
 from tracer.record.machine import clock_anchor, side_info
-from tracer.trace.manifest import Manifest
-from tracer.trace.schema import CALLS, REQUESTS, RUNS, Mark, Queue, Side, Wire
+from tracer.trace.manifest import Manifest, Region
+from tracer.trace.schema import CALLS, PFN_SHIFT, REQUESTS, RUNS, Mark, Queue, Side, Wire
 from tracer.trace.writer import TraceWriter
 
 PFNS = decode.PFNS
 ROWS = BATCH_BYTES // decode.HOST_REQUEST.itemsize
 RETURNS = 8
+MEMORY_PAGES = 1 << 24
 EVERY_NS = 500_000
 GUEST_AHEAD_NS = 7_000_000_000
 """The guest's clock less the host's."""
@@ -75,7 +76,7 @@ def _parts(requests: int) -> Iterator[tuple[Int64s, Int64s, Int64s]]:
     rng = np.random.default_rng(11)
     for first in range(0, requests, ROWS):
         seq = np.arange(first, min(first + ROWS, requests), dtype=np.int64)
-        pfns = rng.integers(0, 1 << 24, (len(seq), PFNS))
+        pfns = rng.integers(0, MEMORY_PAGES, (len(seq), PFNS))
         back = np.flatnonzero(seq % RETURNS == RETURNS - 1)
         pfns[back] = pfns[np.maximum(back - 3, 0)]
         queue = np.where(seq % RETURNS == RETURNS - 1, int(Queue.DEFLATE), int(Queue.INFLATE))
@@ -168,4 +169,6 @@ def _made(seq: Int64s, queue: Int64s, pfns: Int64s) -> pa.RecordBatch:
 def _manifest(side: str, counters: dict[str, int]) -> Manifest:
     begin = clock_anchor()
     info = side_info(begin=(0, begin[1]), end=begin, detail="calls", probes=(), counters=counters)
-    return Manifest(sides={side: info}, complete=True)
+    memory = Region("ram", 0, None, MEMORY_PAGES << PFN_SHIFT, "anon", 4096)
+    regions = (memory,) if side == "host" else ()
+    return Manifest(sides={side: info}, regions=regions, complete=True)
