@@ -22,6 +22,8 @@ from tests.bench.measure import Goal, Report, Row, Settings, at_most, run
 from tests.bench.peak import FORGET_PEAK
 from tests.standins.build import qemu_like
 from tracer.host_side.host import DETAILS
+from tracer.trace.missing import missing_events
+from tracer.trace.reader import open_trace
 
 PAGES_PER_S = 500_000
 EVERY_S = 0.5
@@ -50,6 +52,7 @@ class Watched:
         peak: Most that was ever resident until the flood's end, the start included.
         closing_peak: Most that was resident from then until the process ended.
         compiler_peak: Most of the compiler's process, which had ended by then.
+        missing: What the trace lacks, by cause: a budget's segments are no ring's losses.
     """
 
     at_s: list[float] = field(default_factory=list)
@@ -59,6 +62,7 @@ class Watched:
     peak: float = 0.0
     closing_peak: float = 0.0
     compiler_peak: float = 0.0
+    missing: str = ""
 
 
 def measure(settings: Settings, report: Report) -> None:
@@ -81,6 +85,7 @@ def measure(settings: Settings, report: Report) -> None:
         report.figure(f"PSS while recording, {detail}", "MiB", found.pss)
         report.figure(f"anonymous of it, {detail}", "MiB", found.anon)
         report.rows.append(growth(f"growth of RSS, {detail}", found.at_s, found.rss, FLAT))
+        report.notes.append(f"{detail}: the trace {found.missing}")
         report.rows.append(growth(f"growth of anonymous, {detail}", found.at_s, found.anon, FLAT))
     report.figure("peak RSS of the compiler, before", "MiB", [found.compiler_peak])
     report.notes.append(
@@ -129,6 +134,7 @@ def watched(detail: str, seconds: float) -> Watched:
                 flood.join(EVERY_S)
             found.peak = status(recorder.pid)["VmHWM"]
             found.closing_peak = closing_peak(recorder)
+        found.missing = missing_events(open_trace(f"{work}/flood.balloon")) or "misses nothing"
     return found
 
 
