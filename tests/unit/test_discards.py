@@ -137,3 +137,20 @@ def test_a_hostile_trace_makes_few_kinds_and_no_error(tmp_path):
 
 def test_a_trace_without_calls_has_none(tmp_path):
     assert found(tmp_path) == ()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_batches_of_any_size_have_the_same_sums(tmp_path, size):
+    rows = [
+        one(page, tid=tid, errno=errno, total_ns=page, worst_ns=page, advice=advice)
+        for advice in (DONTNEED, WILLNEED)
+        for page in (1, 2, 3, 9, 8, 7, 30, 31)
+        for tid, errno in ((1, 0), (2, 0), (2, 12), (3, 22 if page > 8 else 0))
+    ]
+    whole = found(tmp_path, *rows)
+    with TraceWriter(tmp_path / "b.balloon", Side.HOST) as writer:
+        for first in range(0, len(rows), size):
+            writer.append("calls", calls(rows[first : first + size]))
+        writer.close(described())
+    assert discards(open_trace(writer.path)) == whole
+    assert (whole[0].runs, whole[0].errnos) == (8, {"ENOMEM": 8, "EINVAL": 3})
