@@ -9,7 +9,9 @@ from tests.kernel.recording import recording
 from tests.standins.build import qemu_like
 from tracer.cost.call_cost import CallCost
 from tracer.cost.costs import BodyTimes, CostMeter, ProbeCosts
+from tracer.cost.trap_cost import INSTRUCTIONS, trap_costs
 from tracer.engine.host_engine import HostEngine
+from tracer.engine.loader import EmptyPrograms
 from tracer.engine.vm_probes import Quota, Target
 from tracer.sites import host_probes
 from tracer.sites.probes import HOST_CALL_POINTS, Kind, Way
@@ -111,3 +113,21 @@ def test_a_trace_holds_what_each_probe_costs_also_when_the_vm_has_ended(tmp_path
         assert probes[name].bystander_ns == 0
     assert probes["madvise-enter"].cost_ns is not None
     assert probes["madvise-enter"].bystander_ns >= 0
+
+
+def test_an_instruction_is_always_probed_at_its_own_place(monkeypatch):
+    """A uprobe that a killed process left behind may come back for a later file."""
+    places: dict[str, int] = {}
+
+    def noting(programs, function, path, offset, pid):
+        code = path.read_bytes()
+        name = next(name for name, body in INSTRUCTIONS.items() if code[offset:].startswith(body))
+        assert places.setdefault(name, offset) == offset
+        attach(programs, function, path, offset, pid)
+
+    attach = EmptyPrograms.attach_uprobe
+    monkeypatch.setattr(EmptyPrograms, "attach_uprobe", noting)
+    trap_costs(["other", "nop"])
+    trap_costs(["call", "nop", "jump"])
+    trap_costs(["other", "jump"])
+    assert len(places) == 4

@@ -47,7 +47,11 @@ def trap_costs(instructions: Iterable[str] = (EMULATED, SINGLE_STEPPED)) -> dict
         ProbeError: A uprobe does not attach.
     """
     wanted = list(instructions)
-    code = MachineCode({name: loop(INSTRUCTIONS[name]) for name in wanted})
+    # All of them, whichever are wanted, so that each has its own offset for ever. A uprobe of a
+    # process that was killed stays behind ("failed to unregister, leaking uprobe", seen on Linux
+    # 6.18) without its file. A later file may lie where that one did in the kernel's memory: it
+    # then gets the old uprobe, with the old instruction, which must not be another one.
+    code = MachineCode({name: loop(body) for name, body in INSTRUCTIONS.items()})
     bare_ns = {name: code.pass_ns(name, _hits(name)) for name in wanted}
     programs = EmptyPrograms()
     closing = contextlib.ExitStack()
