@@ -182,7 +182,8 @@ def _judge_queue(
     }
     discards = of_queue & case.frees
     plain_ns, still_ns = (median(steps_ns[name]) for name in ("attach", "cold"))
-    found = heights(case.calls, _alike(case, discards & written if discards.any() else of_queue))
+    alike = _alike(case, discards & written if discards.any() else of_queue)
+    found = heights(case.calls, alike, per_interrupt_ns if discards.any() else 0.0)
     share = found.interrupted_share if found is not None and discards.any() else 0.0
     interrupts_ns = share * discards.sum() * per_interrupt_ns
     lost_ns = found.lost_cpu_ns if found is not None else 0.0

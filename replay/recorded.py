@@ -24,6 +24,8 @@ LOST_CPU_NS = 50_000
 """A call of one page that took longer waited for something else: no flush takes so long."""
 APART = 3.0
 """Two heights are two only where the upper is so many times the lower."""
+QUICK = 0.25
+"""Share of the calls that lie below a quick one."""
 ENDS = (0.05, 0.99)
 """Shares of the calls that lie below what stands for the lower height, and for the upper. One call
 in a hundred that met an interrupt of 10 us makes all of them 100 ns dearer."""
@@ -95,7 +97,9 @@ class Heights:
     lost_cpu_ns: float
 
 
-def heights(calls: Calls, chosen: npt.NDArray[np.bool_]) -> Heights | None:
+def heights(
+    calls: Calls, chosen: npt.NDArray[np.bool_], interrupt_ns: float = 0.0
+) -> Heights | None:
     """Tell the two heights apart.
 
     A merged row knows its mean and its slowest call. With the heights known, the mean says how many
@@ -104,6 +108,8 @@ def heights(calls: Calls, chosen: npt.NDArray[np.bool_]) -> Heights | None:
     Args:
         calls: As recorded.
         chosen: The operations that count: discards of one length.
+        interrupt_ns: What an interrupt takes, where it is known: calls that take long by themselves
+            are told apart by that, since with an interrupt they do not take three times as long.
     """
     rows = np.unique(calls.row[chosen])
     if not len(rows):
@@ -118,7 +124,7 @@ def heights(calls: Calls, chosen: npt.NDArray[np.bool_]) -> Heights | None:
     kept = ~(lost & (count == 1))
     if not kept.any():
         return None
-    low_ns, high_ns = _two(ordinary[kept], count[kept])
+    low_ns, high_ns = _two(ordinary[kept], count[kept], interrupt_ns)
     share = 0.0
     if high_ns is not None:
         part = np.clip((ordinary[kept] - low_ns) / (high_ns - low_ns), 0, 1)
@@ -133,12 +139,19 @@ def _row_means(calls: Calls, rows: npt.NDArray[np.int64]) -> Floats:
     return calls.mean_ns[at[rows]]
 
 
-def _two(mean_ns: Floats, weight: npt.NDArray[np.int64]) -> tuple[float, float | None]:
-    """Weighted medians on both sides of the middle between `ENDS`, on a log scale."""
+def _two(
+    mean_ns: Floats, weight: npt.NDArray[np.int64], interrupt_ns: float
+) -> tuple[float, float | None]:
+    """Weighted medians on both sides of the middle between `ENDS`, on a log scale.
+
+    Where those are not apart, on both sides of a quick call and half an interrupt.
+    """
     bottom, top = (_quantile(mean_ns, weight, share) for share in ENDS)
-    if top < APART * bottom:
-        return _quantile(mean_ns, weight, 0.5), None
     middle = (bottom * top) ** 0.5
+    if top < APART * bottom:
+        middle = _quantile(mean_ns, weight, QUICK) + interrupt_ns / 2
+        if not interrupt_ns or top < middle:
+            return _quantile(mean_ns, weight, 0.5), None
     low, high = mean_ns < middle, mean_ns >= middle
     return _quantile(mean_ns[low], weight[low], 0.5), _quantile(mean_ns[high], weight[high], 0.5)
 

@@ -36,6 +36,17 @@ def test_single_calls_of_two_heights_are_counted(share: float) -> None:
     assert found.interrupted_share == pytest.approx(share)
 
 
+def test_calls_that_are_long_by_themselves_are_told_apart_by_an_interrupt() -> None:
+    rows = [(1, 8000.0 + i, 8000.0 + i) for i in range(70)] + [(1, 18_000.0, 18_000.0)] * 30
+    made = calls(*rows)
+    everything = np.ones(len(made.row), bool)
+    assert heights(made, everything).high_ns is None
+    found = heights(made, everything, 10_000.0)
+    assert found.high_ns == 18_000
+    assert found.interrupted_share == pytest.approx(0.3, abs=0.01)
+    assert heights(made, everything, 30_000.0).high_ns is None
+
+
 def test_merged_calls_are_counted_by_their_mean() -> None:
     rows = [(64, 1000.0, 1200.0)] * 10 + [(64, 11_000.0, 12_000.0)] * 10 + [(64, 6000.0, 12_000.0)]
     assert told(*rows).interrupted_share == pytest.approx(10.5 / 21)
