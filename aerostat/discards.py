@@ -37,6 +37,11 @@ _FALLOCATE = {0x02: "PUNCH_HOLE", 0x08: "COLLAPSE_RANGE", 0x10: "ZERO_RANGE"}
 _MMAP = {0x01: "SHARED", 0x10: "FIXED", 0x20: "ANONYMOUS", 0x40000: "HUGETLB"}
 """include/uapi/asm-generic/mman.h, those that say what lies there afterwards."""
 _MOST_ERRNOS = 8
+_ERRNOS = np.array(sorted(errno.errorcode), np.int64)
+_UNKNOWN = -1
+_MOST_THREADS = 1 << 16
+"""Whose last call is remembered: more than a VMM has; a trace may name as many as it has rows."""
+_PLACE = np.dtype([("tid", np.int64), ("low", np.uint64), ("high", np.uint64), ("step", np.int64)])
 _EXACT = 1 << 53
 """A float holds every whole number up to here."""
 
@@ -98,9 +103,8 @@ def discards(trace: Trace) -> tuple[Discards, ...]:
     kinds: dict[_Key, _Kind] = defaultdict(_Kind)
     for batch in trace.batches("calls", Side.HOST):
         columns = _Columns(batch)
-        for number, rows in _groups(columns.kind):
-            call, advice = int(columns.call[rows[0]]), int(columns.advice[rows[0]])
-            kinds[call, advice_name(call, advice), number & 1].add(columns, rows)
+        for number, rows in _groups(columns.key):
+            kinds[columns.keys[number]].add(columns, rows)
     has_map = bool(trace.manifest.regions)
     found = [_discards(key, kinds[key], has_map=has_map) for key in sorted(kinds)]
     return tuple(sorted(found, key=lambda item: -item.calls))
@@ -127,7 +131,21 @@ class _Columns:
         self.low = np.where(self.step < 0, place + self.length - covered, place)
         self.high = self.low + covered
         # The call, 32 bits of advice, and whether it was on guest memory.
-        self.kind = (self.call << 33) | ((self.advice & 0xFFFFFFFF) << 1) | is_guest
+        kinds = (self.call << 33) | ((self.advice & 0xFFFFFFFF) << 1) | is_guest
+        _, first, place = np.unique(kinds, return_index=True, return_inverse=True)
+        # However many kinds of advice a trace makes up, most have one name.
+        of_kind = [
+            (call, advice_name(call, advice), int(on_guest))
+            for call, advice, on_guest in zip(
+                self.call[first].tolist(),
+                self.advice[first].tolist(),
+                is_guest[first].tolist(),
+                strict=True,
+            )
+        ]
+        self.keys = sorted(set(of_kind))
+        number = {key: i for i, key in enumerate(self.keys)}
+        self.key = np.array([number[key] for key in of_kind], np.int64)[place.reshape(-1)]
 
 
 def _groups(numbers: Int64s) -> Iterator[tuple[int, Int64s]]:
@@ -166,7 +184,7 @@ class _Kind:
     worst_ns: int | None = None
     errnos: Counter[int] = field(default_factory=Counter)
     runs: int = 0
-    last: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    last: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, _PLACE))
 
     def add(self, columns: _Columns, rows: Int64s) -> None:
         """Add rows of a batch."""
@@ -177,26 +195,28 @@ class _Kind:
         self.total_ns.add(columns.total_ns[rows])
         worst_ns = int(columns.worst_ns[rows].max())
         self.worst_ns = worst_ns if self.worst_ns is None else max(worst_ns, self.worst_ns)
-        for number, failed in _groups(columns.errno[rows[~good]]):
+        errnos = columns.errno[rows[~good]]
+        errnos[~np.isin(errnos, _ERRNOS)] = _UNKNOWN
+        for number, failed in _groups(errnos):
             self.errnos[number] += int(count[~good][failed].sum())
-        for tid, mine in _groups(columns.tid[rows[good]]):
-            self._add_runs(columns, tid, rows[good][mine])
+        self._add_runs(columns, rows[good])
 
-    def _add_runs(self, columns: _Columns, tid: int, rows: Int64s) -> None:
+    def _add_runs(self, columns: _Columns, rows: Int64s) -> None:
         """Count where a call does not go on where the thread's call before it ended."""
-        low, high, step = (values[rows] for values in (columns.low, columns.high, columns.step))
-        if tid in self.last:
-            before = self.last[tid]
-            low = np.concatenate([np.array([before[0]], np.uint64), low])
-            high = np.concatenate([np.array([before[1]], np.uint64), high])
-            step = np.concatenate([np.array([before[2]], np.int64), step])
-        else:
-            self.runs += 1
-        self.last[tid] = int(low[-1]), int(high[-1]), int(step[-1])
-        goes_up = (high[:-1] == low[1:]) & (step[1:] >= 0)
-        goes_down = (low[:-1] == high[1:]) & (step[1:] <= 0)
-        same_way = step[:-1] * step[1:] >= 0
-        self.runs += int(np.count_nonzero(~((goes_up | goes_down) & same_way)))
+        places = np.empty(len(rows), _PLACE)
+        for name in _PLACE.fields or ():
+            places[name] = getattr(columns, name)[rows]
+        # Each thread's last call of the batches before stands in front of its calls here.
+        places = np.concatenate([self.last, places])
+        places = places[np.argsort(places["tid"], kind="stable")]
+        before, after = places[:-1], places[1:]
+        goes_up = (before["high"] == after["low"]) & (after["step"] >= 0)
+        goes_down = (before["low"] == after["high"]) & (after["step"] <= 0)
+        same_way = before["step"] * after["step"] >= 0
+        same_thread = before["tid"] == after["tid"]
+        goes_on = (goes_up | goes_down) & same_way & same_thread
+        self.runs += len(rows) - int(np.count_nonzero(goes_on))
+        self.last = places[np.append(~same_thread, True)[: len(places)]][-_MOST_THREADS:]
 
 
 def _discards(key: _Key, kind: _Kind, *, has_map: bool) -> Discards:

@@ -1,14 +1,17 @@
 """What of a trace decides how much a strategy can gain: run lengths and residency."""
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tracer.trace.reader import Trace
 from tracer.trace.schema import Queue, Side
 
+Int64s = npt.NDArray[np.int64]
+_FEW_LENGTHS = 1 << 16
 _PAGE_QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.FREE_PAGE_HINT, Queue.REPORTING)
 HUGE_PAGES = 512
 """4 KiB pages in a 2 MiB huge page."""
@@ -78,29 +81,43 @@ def run_lengths(trace: Trace) -> tuple[RunLengths, ...]:
     return tuple(found)
 
 
-@dataclass(slots=True)
 class _Lengths:
-    """How many runs there are of each length, in pages, which is negative where they fall."""
+    """How many runs there are of each length, in pages, which is negative where they fall.
 
-    requests: int = 0
-    of_length: Counter[int] = field(default_factory=Counter)
+    Attributes:
+        requests: That they are of.
+        runs: In all; those of no pages are left out.
+    """
 
-    @property
-    def runs(self) -> int:
-        return self.of_length.total()
+    def __init__(self) -> None:
+        self.requests = self.runs = 0
+        self._parts: list[tuple[Int64s, Int64s]] = []
+        self._merged = self._waiting = 0
 
     def add(self, runs: pa.ListArray) -> None:
         """Add the runs of a batch of requests."""
         self.requests += len(runs)
-        lengths, counts = np.unique(runs.flatten().field("pages").to_numpy(), return_counts=True)
-        self.of_length.update(dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
-        del self.of_length[0]
+        pages = runs.flatten().field("pages").to_numpy().astype(np.int64)
+        lengths, counts = np.unique(pages[pages != 0], return_counts=True)
+        self.runs += int(counts.sum())
+        self._parts.append((lengths, counts))
+        self._waiting += len(lengths)
+        # A trace may have no two runs alike: they are merged when as many wait as there are.
+        if self._waiting > max(self._merged, _FEW_LENGTHS):
+            self.merged()
+
+    def merged(self) -> tuple[Int64s, Int64s]:
+        """Every length once, rising, and how many runs have it."""
+        every, of_each = (np.concatenate(column) for column in zip(*self._parts, strict=True))
+        lengths, place = np.unique(every, return_inverse=True)
+        counts = np.zeros(len(lengths), np.int64)
+        np.add.at(counts, place.reshape(-1), of_each)
+        self._parts, self._merged, self._waiting = [(lengths, counts)], len(lengths), 0
+        return lengths, counts
 
 
 def _summary(queue: Queue, side: Side, seen: _Lengths) -> RunLengths:
-    lengths, counts = (
-        np.array(column, np.int64) for column in zip(*seen.of_length.items(), strict=True)
-    )
+    lengths, counts = seen.merged()
     order = np.argsort(np.abs(lengths), kind="stable")
     lengths, counts = lengths[order], counts[order]
     sizes = np.abs(lengths)

@@ -22,11 +22,11 @@ from replay.residency import Residency
 from replay.worker import call_in_fresh_process, process_context
 from tracer.trace.schema import PFN_SHIFT
 
+Float64s = npt.NDArray[np.float64]
 CHUNK_PAGES = 4096
 CALL_PAGES = 512
 FEW_PAGES = 4 * CHUNK_PAGES
 """Less is freed without regard to the list."""
-Float64s = npt.NDArray[np.float64]
 MOST_PAGES = 1 << 20
 """Longer lists are not looked for."""
 LEAST_STEP = 0.05

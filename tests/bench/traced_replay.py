@@ -59,6 +59,7 @@ def _recorded_ns(engine: HostEngine, job: PacedJob) -> npt.NDArray[np.int64]:
     ours, theirs = process_context().Pipe()
     process = process_context().Process(target=_serve, args=(job, theirs), daemon=True)
     process.start()
+    theirs.close()  # so that a process that fails ends the waiting below
     base, size_bytes = ours.recv()
     target = Target(
         process.pid, None, [(base, base + size_bytes)], (), False, RING_BYTES, RING_BYTES, NO_QUOTA

@@ -154,3 +154,19 @@ def test_batches_of_any_size_have_the_same_sums(tmp_path, size):
         writer.close(described())
     assert discards(open_trace(writer.path)) == whole
     assert (whole[0].runs, whole[0].errnos) == (8, {"ENOMEM": 8, "EINVAL": 3})
+
+
+def test_however_many_threads_a_trace_names_few_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr("aerostat.discards._MOST_THREADS", 4)
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST) as writer:
+        for page in (1, 2):
+            rows = [one(page + 10 * tid, tid=tid, errno=0) for tid in range(8)]
+            writer.append("calls", calls(rows))
+        writer.close(described())
+    (item,) = discards(open_trace(writer.path))
+    assert item.runs == 8 + 4  # Of the others nobody knows any more where they were.
+
+
+def test_errnos_that_have_no_name_are_one(tmp_path):
+    (item,) = found(tmp_path, *(one(page, errno=1000 + page) for page in range(20)))
+    assert item.errnos == {"other": 20}

@@ -9,7 +9,7 @@ from aerostat.shape import Residency, residency, run_lengths
 from tests.unit.capture_bundle import received, write_host, write_side
 from tracer.trace.manifest import Manifest, SideInfo
 from tracer.trace.reader import open_trace
-from tracer.trace.schema import RESIDENCY, Queue, Side
+from tracer.trace.schema import REQUESTS, RESIDENCY, Queue, Side
 from tracer.trace.writer import TraceWriter
 
 
@@ -22,6 +22,26 @@ def test_runs_are_weighed_by_pages(tmp_path: Path) -> None:
     assert (found.median_pages, found.longest_pages) == (1024, 1024)
     assert found.falling_percent == pytest.approx(100 * 2 / 1028)
     assert found.huge_percent == pytest.approx(100 * 1024 / 1028)
+
+
+def test_lengths_are_merged_whenever_as_many_wait_as_there_are(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("aerostat.shape._FEW_LENGTHS", 2)
+    lengths = [1, -2, 3, 700, 3, 1, 5, 600, -7, 0, 9, 600]
+    rows = [
+        received(seq, Queue.INFLATE, [(1000 * seq, pages)], (1, 2, 1), calls=1)
+        for seq, pages in enumerate(lengths)
+    ]
+    path = tmp_path / "a.balloon"
+    with TraceWriter(path, Side.HOST) as writer:
+        for row in rows:
+            writer.append("requests", pa.RecordBatch.from_pylist([row], REQUESTS))
+        writer.close(Manifest(sides={"host": SideInfo(page_size_bytes=4096, begin_ns=0)}))
+    (found,) = run_lengths(open_trace(path))
+    total = sum(abs(pages) for pages in lengths)
+    assert (found.requests, found.runs, found.pages) == (12, 11, total)
+    assert (found.median_pages, found.longest_pages) == (600, 700)
+    assert found.falling_percent == pytest.approx(100 * 9 / total)
+    assert found.huge_percent == pytest.approx(100 * 1900 / total)
 
 
 def test_an_empty_trace_has_no_shape(tmp_path: Path) -> None:
