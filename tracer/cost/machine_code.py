@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from tracer.errors import ProbeError
 
-_ALIGN_BYTES = 64
+_SLOT_BYTES = 64
+_SLOTS = 4096
 _TRAP = b"\xcc"
 """int3 between the routines: a jump that misses ends at once."""
 BATCHES = 15
@@ -51,11 +53,27 @@ def loop(body: bytes) -> bytes:
     return body + b"\x48\xff\xcf" + b"\x0f\x85" + back.to_bytes(4, "little", signed=True) + b"\xc3"
 
 
+def _place(text: bytearray, code: bytes) -> int:
+    """Choose a routine's file offset: by its bytes, and the next that is free."""
+    room = -(-len(code) // _SLOT_BYTES) * _SLOT_BYTES
+    slot = zlib.crc32(code)
+    while True:
+        offset = slot % _SLOTS * _SLOT_BYTES
+        if text[offset : offset + room] == _TRAP * room:
+            return offset
+        slot += 1
+
+
 class MachineCode:
     """Routines in a file in memory, mapped executable into this process.
 
+    Where in the file a routine lies, its own bytes say. A uprobe of a process that was killed stays
+    behind without its file ("failed to unregister, leaking uprobe", seen on Linux 6.18), and a
+    later file that comes to lie where that one did in the kernel's memory gets it, with the
+    instruction of then: it must not be another one.
+
     Args:
-        routines: Name to code; each begins at a file offset of its own.
+        routines: Name to code.
 
     Raises:
         ProbeError: This system lets no process map code of its own.
@@ -63,12 +81,10 @@ class MachineCode:
 
     def __init__(self, routines: Mapping[str, bytes]) -> None:
         self._offsets: dict[str, int] = {}
-        text = bytearray()
+        text = bytearray(_TRAP * (_SLOTS * _SLOT_BYTES))
         for name, code in routines.items():
-            text += _TRAP * (-len(text) % _ALIGN_BYTES)
-            self._offsets[name] = len(text)
-            text += code
-        text += _TRAP * (-len(text) % mmap.PAGESIZE)
+            self._offsets[name] = offset = _place(text, code)
+            text[offset : offset + len(code)] = code
         try:
             self._file = os.memfd_create("aerostat-code")
             os.write(self._file, text)

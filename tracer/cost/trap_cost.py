@@ -25,7 +25,6 @@ INSTRUCTIONS: Mapping[str, bytes] = {
 EMULATED, SINGLE_STEPPED = "jump", "other"
 """What stands for its kind where time is short: a jump is what the balloon's handlers are probed
 at."""
-_BEFORE = b"\xcc" * 2048
 _HITS = {SINGLE_STEPPED: 24}
 _HITS_EMULATED = 100
 
@@ -48,13 +47,7 @@ def trap_costs(instructions: Iterable[str] = (EMULATED, SINGLE_STEPPED)) -> dict
         ProbeError: A uprobe does not attach.
     """
     wanted = list(instructions)
-    # All of them, whichever are wanted, so that each has its own offset for ever. A uprobe of a
-    # process that was killed stays behind ("failed to unregister, leaking uprobe", seen on Linux
-    # 6.18) without its file. A later file may lie where that one did in the kernel's memory: it
-    # then gets the old uprobe, with the old instruction, which must not be another one.
-    # What was probed in changing order before this was known lies below _BEFORE.
-    routines = {"": _BEFORE} | {name: loop(body) for name, body in INSTRUCTIONS.items()}
-    code = MachineCode(routines)
+    code = MachineCode({name: loop(INSTRUCTIONS[name]) for name in wanted})
     bare_ns = {name: code.pass_ns(name, _hits(name)) for name in wanted}
     programs = EmptyPrograms()
     closing = contextlib.ExitStack()
