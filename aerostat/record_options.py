@@ -97,6 +97,12 @@ storage_options = _group(
         help="zstd takes half the disk and more of the processor.",
     ),
     click.option(
+        "--delta",
+        is_flag=True,
+        help="Store addresses and times as differences: a quarter of the disk where pages are "
+        "scattered. aerostat restores them, other tools see differences.",
+    ),
+    click.option(
         "--segment-size", type=size, default="64M", show_default=True, help="Close a file there."
     ),
     click.option(
@@ -192,6 +198,7 @@ def capture_options(given: dict[str, Any]) -> dict[str, Any]:
             rotate_bytes=given["segment_size"],
             rotate_ns=given["segment_age"],
             compression=given["compression"],
+            delta=given["delta"],
             budget_bytes=given["budget"],
             budget_policy=given["when_spent"],
         ),

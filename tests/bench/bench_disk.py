@@ -1,4 +1,4 @@
-"""Bytes on disk for each page that moved, with lz4 and with zstd.
+"""Bytes on disk for each page that moved, with lz4 and with zstd, and the same as differences.
 
 The reference traces, and one that the lab records now, are written anew by the recorder's own
 writer, batch by batch as they were recorded.
@@ -23,7 +23,7 @@ FRESH = LabOptions(output=Path("fresh.balloon"), memory_bytes=1 << 30)
 
 
 def measure(settings: Settings, report: Report) -> None:
-    """Write every trace's sides with both compressions."""
+    """Write every trace's sides with both compressions, in both forms."""
     del settings  # counts are exact: once is enough
     with tempfile.TemporaryDirectory(prefix="aerostat-bench-", dir="out") as work:
         fresh = Path(work) / "fresh.balloon"
@@ -31,20 +31,22 @@ def measure(settings: Settings, report: Report) -> None:
         for path in (*TRACES, fresh):
             trace = open_trace(path)
             for side in trace.sides:
-                what = f"bytes per page, {path.stem}, {side.name.lower()}"
-                pages = pc.sum(trace.table("requests", side)["pages"]).as_py()
-                lz4, zstd = (
-                    written_bytes(trace, side, Storage(compression=compression), Path(work))
-                    for compression in ("lz4", "zstd")
-                )
-                report.figure(f"{what}, lz4", "bytes", [lz4 / pages], at_most(2))
-                report.figure(f"{what}, zstd", "bytes", [zstd / pages], at_most(lz4 / pages))
-                tables = {
-                    name: sum(size_of(trace, name, side)) / pages
-                    for name in TABLES
-                    if size_of(trace, name, side)
-                }
-                report.keep({f"{what}, {name}, as recorded": [n] for name, n in tables.items()})
+                _weigh(trace, side, Path(work), report)
+
+
+def _weigh(trace: Trace, side: Side, work: Path, report: Report) -> None:
+    what = f"bytes per page, {trace.path.stem}, {side.name.lower()}"
+    pages = pc.sum(trace.table("requests", side)["pages"]).as_py()
+    for form in ("", ", --delta"):
+        lz4, zstd = (
+            written_bytes(trace, side, Storage(compression=name, delta=bool(form)), work) / pages
+            for name in ("lz4", "zstd")
+        )
+        report.figure(f"{what}{form}, lz4", "bytes", [lz4], at_most(2))
+        report.figure(f"{what}{form}, zstd", "bytes", [zstd], at_most(lz4))
+    for name in TABLES:
+        if sizes := size_of(trace, name, side):
+            report.keep({f"{what}, {name}, as recorded": [sum(sizes) / pages]})
 
 
 def size_of(trace: Trace, table: str, side: Side) -> list[int]:

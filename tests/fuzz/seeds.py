@@ -3,6 +3,7 @@
 Run: python -m tests.fuzz.seeds TARGET DIRECTORY. Prints how many there are.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from replay.wire import encode_pfns, encode_range_words, encode_scatterlist
 from tests.fuzz import ring, trace, wire
 from tests.hostile.machine import WRITE, chained, le32
 from tests.unit.trace_samples import torn_trace
+from tracer.trace.delta import Form
 from tracer.trace.reader import open_trace
-from tracer.trace.schema import TABLES, Queue
+from tracer.trace.schema import DELTA_TABLES, TABLES, Queue
 
 ROOT = Path(__file__).parents[2]
 TRACES = sorted((ROOT / "traces").glob("*.balloon"))
@@ -100,11 +102,12 @@ def _manifests(_: Path) -> Iterator[bytes]:
 
 
 def _segments(place: Path) -> Iterator[bytes]:
-    """The first rows of each table of the reference traces, as the writer leaves them, or torn."""
+    """The first rows of each table of the reference traces, in each form of theirs, or torn."""
     for number, name in enumerate(TABLES):
-        for path in TRACES:
+        forms = [Form(name), Form(name, delta=True)][: 1 + (name in DELTA_TABLES)]
+        for path, form in itertools.product(TRACES, forms):
             for batch in open_trace(path).table(name).to_batches()[:1]:
-                yield bytes([number]) + _segment(batch.slice(0, ROWS))
+                yield bytes([number]) + _segment(form.stored(batch.slice(0, ROWS)))
     for raw in _torn_parts(place):
         yield bytes([list(TABLES).index("requests")]) + raw
 

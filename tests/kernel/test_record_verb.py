@@ -104,6 +104,26 @@ def test_two_recorders_of_one_vm_each_see_everything(tmp_path):
     assert pc.sum(tables[0]["discard_calls"]).as_py() == did.calls
 
 
+def test_differences_tell_the_same_and_take_less(tmp_path):
+    """Every third page, as a fragmented guest gives them: each is a call of its own."""
+    bundles = [tmp_path / name for name in ("plain.balloon", "delta.balloon")]
+    with (
+        qemu_like("-m", "512M") as vm,
+        recording(vm, bundles[0]) as plain,
+        recording(vm, bundles[1], "--delta") as delta,
+    ):
+        did = vm.send("inflate", 1000, 30_000, 3)
+        assert [plain.end(), delta.end()] == [ExitCode.OK, ExitCode.OK]
+    traces = [open_trace(bundle) for bundle in bundles]
+    assert traces[0].table("requests")["runs"] == traces[1].table("requests")["runs"]
+    for name in ("request_seq", "tid", "hva", "gpa", "length_bytes", "count"):
+        assert traces[0].table("calls")[name] == traces[1].table("calls")[name], name
+    assert traces[1].table("calls").num_rows == did.calls == 30_000
+    assert check_trace(traces[1]) == []
+    sizes = [sum(item.stat().st_size for item in path.rglob("*.arrow")) for path in bundles]
+    assert sizes[1] < sizes[0] / 2
+
+
 def test_two_recorders_cannot_share_a_bundle(tmp_path):
     output = tmp_path / "host.balloon"
     with qemu_like("-m", "256M") as vm, recording(vm, output) as recorder:

@@ -21,9 +21,10 @@ FILES = ("requests/host-00001.arrow", "calls/host-00001.arrow", "marks/host-0000
 flips = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=8)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return write_trace(tmp_path_factory.mktemp("whole") / "a.balloon", batches=3, rows=5)
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "delta"])
+def bundle(tmp_path_factory, request):
+    path = tmp_path_factory.mktemp("whole") / "a.balloon"
+    return write_trace(path, batches=3, rows=5, delta=request.param)
 
 
 def flipped(raw, places):

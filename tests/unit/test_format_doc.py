@@ -9,7 +9,14 @@ import pytest
 
 from tracer.trace import manifest, schema
 from tracer.trace.manifest import Manifest
-from tracer.trace.schema import CODES, FINGERPRINT, FORMAT_VERSION, TABLES, fingerprint
+from tracer.trace.schema import (
+    CODES,
+    DELTA_TABLES,
+    FINGERPRINT,
+    FORMAT_VERSION,
+    TABLES,
+    fingerprint,
+)
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "trace-format.md").read_text()
@@ -45,6 +52,27 @@ def test_every_column_with_its_type_and_unit(table):
             kind = "list of {pfn: uint64, pages: int32}"
         unit = column.metadata[b"unit"].decode()
         expected.append((column.name, kind, "yes" if column.nullable else "no", unit))
+    assert rows == expected
+
+
+def test_every_column_of_differences():
+    rows = re.findall(
+        r"^\| (\w+) \| `(\w+)` \| `(\w+)` \| ([^|]+) \| (yes|no) \| ([^|]+) \|$",
+        section("## Segments of differences"),
+        re.M,
+    )
+    expected = []
+    for table, columns in DELTA_TABLES.items():
+        for column in columns:
+            if any(column.equals(plain, check_metadata=True) for plain in TABLES[table]):
+                continue
+            kind = str(column.type)
+            if pa.types.is_list(column.type):
+                kind = "list of {pfn_delta: int64, pages: int32}"
+            plain = column.name.partition("_delta")[0]
+            null = "yes" if column.nullable else "no"
+            unit = column.metadata[b"unit"].decode()
+            expected.append((table, plain, column.name, kind, null, unit))
     assert rows == expected
 
 
@@ -94,10 +122,10 @@ def test_a_change_of_the_schema_needs_a_new_version():
     assert f"version {FORMAT_VERSION}" in TEXT.splitlines()[0]
 
 
-def test_the_fingerprint_sees_a_changed_column(monkeypatch):
-    monkeypatch.setitem(
-        TABLES, "marks", TABLES["marks"].append(pa.field("x", pa.int8(), metadata={"unit": "ns"}))
-    )
+@pytest.mark.parametrize(("tables", "table"), [(TABLES, "marks"), (DELTA_TABLES, "calls")])
+def test_the_fingerprint_sees_a_changed_column(monkeypatch, tables, table):
+    more = tables[table].append(pa.field("x", pa.int8(), metadata={"unit": "ns"}))
+    monkeypatch.setitem(tables, table, more)
     assert fingerprint() != FINGERPRINT
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.trace_samples import described, large_batch, request, requests, residency
 from tracer.trace import segment_book
 from tracer.trace.check import check_trace
+from tracer.trace.delta import Form
 from tracer.trace.ipc_bounds import footer_blocks
 from tracer.trace.open_segment import OpenSegment
 from tracer.trace.reader import open_trace
@@ -99,15 +100,16 @@ def test_large_batches_stay_as_they_are(tmp_path):
     assert [b.num_rows for b in open_trace(writer.path).batches("requests")] == [100] * 20
 
 
+@pytest.mark.parametrize("delta", [False, True])
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
-def test_a_part_is_closed_without_its_writer(tmp_path, compression):
+def test_a_part_is_closed_without_its_writer(tmp_path, compression, delta):
     """What a full disk leaves gets the very footer that Arrow would have written."""
     (tmp_path / "requests").mkdir()
     options = pa.ipc.IpcWriteOptions(compression=compression)
     files = []
     for number in (1, 2):
         name = f"requests/host-0000{number}.arrow"
-        segment = OpenSegment(tmp_path, "requests", "host", name, compression)
+        segment = OpenSegment(tmp_path, Form("requests", delta), "host", name, compression)
         segment.write(large_batch(0, 3))
         segment.write(requests([request(3), request(4)]))
         files.append(tmp_path / name)
@@ -123,7 +125,7 @@ def test_a_part_is_closed_without_its_writer(tmp_path, compression):
 
 
 def test_a_part_of_another_compression_is_left_alone(tmp_path):
-    segment = OpenSegment(tmp_path, "requests", "host", "requests/host-00001.arrow", "lz4")
+    segment = OpenSegment(tmp_path, Form("requests"), "host", "requests/host-00001.arrow", "lz4")
     segment.write(large_batch(0, 1))
     part = tmp_path / "requests" / "_host-00001.arrow.part"
     before = part.read_bytes()

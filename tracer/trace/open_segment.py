@@ -8,11 +8,11 @@ from typing import Literal
 
 import pyarrow as pa
 
+from tracer.trace.delta import Form
 from tracer.trace.layout import describe_segment, hidden_file, part_file, sync
 from tracer.trace.manifest import Segment
 from tracer.trace.rewrite import finish_part, gather_batches
 from tracer.trace.rows import span_of
-from tracer.trace.schema import TABLES
 from tracer.trace.segment_reader import FREE_BYTES, MAX_EXPANSION
 
 Compression = Literal["lz4", "zstd"]
@@ -31,7 +31,7 @@ class OpenSegment:
 
     Args:
         bundle: The trace's directory.
-        table: Table of the rows.
+        form: Table of the rows, and how they lie in the file.
         side: host or guest.
         file: Path of the closed segment below the bundle.
         compression: How Arrow compresses the buffers.
@@ -46,9 +46,9 @@ class OpenSegment:
     """
 
     def __init__(
-        self, bundle: Path, table: str, side: str, file: str, compression: Compression
+        self, bundle: Path, form: Form, side: str, file: str, compression: Compression
     ) -> None:
-        self.table = table
+        self.table = form.table
         self.rows = self.batches = 0
         self.began_ns = self.synced_ns = time.monotonic_ns()
         self.span: tuple[int, int] | None = None
@@ -56,6 +56,7 @@ class OpenSegment:
         self._part = bundle / part_file(file)
         # One CPU is what a recorder may take from its VMs.
         self._options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
+        self._form = form
         self._whole_bytes = self._decoded_bytes = 0
         self._broken = False
         if not self._part.parent.is_dir():
@@ -63,7 +64,7 @@ class OpenSegment:
             sync(bundle)
         self._sink = pa.OSFile(str(self._part), "wb")
         try:
-            self._writer = pa.ipc.new_file(self._sink, TABLES[table], options=self._options)
+            self._writer = pa.ipc.new_file(self._sink, form.schema, options=self._options)
         except OSError:
             self._part.unlink()
             raise
@@ -89,13 +90,14 @@ class OpenSegment:
         Raises:
             OSError: The disk is full, or fails; the segment takes no more, but can be closed.
         """
+        stored = self._form.stored(batch)
         try:
-            self._writer.write_batch(batch)
+            self._writer.write_batch(stored)
         except OSError:
             self._cut()
             raise
         self._whole_bytes = int(self._sink.tell())
-        self._decoded_bytes += batch.nbytes
+        self._decoded_bytes += stored.nbytes
         if not self.rows:
             self.began_ns = self.synced_ns = time.monotonic_ns()
         self.rows += batch.num_rows

@@ -13,7 +13,7 @@ from tracer.trace.json_fields import MAX_TEXT
 from tracer.trace.layout import files_on_disk, part_file, read_manifest, side_of
 from tracer.trace.manifest import Loss, Manifest
 from tracer.trace.schema import TABLES, Mark, Side
-from tracer.trace.segment_reader import Tail, closed_batches, torn_batches
+from tracer.trace.segment_reader import Tail, closed_batches, stored_form, torn_batches
 
 
 def open_trace(path: Path | str) -> "Trace":
@@ -182,7 +182,8 @@ class Trace:
     def dataset(self, name: str) -> Any:
         """Give a table's closed segments as a `pyarrow.dataset.Dataset`, for filters or DuckDB.
 
-        Every segment is read and checked once first. Parts of a torn trace are not in it.
+        Every segment is read and checked once first. Parts of a torn trace are not in it. Segments
+        that store differences are held in memory, all of the table, since only we restore them.
 
         Raises:
             TraceError: A segment is missing, damaged or of another table.
@@ -198,6 +199,9 @@ class Trace:
         if not files:
             return ds.dataset(TABLES[name].empty_table())
         paths = [str(self.path / file) for file in files]
+        if any(stored_form(self.path / file, name).delta for file in files):
+            rows = (batch for file in files for batch in self.segment_batches(file))
+            return ds.dataset(pa.Table.from_batches(rows, schema=TABLES[name]))
         return ds.dataset(paths, schema=TABLES[name], format="ipc")
 
     def _files(self) -> tuple[list[str], list[str]]:

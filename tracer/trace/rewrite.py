@@ -8,7 +8,7 @@ import pyarrow as pa
 from tracer.trace.errors import TraceError
 from tracer.trace.layout import MAX_SEGMENT_BYTES, read_regular, sync
 from tracer.trace.schema import TABLES
-from tracer.trace.segment_reader import Tail, torn_batches
+from tracer.trace.segment_reader import Tail, stored_form, torn_batches
 
 
 def finish_part(part: Path, table: str, options: pa.ipc.IpcWriteOptions) -> None:
@@ -28,10 +28,10 @@ def finish_part(part: Path, table: str, options: pa.ipc.IpcWriteOptions) -> None
     """
     try:
         written = read_regular(part, MAX_SEGMENT_BYTES)
-        tail = _FooterAlone(written)
-        with pa.ipc.new_file(tail, TABLES[table], options=options) as writer:
+        tail, form = _FooterAlone(written), stored_form(part, table)
+        with pa.ipc.new_file(tail, form.schema, options=options) as writer:
             for batch in torn_batches(part, table, Tail()):
-                writer.write_batch(batch)
+                writer.write_batch(form.stored(batch))
     except (TraceError, pa.ArrowException) as problem:
         raise OSError(f"{part} cannot be closed: {problem}") from problem
     with part.open("ab") as file:
@@ -81,11 +81,12 @@ def gather_batches(part: Path, table: str, fresh: Path, options: pa.ipc.IpcWrite
     try:
         rows = pa.Table.from_batches(torn_batches(part, table, Tail()), TABLES[table])
         (batch,) = rows.combine_chunks().to_batches()
+        form = stored_form(part, table)
         with (
             pa.OSFile(str(fresh), "wb") as sink,
-            pa.ipc.new_file(sink, TABLES[table], options=options) as writer,
+            pa.ipc.new_file(sink, form.schema, options=options) as writer,
         ):
-            writer.write_batch(batch)
+            writer.write_batch(form.stored(batch))
     except (TraceError, pa.ArrowException, ValueError) as problem:
         raise OSError(f"{part} cannot be written anew: {problem}") from problem
     sync(fresh)

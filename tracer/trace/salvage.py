@@ -26,7 +26,7 @@ from tracer.trace.manifest import Segment
 from tracer.trace.reader import open_trace
 from tracer.trace.salvage_source import copy_bundle, read_or_rebuild
 from tracer.trace.schema import TABLES
-from tracer.trace.segment_reader import Tail, closed_batches, torn_batches
+from tracer.trace.segment_reader import Tail, closed_batches, stored_form, torn_batches
 
 END_REASON = "salvaged"
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -154,18 +154,19 @@ class _Salvage:
         tail = Tail()
         rows = 0
         try:
+            form = stored_form(source, table)
             with (
                 pa.OSFile(str(fresh), "wb") as sink,
-                pa.ipc.new_file(sink, TABLES[table], options=_OPTIONS) as writer,
+                pa.ipc.new_file(sink, form.schema, options=_OPTIONS) as writer,
             ):
                 for batch in torn_batches(source, table, tail):
-                    writer.write_batch(batch)
+                    writer.write_batch(form.stored(batch))
                     rows += batch.num_rows
         except OSError:
             fresh.unlink(missing_ok=True)
             raise
         except TraceError as problem:
-            fresh.unlink()
+            fresh.unlink(missing_ok=True)
             self._set_aside(source, file, problem)
             return None
         self._dropped_bytes += tail.dropped_bytes

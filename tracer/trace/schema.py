@@ -10,8 +10,8 @@ from enum import IntEnum
 import pyarrow as pa
 
 FORMAT_NAME = "aerostat-trace"
-FORMAT_VERSION = "1.1"
-FINGERPRINT = "5edca0779d8522a9"
+FORMAT_VERSION = "1.2"
+FINGERPRINT = "0fcdf0ec32a5e19f"
 """`fingerprint()` of this version. A change of columns or codes needs both lines changed."""
 PFN_SHIFT = 12
 """A balloon page is 4 KiB whatever the guest's page size (VIRTIO_BALLOON_PFN_SHIFT)."""
@@ -206,6 +206,55 @@ TABLES: dict[str, pa.Schema] = {
     "residency": RESIDENCY,
 }
 
+DELTA_RUNS = pa.list_(
+    pa.field(
+        "item",
+        pa.struct(
+            [
+                pa.field("pfn_delta", pa.int64(), nullable=False),
+                pa.field("pages", pa.int32(), nullable=False),
+            ]
+        ),
+        nullable=False,
+    )
+)
+_DELTA_UNITS = {
+    "runs": "PFN less that of the run before, 4 KiB pages",
+    "request_seq": "count, less the one known before",
+    "hva": "bytes, less the one known before",
+    "gpa": "bytes, less the one known before",
+    "first_ns": "ns, less last_ns of the row before",
+    "last_ns": "ns, less first_ns",
+    "total_ns": "ns, by which last_ns less first_ns is more",
+    "worst_ns": "ns, by which total_ns is more",
+}
+
+
+_SPLIT = ("first_ns", "last_ns")
+"""Differences that nearly always fit 16 bits, which lz4 cannot shorten: the rest is apart."""
+
+
+def _as_difference(column: pa.Field) -> list[pa.Field]:
+    unit = _DELTA_UNITS.get(column.name)
+    if unit is None:
+        return [column]
+    if pa.types.is_list(column.type):
+        return [pa.field(column.name, DELTA_RUNS, metadata={"unit": unit})]
+    name = f"{column.name}_delta"
+    if column.name in _SPLIT:
+        return [
+            _field(f"{name}_low", pa.uint16(), unit, null=False),
+            _field(f"{name}_high", pa.uint64(), f"2^16 {unit}", null=False),
+        ]
+    return [_field(name, pa.int64(), unit, null=column.nullable)]
+
+
+DELTA_TABLES: dict[str, pa.Schema] = {
+    table: pa.schema([stored for column in TABLES[table] for stored in _as_difference(column)])
+    for table in ("requests", "calls")
+}
+"""The second form that these tables may have on the disk: tracer/trace/delta.py."""
+
 CODES: tuple[type[IntEnum], ...] = (Side, Queue, Caller, Wire, Call, Mark)
 
 
@@ -218,6 +267,11 @@ def fingerprint() -> str:
     lines = [
         f"{table}.{column.name} {column.type} {column.nullable} {column.metadata[b'unit'].decode()}"
         for table, schema in TABLES.items()
+        for column in schema
+    ]
+    lines += [
+        f"{table}, delta: {column.name} {column.type} {column.metadata[b'unit'].decode()}"
+        for table, schema in DELTA_TABLES.items()
         for column in schema
     ]
     lines += [f"{kind.__name__}.{code.name} {code.value}" for kind in CODES for code in kind]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from tracer.trace.delta import Form
 from tracer.trace.layout import segment_file
 from tracer.trace.manifest import Segment
 from tracer.trace.open_segment import OpenSegment
@@ -79,8 +80,9 @@ class SegmentBook:
             if table not in self._open:
                 number = self._numbers[table] + 1
                 file = segment_file(table, self._side, number)
+                form = Form(table, self._storage.delta)
                 self._open[table] = OpenSegment(
-                    self._bundle, table, self._side, file, self._storage.compression
+                    self._bundle, form, self._side, file, self._storage.compression
                 )
                 self._numbers[table] = number
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from tracer.trace.delta import Form, form_of
 from tracer.trace.errors import TornTraceError, TraceError, salvage_remedy
 from tracer.trace.ipc_bounds import Block, claim, footer_blocks, message_bytes, require_schema
 from tracer.trace.layout import MAX_SEGMENT_BYTES, open_regular
-from tracer.trace.schema import TABLES
 
 _PREFIX_BYTES = 8
 """Continuation mark and length before each message's metadata."""
@@ -40,6 +41,19 @@ class Tail:
     whole_bytes: int = 0
     dropped_bytes: int = 0
     reason: str = ""
+
+
+def stored_form(path: Path, table: str) -> Form:
+    """Tell how the rows of a segment lie in it: closed, torn, or damaged, then as far as it shows.
+
+    Raises:
+        TraceError: The file cannot be read.
+    """
+    with open_regular(path, MAX_SEGMENT_BYTES) as file:
+        stream = _Stream(file, path, table, newer_minor=True)
+        with suppress(TraceError, *_DAMAGE):
+            next(stream.batches(), None)
+        return stream.form
 
 
 def closed_batches(
@@ -117,6 +131,7 @@ class _Stream:
     Attributes:
         size_bytes: Of the file, as it was opened; what is written behind that is not looked at.
         position: Bytes of the file up to the end of the message read last.
+        form: How its rows lie there, once a batch was asked for.
     """
 
     def __init__(self, file: FileIO, path: Path, table: str, newer_minor: bool) -> None:
@@ -124,7 +139,7 @@ class _Stream:
         self.position = len(_MAGIC)
         self._file = file
         self._path = path
-        self._table = table
+        self.form = Form(table)
         self._newer_minor = newer_minor
         self._allowed = MAX_EXPANSION * self.size_bytes + FREE_BYTES
 
@@ -160,7 +175,8 @@ class _Stream:
             batch = pa.ipc.read_record_batch(message, self._stored)
             metadata_bytes = _PREFIX_BYTES + message.metadata.size
             body_bytes = self.position - start - metadata_bytes
-            yield Block(start, metadata_bytes, body_bytes), conform(batch, self._table)
+            rows = self.form.restored(conform(batch, self.form.schema))
+            yield Block(start, metadata_bytes, body_bytes), rows
 
     def _open(self) -> None:
         """Read the schema and check it."""
@@ -172,7 +188,33 @@ class _Stream:
             raise ValueError("the file ends before its schema") from end
         require_schema(message.metadata.to_pybytes())
         self._stored = pa.ipc.read_schema(message)
-        check_columns(self._stored, self._table, self._path, newer_minor=self._newer_minor)
+        self.form = form_of(self.form.table, self._stored)
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """Refuse columns that are not the table's, and the lack of any that nobody can do without.
+
+        Raises:
+            TraceError: Naming the file and the column.
+        """
+        stored, expected = self._stored, self.form.schema
+        problem = ""
+        for name in stored.names:
+            if stored.names.count(name) > 1:
+                problem = f"has the column {name[:60]!r} twice"
+            elif name not in expected.names and not self._newer_minor:
+                problem = f"has a foreign column {name[:60]!r}"
+            elif name in expected.names and stored.field(name).type != expected.field(name).type:
+                problem = f"has column {name!r} as {str(stored.field(name).type)[:80]}"
+        for column in expected:
+            if column.name not in stored.names and not column.nullable:
+                problem = f"lacks the column {column.name!r}"
+        if problem:
+            raise TraceError(
+                f"{self._path} {problem}",
+                reason=f"docs/trace-format.md fixes the columns of {self.form.table}",
+                remedy="take the trace again, or read it with the aerostat that wrote it",
+            )
 
     def _next(self) -> Any:
         """Read one message.
@@ -202,40 +244,13 @@ class _Stream:
         return _MAGIC + self._read(self.size_bytes - taken, taken)
 
 
-def check_columns(stored: pa.Schema, table: str, path: Path, *, newer_minor: bool) -> None:
-    """Refuse columns that are not the table's, and the lack of any that no reader can do without.
-
-    Raises:
-        TraceError: Naming the file and the column.
-    """
-    expected = TABLES[table]
-    problem = ""
-    for name in stored.names:
-        if stored.names.count(name) > 1:
-            problem = f"has the column {name[:60]!r} twice"
-        elif name not in expected.names and not newer_minor:
-            problem = f"has a foreign column {name[:60]!r}"
-        elif name in expected.names and stored.field(name).type != expected.field(name).type:
-            problem = f"has column {name!r} as {str(stored.field(name).type)[:80]}"
-    for column in expected:
-        if column.name not in stored.names and not column.nullable:
-            problem = f"lacks the column {column.name!r}"
-    if problem:
-        raise TraceError(
-            f"{path} {problem}",
-            reason=f"docs/trace-format.md fixes the columns of {table}",
-            remedy="take the trace again, or read it with the aerostat that wrote it",
-        )
-
-
-def conform(batch: pa.RecordBatch, table: str) -> pa.RecordBatch:
-    """Bring a batch into its table's schema: columns in order, absent ones null, all checked.
+def conform(batch: pa.RecordBatch, expected: pa.Schema) -> pa.RecordBatch:
+    """Bring a batch into a schema: columns in order, absent ones null, all checked.
 
     Raises:
         ValueError: A value is null that may not be, or the batch contradicts itself.
         pyarrow.ArrowInvalid: Offsets, lengths or text are not valid.
     """
-    expected = TABLES[table]
     batch.validate(full=True)
     columns = []
     for column in expected:

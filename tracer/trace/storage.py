@@ -24,6 +24,7 @@ class Storage:
         rotate_bytes: Close a segment that has grown to this size.
         rotate_ns: Bring a segment to the disk and close it after this long.
         compression: lz4, or zstd, which takes half the disk and twice the time.
+        delta: Store addresses and times as differences (tracer/trace/delta.py).
         budget_bytes: What the bundle may take on the disk; None for no limit.
         budget_policy: At the limit, delete the `oldest` closed segments, never marks; or `stop`.
 
@@ -34,6 +35,7 @@ class Storage:
     rotate_bytes: int = 64 << 20
     rotate_ns: int = 60 * 10**9
     compression: Compression = "lz4"
+    delta: bool = False
     budget_bytes: int | None = None
     budget_policy: BudgetPolicy = "oldest"
 
