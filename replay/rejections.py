@@ -12,7 +12,7 @@ from replay.hostpage import completed
 from replay.native.selecting import outside_pages
 from replay.plan import context_of
 from replay.ranges import Bools, Int64s, rising
-from replay.requests import load_requests, memory_map
+from replay.requests import memory_map, requests_by_batch
 from replay.strategies.select import wire_pages
 from replay.wire import MAX_ENTRIES, MAX_PFNS, Reject
 from tracer.trace.errors import AerostatError
@@ -45,23 +45,39 @@ def rejections(requests: Requests, context: Context) -> tuple[Rejection, ...]:
         Reasons in the order of `Reject`, those that never occurred left out.
     """
     found: Counter[Reject] = Counter()
-    _count_sizes(requests, found)
-    _count_outside(requests, context, found)
-    _count_parts(requests, context, found)
-    return tuple(Rejection(reason.value, found[reason]) for reason in Reject if found[reason])
+    _count(requests, context, found)
+    return _listed(found, requests.truncated_pages)
 
 
 def rejections_of(trace: Trace) -> tuple[tuple[Rejection, ...] | None, str]:
-    """Count the same for a trace of which nothing else is to be replayed.
+    """Count the same for a trace of which nothing else is to be replayed, batch by batch.
 
     Returns:
         What was counted; or None, and why nothing could be.
     """
+    found: Counter[Reject] = Counter()
+    truncated_pages = 0
     try:
         context = context_of(memory_map(trace))  # first: without a map no request need be read
-        return rejections(load_requests(trace), context), ""
+        for requests in requests_by_batch(trace):
+            _count(requests, context, found)
+            truncated_pages += requests.truncated_pages
     except AerostatError as error:
         return None, error.reason or error.what
+    return _listed(found, truncated_pages), ""
+
+
+def _listed(found: Counter[Reject], truncated_pages: int) -> tuple[Rejection, ...]:
+    if truncated_pages:  # what looks empty may be a request that was not kept
+        del found[Reject.EMPTY]
+    return tuple(Rejection(reason.value, found[reason]) for reason in Reject if found[reason])
+
+
+def _count(requests: Requests, context: Context, found: Counter[Reject]) -> None:
+    """Each request counts by itself, so that parts of a trace add up to the whole."""
+    _count_sizes(requests, found)
+    found[Reject.OUTSIDE] += outside_pages(requests.columns, BALLOON, context.layout.columns)
+    _count_parts(requests, context, found)
 
 
 def _of(requests: Requests, *queues: Queue) -> Bools:
@@ -73,15 +89,10 @@ def _count_sizes(requests: Requests, found: Counter[Reject]) -> None:
     """Requests that hold nothing, and those that hold more than a driver sends."""
     balloon, report = _of(requests, *BALLOON), _of(requests, Queue.REPORTING)
     entries = np.diff(requests.run_offsets)
-    if not requests.truncated_pages:  # what looks empty may be a request that was not kept
-        found[Reject.EMPTY] = int((entries[balloon | report] == 0).sum())
+    found[Reject.EMPTY] += int((entries[balloon | report] == 0).sum())
     over_pfns = np.maximum(requests.pages[balloon] - MAX_PFNS, 0)
     over_entries = np.maximum(entries[report] - MAX_ENTRIES, 0)
-    found[Reject.OVERSIZED] = int(over_pfns.sum() + over_entries.sum())
-
-
-def _count_outside(requests: Requests, context: Context, found: Counter[Reject]) -> None:
-    found[Reject.OUTSIDE] = outside_pages(requests.columns, BALLOON, context.layout.columns)
+    found[Reject.OVERSIZED] += int(over_pfns.sum() + over_entries.sum())
 
 
 def _count_parts(requests: Requests, context: Context, found: Counter[Reject]) -> None:
@@ -90,9 +101,9 @@ def _count_parts(requests: Requests, context: Context, found: Counter[Reject]) -
     pfn, pages, _ = requests.runs_of(Queue.REPORTING)
     start, length = rising(pfn, pages)
     whole = context.layout.whole(start, length)
-    found[Reject.PARTIAL] = len(start) - len(whole.page)
+    found[Reject.PARTIAL] += len(start) - len(whole.page)
     ragged = (whole.page | whole.pages) % unit != 0
-    found[Reject.HOST_PAGE] = int(whole.pages[ragged].sum())
+    found[Reject.HOST_PAGE] += int(whole.pages[ragged].sum())
     if unit > 1:
         found[Reject.HOST_PAGE] += _left_in_balloon(requests, context)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -165,27 +165,46 @@ def load_requests(trace: Trace) -> Requests:
         TraceError: Runs that no request can hold, or more pages than a replay can plan.
     """
     table = trace.table("requests")
+    side = Side.GUEST
     host = pc.equal(table["side"], int(Side.HOST))
-    clocks: tuple[str, ...] = ("send_ns", "kick_ns", "begin_ns")
     if pc.any(host).as_py():
-        clocks = ("pop_ns", "push_ns")
+        side = Side.HOST
         if not pc.all(host).as_py():
             table = table.filter(host)
     seq = table["seq"].to_numpy()
     if (seq[1:] < seq[:-1]).any():
         table = table.take(np.argsort(seq, kind="stable"))
-    times = pc.fill_null(pc.coalesce(*(table[name] for name in clocks)), NOT_OBSERVED_NS)
-    runs = flat_runs(table["runs"])
-    requests = Requests(
-        table["queue"].to_numpy().astype(np.uint8, copy=False),
-        times.to_numpy(),
-        *runs,
-        pc.sum(table["truncated_pages"]).as_py() or 0,
-    )
+    requests = _of_rows(table, side)
     del table
     pa.default_memory_pool().release_unused()  # what decoding took, as much again as the columns
     _refuse_impossible(trace, requests)
     return requests
+
+
+def requests_by_batch(trace: Trace) -> Iterator[Requests]:
+    """Read the same requests a batch at a time, as they were recorded, however many batches.
+
+    Raises:
+        TraceError: As `load_requests`, of one batch.
+    """
+    rows = (batch.num_rows for batch in trace.batches("requests", Side.HOST))
+    side = Side.HOST if any(rows) else Side.GUEST
+    for batch in trace.batches("requests", side):
+        requests = _of_rows(pa.Table.from_batches([batch]), side)
+        _refuse_impossible(trace, requests)
+        yield requests
+
+
+def _of_rows(table: pa.Table, side: Side) -> Requests:
+    """Rows of one side, in their order."""
+    clocks = ("pop_ns", "push_ns") if side is Side.HOST else ("send_ns", "kick_ns", "begin_ns")
+    times = pc.fill_null(pc.coalesce(*(table[name] for name in clocks)), NOT_OBSERVED_NS)
+    return Requests(
+        table["queue"].to_numpy().astype(np.uint8, copy=False),
+        times.to_numpy(),
+        *flat_runs(table["runs"]),
+        pc.sum(table["truncated_pages"]).as_py() or 0,
+    )
 
 
 def _refuse_impossible(trace: Trace, requests: Requests) -> None:

@@ -1,4 +1,4 @@
-"""What closing a ledger takes of memory, however long the trace: a recorder does it at its end."""
+"""What closing a ledger, and showing a trace, takes of memory, however long the trace."""
 
 import subprocess
 import sys
@@ -29,6 +29,11 @@ def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_closing_the_ledger_of_a_flood_of_calls_holds_a_batch_at_a_time(flood: Path) -> None:
     assert peak_bytes(flood, "account") < LARGE
+
+
+def test_showing_it_holds_a_batch_at_a_time_too(flood: Path) -> None:
+    """Its requests are held against the guest's memory, of which the trace has a map."""
+    assert peak_bytes(flood, "show") < LARGE
 
 
 def test_closing_a_guests_ledger_holds_a_batch_at_a_time(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """What a trace's requests are rejected for, counted at once and by the device, is the same."""
 
+import tempfile
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
@@ -8,11 +11,16 @@ from hypothesis import strategies as st
 
 from replay.device import BalloonDevice
 from replay.plan import Context
-from replay.rejections import rejections
+from replay.rejections import rejections, rejections_of
 from replay.requests import from_pfns
 from replay.wire import encode_scatterlist
+from tests.unit.trace_samples import described
+from tests.unit.trace_samples import request as trace_request
+from tests.unit.trace_samples import requests as trace_requests
 from tracer.trace.manifest import Region
-from tracer.trace.schema import Queue
+from tracer.trace.reader import open_trace
+from tracer.trace.schema import Queue, Side
+from tracer.trace.writer import TraceWriter
 
 REGIONS = tuple(
     Region("ram", pfn << 12, None, pages << 12, "anon", 4096)
@@ -49,6 +57,37 @@ def test_counts_are_those_of_the_device(sent, host_page_bytes):
     assert {each.reason: each.count for each in found} == {
         reason.value: count for reason, count in device.rejected.items()
     }
+
+
+@settings(deadline=None, max_examples=40)
+@given(requests, st.sampled_from([4096, 16384]), st.integers(1, 3), st.booleans())
+def test_parts_of_a_trace_add_up_to_the_whole(sent, host_page_bytes, rows, is_truncated):
+    stream = [
+        (queue, [range(s, s + n) for s, n in items] if queue == Queue.REPORTING else items)
+        for queue, items in sent
+    ]
+    whole = from_pfns(stream)
+    made = [
+        trace_request(
+            seq,
+            [*zip(whole.run_pfn[at].tolist(), whole.run_pages[at].tolist(), strict=True)],
+            queue=whole.queue[seq],
+            truncated_pages=7 if is_truncated else None,
+        )
+        for seq, at in enumerate(map(slice, whole.run_offsets[:-1], whole.run_offsets[1:]))
+    ]
+    regions = tuple(replace(region, page_size_bytes=host_page_bytes) for region in REGIONS)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "a.balloon"
+        with TraceWriter(path, Side.HOST) as writer:
+            for begin in range(0, len(made), rows):
+                writer.append("requests", trace_requests(made[begin : begin + rows]))
+            writer.close(described(regions=regions))
+        found, _ = rejections_of(open_trace(path))
+    assert found == rejections(
+        replace(whole, truncated_pages=7 * len(made) * is_truncated),
+        Context(regions, host_page_bytes),
+    )
 
 
 @settings(deadline=None)
