@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from replay.residency import Residency, Thp
 
 ROUNDS = 3
-MOST_FILLER_PAGES = 1 << 18
 """Processes of each kind of call: the table takes their median."""
+MOST_FILLER_PAGES = 1 << 18
+"""What is freed before `full` is measured, at most, where the list was not seen to fill."""
 
 
 @dataclass(frozen=True)
