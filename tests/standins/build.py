@@ -32,7 +32,7 @@ from typing import Any
 
 SOURCES = Path(__file__).parent
 PROGRAMS = {
-    "qemu-system-x86_64": ("qemu_like.c", "qemu_memory.c"),
+    "qemu-system-x86_64": ("qemu_like.c", "qemu_balloon.c", "qemu_memory.c"),
     "firecracker": ("firecracker_like.c",),
 }
 # -rdynamic exports what is not static, as QEMU's build does for its modules.
