@@ -17,7 +17,7 @@ from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
 from replay.rejections import rejections
 from replay.results import Fidelity, Results, Run, Settings, StrategyResult, TraceFacts
 from replay.rounds import chosen_cpu, resting_cpu
-from replay.stability import machine_warnings, run_stability
+from replay.stability import calibration_stability, machine_warnings, run_stability
 from replay.summary import summarise
 from tracer.trace.missing import missing_events
 from tracer.trace.schema import PFN_SHIFT, Queue
@@ -97,6 +97,7 @@ def _warnings(
     return (
         *found,
         *machine_warnings(replay.environment, settings.siblings),
+        *calibration_stability(replay.foretold.calibration),
         *run_stability(settings, strategies, replay.stolen_share),
         *thread_warnings(plans, settings.siblings, replay.environment.cpus_allowed),
         *sibling_warnings(strategies, settings.siblings),

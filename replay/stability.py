@@ -13,13 +13,15 @@ from replay.environment import Environment
 from replay.stats import MIN_SAMPLES, scatter
 
 if TYPE_CHECKING:
-    from replay.results import Run, Settings, StrategyResult
+    from replay.results import CalibrationPoint, Run, Settings, StrategyResult
     from replay.schedule import ReplayOptions
 
 STOLEN_SHARE = 0.01
 """Of the CPUs' time: more than this share taken by the host is told."""
 WAIT_SHARE = 0.05
 """Of stage d: more wall time than CPU time by this share is time spent waiting for a CPU."""
+APART = 0.10
+"""Of a calibration: where samples of one call lie further apart, a prediction means little."""
 SCATTER = 0.05
 """Of b + c + d: a robust coefficient of variation above this hides a difference of 3 %."""
 
@@ -130,6 +132,22 @@ def run_stability(
             f"or use --runs {max(15, 3 * settings.runs)} for a narrower interval"
         )
     return tuple(found)
+
+
+def calibration_stability(points: Sequence[CalibrationPoint]) -> tuple[str, ...]:
+    """Say how far apart a calibration's own samples lie, if that is far.
+
+    Args:
+        points: The table; each sample is of another process, some seconds after the one before.
+    """
+    spans = [max(p.samples_ns) / min(p.samples_ns) - 1 for p in points if p.pages]
+    apart = float(np.median(spans)) if spans else 0.0
+    if apart <= APART:
+        return ()
+    return (
+        f"samples of the calibration lie {apart:.0%} apart: a prediction of stage d may err by as "
+        "much; quieten the machine and replay again",
+    )
 
 
 def _waited(strategy: StrategyResult) -> bool:

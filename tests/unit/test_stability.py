@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from replay.results import StrategyResult
-from replay.stability import CpuTime, machine_warnings, read_cpu_time, run_stability
+from replay.results import CalibrationPoint, StrategyResult
+from replay.stability import (
+    CpuTime,
+    calibration_stability,
+    machine_warnings,
+    read_cpu_time,
+    run_stability,
+)
 
 from .replay_results import MACHINE, make_results, make_run, make_strategy
 
@@ -56,6 +62,18 @@ def test_time_that_the_host_took() -> None:
     (warning,) = told(make_strategy("qemu", STEADY), stolen=0.25)
     assert "25.0%" in warning
     assert told(make_strategy("qemu", STEADY), stolen=None) == ()
+
+
+def point(*samples_ns: float, pages: int = 1) -> CalibrationPoint:
+    return CalibrationPoint(4, 1, "small", False, pages, samples_ns)
+
+
+def test_a_calibration_whose_samples_disagree() -> None:
+    steady, surplus = point(100, 104, 101), point(1, -50, 90, pages=0)
+    assert calibration_stability((steady, steady, point(100, 300, 100), surplus)) == ()
+    (warning,) = calibration_stability((steady, point(100, 130, 101), point(50, 60, 75), surplus))
+    assert "30% apart" in warning
+    assert calibration_stability(()) == ()
 
 
 def test_a_stage_that_waited_for_its_cpu_is_named() -> None:
