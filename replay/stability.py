@@ -134,14 +134,19 @@ def run_stability(
     return tuple(found)
 
 
-def calibration_stability(points: Sequence[CalibrationPoint]) -> tuple[str, ...]:
-    """Say how far apart a calibration's own samples lie, if that is far.
+def samples_apart(points: Sequence[CalibrationPoint]) -> float:
+    """How far a calibration's own samples lie apart, as a share: the median over its calls.
 
     Args:
         points: The table; each sample is of another process, some seconds after the one before.
     """
-    spans = [max(p.samples_ns) / min(p.samples_ns) - 1 for p in points if p.pages]
-    apart = float(np.median(spans)) if spans else 0.0
+    samples = [point.samples_ns for point in points if point.pages and min(point.samples_ns) > 0]
+    return float(np.median([max(each) / min(each) - 1 for each in samples])) if samples else 0.0
+
+
+def calibration_stability(points: Sequence[CalibrationPoint]) -> tuple[str, ...]:
+    """Say how far apart its samples lie, if that is far."""
+    apart = samples_apart(points)
     if apart <= APART:
         return ()
     return (

@@ -1,7 +1,8 @@
 """How well a calibration foretells each strategy's stage d, on traces that it never saw.
 
 The table is measured at the begin of each replay, before its first run. A/A: the same strategy's
-runs, every other one, beside those between.
+runs, every other one, beside those between. How far the calibration's own samples lie apart says
+how steady the machine was: where that is more than a tenth, errors are the machine's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from statistics import median
 
 from replay.results import Results
 from replay.schedule import ReplayOptions, replay_trace
+from replay.stability import APART, samples_apart
 from replay.stats import paired_ratio
 from tests.bench.measure import Report, Settings, at_most, run
 
@@ -41,7 +43,10 @@ def measure(settings: Settings, report: Report) -> None:
                 **more,  # type: ignore[arg-type]
             )
             results = replay_trace(options)
-            errors += _errors(f"{path.stem}, {way}", results, report)
+            what = f"{path.stem}, {way}"
+            apart = samples_apart(results.calibration)
+            report.figure(f"{what}: calibration's samples apart", "x", [apart], at_most(APART))
+            errors += _errors(what, results, report)
     report.figure("error, median over strategies and traces", "x", [median(errors)], at_most(0.05))
     report.figure("error, worst", "x", [max(errors)], at_most(0.10))
     report.keep({"errors": errors})
