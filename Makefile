@@ -9,11 +9,11 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
-# BCC and its clang; what the C extension is built with; the VM of the lab and what its disk is made of;
+# BCC and its clang; what the C extensions are built with; the VM of the lab and what its disk is made of;
 # systemd-analyze, which checks the unit.
 PACKAGES := python3-bpfcc python3-venv python3-dev gcc libc6-dev qemu-system-x86 busybox-static \
 	e2fsprogs systemd
-NATIVE := $(wildcard replay/native/*.c replay/native/*.h replay/native/build_core.py)
+NATIVE := $(wildcard $(addsuffix /*.[ch],replay/native tracer/engine) */*/build_*.py)
 
 .PHONY: help setup demo test fuzz bench clean
 
@@ -79,5 +79,5 @@ bench: setup ## measure speed and memory against the goals; BENCH="drain memory"
 	@mkdir -p out && $(BIN)/python -m tests.bench $(BENCH)
 
 clean: ## remove build products and outputs; keeps the lab's image cache
-	rm -rf build out *.egg-info replay/native/*.so replay/native/*.o .mypy_cache .ruff_cache \
+	rm -rf build out *.egg-info {replay/native,tracer/engine}/*.{so,o} .mypy_cache .ruff_cache \
 	    .pytest_cache $(VENV)

@@ -25,6 +25,7 @@ from tracer.trace.progress import Progress, silent
 
 GUEST_PACKAGES = (
     "bcc",
+    "_cffi_backend",
     "numpy",
     "pyarrow",
     "click",
@@ -35,9 +36,15 @@ GUEST_PACKAGES = (
     "elftools",
 )
 """Import names the recorder in the guest needs; the project itself comes with each boot."""
-LAYOUT = 2
+LAYOUT = 3
 """Raise when the disk's layout changes, so that older images are built anew."""
 KEEP_IMAGES = 2
+_INSTALLED_AS = {
+    "bcc": "python3-bpfcc",
+    "_cffi_backend": "cffi",
+    "elftools": "pyelftools",
+    "markdown_it": "markdown-it-py",
+}
 _SKIPPED = frozenset({"test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip", "include"})
 _APPLETS = ("sh", "cat", "ls", "poweroff", "mount", "dmesg", "sleep", "sync", "free", "ps")
 
@@ -71,7 +78,7 @@ def _trees() -> list[Path]:
     for name in GUEST_PACKAGES:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
-            package = "python3-bpfcc" if name == "bcc" else name
+            package = _INSTALLED_AS.get(name, name)
             raise AerostatError(
                 f"the lab guest needs the Python package {name}",
                 reason="it is not installed for the interpreter that runs aerostat",
@@ -84,6 +91,8 @@ def _trees() -> list[Path]:
 
 def _files(trees: Iterable[Path]) -> Iterator[Path]:
     for tree in trees:
+        if tree.is_file():  # a module of one file
+            yield tree
         for directory, names, files in os.walk(tree):
             names[:] = sorted(n for n in names if n not in _SKIPPED and n != "site-packages")
             yield from (Path(directory) / name for name in sorted(files))

@@ -3,9 +3,10 @@
 The programs never ask for a wake-up (BPF_RB_NO_WAKEUP), so a drain runs on a timer. All records of
 one ring have one size, which makes the mapped ring a strided array: the layout is a page with the
 consumer's position, a page with the producer's, and the data (kernel/bpf/ringbuf.c, since 5.8). So
-records are copied as they lie there, headers and all, and fields are found behind those. The kernel
-offers the data a second time after that, so that a record that wraps is whole. It is not mapped
-here: resident memory would count every page of the ring twice.
+records are copied as they lie there, headers and all, and fields are found behind those. `drain.c`
+does that, in one pass and without the interpreter's lock. The kernel offers the data a second time
+after that, so that a record that wraps is whole. It is not mapped here: resident memory would count
+every page of the ring twice.
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracer.errors import ProbeError
+from tracer.trace.errors import AerostatError
 
 _HEADER_BYTES = 8
-_BUSY = np.uint32(1 << 31)
-_DISCARDED = np.uint32(1 << 30)
-_LENGTH = np.uint32((1 << 30) - 1)
 
 Records = npt.NDArray[np.void]
 
@@ -68,6 +67,23 @@ def slot_layout(record: np.dtype[np.void]) -> np.dtype[np.void]:
     )
 
 
+def load_drain() -> tuple[Any, Any]:
+    """Give cffi's `ffi` and the library.
+
+    Raises:
+        AerostatError: The extension is not built.
+    """
+    try:
+        from tracer.engine._drain import ffi, lib
+    except ImportError as error:
+        raise AerostatError(
+            "the C extension tracer.engine._drain is not built",
+            reason=str(error),
+            remedy="install a C compiler and run `make setup`, or `pip install -e .`",
+        ) from error
+    return ffi, lib
+
+
 class Ring:
     """One mapped ring of fixed-size records.
 
@@ -75,13 +91,18 @@ class Ring:
         map_fd: Descriptor of a BPF_MAP_TYPE_RINGBUF map; stays the caller's.
         size_bytes: The ring's data size, a power of two of pages.
         record: Layout of every record in it.
+
+    Raises:
+        AerostatError: The C extension is not built.
     """
 
     def __init__(self, map_fd: int, size_bytes: int, record: np.dtype[np.void]) -> None:
+        self._ffi, self._lib = load_drain()
         self._size_bytes = size_bytes
         self._record_bytes = record.itemsize
         self._slot = slot_layout(record)
         page = mmap.PAGESIZE
+        self._shape = self._ffi.new("struct aero_ring_shape *", [size_bytes, record.itemsize, page])
         self._control = mmap.mmap(map_fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._data = mmap.mmap(
             map_fd, page + size_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page
@@ -101,70 +122,59 @@ class Ring:
             free again.
 
         Raises:
-            ProbeError: A record has another length than expected: the ring is not ours.
+            ProbeError: A record has another length than expected, or the positions cannot be: the
+                ring is not ours. Nothing was taken.
         """
+        # Most reads find nothing: that costs no call, after which another thread may have the lock.
+        slots = min(self._waiting_bytes(), self._size_bytes) // self._slot.itemsize
+        if slots <= 0:
+            return np.empty(0, self._slot)
+        taken = np.empty(slots, self._slot)
+        count = self._drained(taken)
+        if count < 0:
+            raise self._refusal(count)
+        if count < slots:
+            # Not a slice, which would keep all of the memory. No other name for it is left.
+            taken.resize(count, refcheck=False)
+        return taken
+
+    def _waiting_bytes(self) -> int:
         if self._consumer is None or self._producer is None:
             raise ProbeError("the ring is closed")
+        # The consumer's position first: the producer's is never behind it then.
         begin = int(self._consumer[0])
-        waiting = (int(self._producer[0]) - begin) // self._slot.itemsize
-        if waiting <= 0:
-            return np.empty(0, self._slot)
-        # Headers come first: what is finished now stays as it is until the consumer moves on.
-        headers = self._other_headers(begin, waiting)
-        whole, wanted = (waiting, None) if headers is None else self._finished(headers)
-        taken = self._copied(begin, whole)
-        self._consumer[0] = begin + whole * self._slot.itemsize
-        return taken if wanted is None else pick_records(taken, wanted)
+        return int(self._producer[0]) - begin
 
-    def _other_headers(self, begin: int, count: int) -> npt.NDArray[np.uint32] | None:
-        """Copy the headers of slots where not all are of finished records of our length.
+    def _drained(self, taken: Records) -> int:
+        """Move records into an array; how many, or why none.
 
-        A header has 8 bytes, so none lies across the ring's end. No look at the ring outlives this
-        call: numpy does not keep the mapping, so one that an error kept would outlive the memory.
+        While C looks at the ring, cffi holds the mapping: `close` fails then, and unmaps nothing.
         """
-        at, stride = begin % self._size_bytes, self._slot.itemsize
-        before = min(count, -(-(self._size_bytes - at) // stride))
-        parts = [self._first_words(at, before)]
-        if before < count:
-            after_at = at + before * stride - self._size_bytes
-            parts.append(self._first_words(after_at, count - before))
-        if all((part == self._record_bytes).all() for part in parts):
-            return None
-        return np.concatenate(parts)
+        held = self._ffi.from_buffer
+        with (
+            held("uint64_t[]", self._control) as consumer,
+            held("uint8_t[]", self._data) as pages,
+            held("uint8_t[]", taken.view(np.uint8)) as to,
+        ):
+            return int(self._lib.aero_drain(self._shape, consumer, pages, to, len(taken)))
 
-    def _first_words(self, at: int, count: int) -> npt.NDArray[np.uint32]:
-        """Look at the first word of so many slots, from a place in the ring on: no copy."""
-        return np.ndarray(count, np.uint32, self._data, mmap.PAGESIZE + at, (self._slot.itemsize,))
-
-    def _finished(self, headers: npt.NDArray[np.uint32]) -> tuple[int, npt.NDArray[np.bool_]]:
-        """Count the records before the first that is still being written, and say which to keep."""
-        busy = np.flatnonzero(headers & _BUSY)
-        headers = headers[: busy[0]] if len(busy) else headers
-        if np.any((headers & _LENGTH) != self._record_bytes):
-            raise ProbeError(
-                "a ring holds a record of an unexpected length",
-                reason=f"expected {self._record_bytes} bytes",
-                remedy="report this: bpf/records.h and tracer/engine/decode.py do not agree",
+    def _refusal(self, code: int) -> ProbeError:
+        if code == self._lib.AERO_RING_POSITION:
+            return ProbeError(
+                "a ring's positions are not those of a ring",
+                reason=f"{self._waiting_bytes()} bytes to be read of {self._size_bytes}",
+                remedy="report this, with the version of the kernel",
             )
-        return len(headers), (headers & _DISCARDED) == 0
-
-    def _copied(self, begin: int, count: int) -> Records:
-        """Copy slots, up to the ring's end and from its begin on."""
-        taken = np.empty(count, self._slot)
-        target = taken.view(np.uint8)
-        at = begin % self._size_bytes
-        before = min(len(target), self._size_bytes - at)
-        data = np.frombuffer(self._data, np.uint8, self._size_bytes, mmap.PAGESIZE)
-        target[:before] = data[at : at + before]
-        target[before:] = data[: len(target) - before]
-        return taken
+        return ProbeError(
+            "a ring holds a record of an unexpected length",
+            reason=f"expected {self._record_bytes} bytes",
+            remedy="report this: bpf/records.h and tracer/engine/decode.py do not agree",
+        )
 
     @property
     def used_share(self) -> float:
         """How full the ring is, 0 to 1."""
-        if self._consumer is None or self._producer is None:
-            return 0.0
-        return (int(self._producer[0]) - int(self._consumer[0])) / self._size_bytes
+        return 0.0 if self._consumer is None else self._waiting_bytes() / self._size_bytes
 
     def close(self) -> None:
         """Unmap the ring; what is left in it is lost."""
