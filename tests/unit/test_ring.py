@@ -3,6 +3,7 @@
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from tracer.engine.ring import Ring, join_records
 from tracer.errors import ProbeError
+from tracer.trace.errors import AerostatError
 
 PAGE = mmap.PAGESIZE
 SIZE = PAGE
@@ -20,30 +22,36 @@ BUSY, DISCARDED = 1 << 31, 1 << 30
 RECORDS = {
     8: np.dtype([("number", np.uint64)]),
     20: np.dtype([("number", np.uint64), ("rest", np.uint32, (3,))]),
+    56: np.dtype([("number", np.uint64), ("rest", np.uint64, (6,))]),
     96: np.dtype([("number", np.uint64), ("rest", np.uint64, (11,))]),
     1120: np.dtype([("number", np.uint64), ("rest", np.uint32, (278,))]),
+    5000: np.dtype([("number", np.uint64), ("rest", np.uint32, (1248,))]),
 }
 
 
 class Kernel:
     """Writes records to a file that is laid out as a ring: consumer, producer, data."""
 
-    def __init__(self, file: int, item_bytes: int, position: int) -> None:
+    def __init__(self, file: int, item_bytes: int, position: int, size: int = SIZE) -> None:
         self.file, self.item_bytes, self.position = file, item_bytes, position
+        self.size = size
         self.stride = 8 + (item_bytes + 7) // 8 * 8
-        os.ftruncate(file, 2 * PAGE + SIZE)
+        os.ftruncate(file, 2 * PAGE + size)
         os.pwrite(file, struct.pack("<Q", position), 0)
         self.produced(0)
 
     def produced(self, slots: int) -> None:
-        self.position += slots * self.stride
+        self.advance(slots * self.stride)
+
+    def advance(self, by_bytes: int) -> None:
+        self.position += by_bytes
         os.pwrite(self.file, struct.pack("<Q", self.position), PAGE)
 
     def put(self, number: int, flags: int = 0, length: int | None = None) -> None:
         body = number.to_bytes(8, "little") + bytes([number & 0xFF]) * (self.item_bytes - 8)
         header = struct.pack("<II", (length or self.item_bytes) | flags, 77)
         for at, byte in enumerate((header + body).ljust(self.stride, b"\xee")):
-            os.pwrite(self.file, bytes([byte]), 2 * PAGE + (self.position + at) % SIZE)
+            os.pwrite(self.file, bytes([byte]), 2 * PAGE + (self.position + at) % self.size)
         self.produced(1)
 
     def consumed(self) -> int:
@@ -51,11 +59,11 @@ class Kernel:
 
 
 @contextmanager
-def made(item_bytes: int, position: int) -> Iterator[tuple[Kernel, Ring]]:
+def made(item_bytes: int, position: int, size: int = SIZE) -> Iterator[tuple[Kernel, Ring]]:
     file = os.memfd_create("ring")
     try:
-        kernel = Kernel(file, item_bytes, position)
-        ring = Ring(file, SIZE, RECORDS[item_bytes])
+        kernel = Kernel(file, item_bytes, position, size)
+        ring = Ring(file, size, RECORDS[item_bytes])
         yield kernel, ring
         ring.close()
     finally:
@@ -64,7 +72,7 @@ def made(item_bytes: int, position: int) -> Iterator[tuple[Kernel, Ring]]:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from(sorted(RECORDS)),
+    st.sampled_from([8, 20, 96, 1120]),
     st.integers(0, 4 * SIZE // 8),
     st.lists(st.lists(st.sampled_from([0, 0, 0, DISCARDED]), max_size=300), max_size=4),
 )
@@ -91,7 +99,7 @@ def test_what_is_put_is_read_wherever_it_wraps(
             assert len(ring.read()) == 0
 
 
-@pytest.mark.parametrize("item_bytes", RECORDS)
+@pytest.mark.parametrize("item_bytes", [8, 20, 96, 1120])
 @pytest.mark.parametrize("before", [0, 1, 2])
 def test_a_record_that_is_not_finished_ends_a_read(item_bytes: int, before: int) -> None:
     """At the ring's end, where the record itself lies across it."""
@@ -112,8 +120,84 @@ def test_a_record_of_another_length_is_refused() -> None:
     with made(20, 0) as (kernel, ring):
         kernel.put(1)
         kernel.put(2, length=24)
+        for _ in range(2):  # Nothing is consumed.
+            with pytest.raises(ProbeError, match="unexpected length"):
+                ring.read()
+        assert kernel.consumed() == 0
+
+
+def test_a_discarded_record_of_another_length_is_refused() -> None:
+    with made(20, 0) as (kernel, ring):
+        kernel.put(1)
+        kernel.put(2, DISCARDED, length=24)
         with pytest.raises(ProbeError, match="unexpected length"):
             ring.read()
+        assert kernel.consumed() == 0
+
+
+def test_what_follows_a_record_that_is_being_written_is_not_judged() -> None:
+    with made(20, 0) as (kernel, ring):
+        kernel.put(1)
+        kernel.put(2, BUSY, length=24)
+        kernel.put(3, length=24)
+        assert ring.read()["number"].tolist() == [1]
+        assert kernel.consumed() == kernel.stride
+
+
+@pytest.mark.parametrize("before", [1, 30, 63, 64, 65, 100, 127, 128, 129])
+def test_a_record_in_the_midst_of_a_block_ends_a_read_or_is_left_out(before: int) -> None:
+    """A ring of four pages, of which one holds 64 slots; all of it is written, round its end."""
+    size, count = 4 * PAGE, 160
+    with made(56, size - 50 * 64, size) as (kernel, ring):
+        for number in range(count):
+            flags = {before: BUSY, before // 2: DISCARDED}.get(number, 0)
+            kernel.put(number, flags)
+        expected = [number for number in range(before) if number != before // 2]
+        taken = ring.read()
+        assert taken["number"].tolist() == expected
+        assert taken.base is None  # It does not keep the memory of all that waited.
+        assert kernel.consumed() == size - 50 * 64 + before * 64
+        end = kernel.position
+        kernel.position = kernel.consumed()
+        kernel.put(before)
+        kernel.position = end
+        kernel.produced(0)
+        assert ring.read()["number"].tolist() == list(range(before, count))
+
+
+def test_records_larger_than_a_block_are_read_wherever_they_wrap() -> None:
+    size = 8 * PAGE
+    with made(5000, 3 * size - 2504, size) as (kernel, ring):
+        number = 0
+        for count in (5, 1, 3, 5):
+            for flags in [0] * count + [DISCARDED]:
+                kernel.put(number, flags)
+                number += 1 if not flags else 0
+            records = ring.read()
+            assert records["number"].tolist() == list(range(number - count, number))
+            rest = np.ascontiguousarray(records["rest"]).view(np.uint8).reshape(count, -1)
+            assert (rest == records["number"].astype(np.uint8)[:, None]).all()
+            assert kernel.consumed() == kernel.position
+
+
+def test_a_ring_is_closed_after_whatever_was_read_or_refused() -> None:
+    with made(20, 0) as (kernel, ring):
+        kernel.put(1)
+        taken = ring.read()
+        kernel.put(2, length=24)
+        with pytest.raises(ProbeError) as refusal:
+            ring.read()
+        ring.close()
+        assert taken["number"].tolist() == [1]
+        assert refusal.value.remedy
+
+
+def test_an_extension_that_is_not_built_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tracer.engine._drain", None)
+    with pytest.raises(AerostatError, match="_drain is not built") as error, made(20, 0):
+        pass
+    assert "make setup" in error.value.remedy
+    assert error.value.reason
 
 
 def test_a_closed_ring_is_refused() -> None:
