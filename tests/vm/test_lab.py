@@ -55,9 +55,9 @@ def is_gone(pid):
 
 def test_guest_runs_the_unpacked_kernel_with_the_projects_libraries(vm):
     assert vm.agent.release == vm.options.kernel.release
-    code = "import bcc, numpy, pyarrow, tracer.trace.schema as s; print(s.__file__, bcc.BPF)"
+    code = "import bcc, numpy, pyarrow, tracer.engine._drain as d; print(d.__file__, bcc.BPF)"
     printed = vm.agent.run([vm.agent.python, "-c", code], 180)
-    assert "/opt/aerostat/tracer/trace/schema.py" in printed
+    assert "/opt/aerostat/tracer/engine/_drain." in printed
 
 
 def test_guest_kernel_offers_what_probes_need(vm):
