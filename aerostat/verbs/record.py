@@ -25,6 +25,7 @@ from aerostat.record_options import (
     what_options,
 )
 from aerostat.recording import Ended, Listeners, listeners
+from aerostat.steady_memory import keep_memory_steady
 from aerostat.stop import stop_on_signal
 from aerostat.unprivileged import then_drop
 from aerostat.without_pandas import leave_pandas_out
@@ -63,6 +64,7 @@ def command(**given: Any) -> ExitCode:
     if given["prove"]:
         return _prove(given)
     _check(given)
+    keep_memory_steady()
     leave_pandas_out()
     output: Path = given["output"]
     common = capture_options(given)

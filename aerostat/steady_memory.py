@@ -1,0 +1,24 @@
+"""Keeps the memory of a process that stays on small, and as it was an hour ago."""
+
+import ctypes
+import os
+from contextlib import suppress
+
+_M_MMAP_THRESHOLD = -3
+"""Of mallopt(3), malloc.h of glibc."""
+_MAPPED_BYTES = 8 << 20
+
+
+def keep_memory_steady() -> None:
+    """Have large arrays go back to the system when they are freed; for the whole process.
+
+    glibc gives a large block a mapping of its own, but from a size on that rises to 32 MiB as such
+    blocks are freed (mallopt(3)): then they lie in heaps, which keep what is below a block in use.
+    A recorder's batches leave 7 to 10 MiB there, and take minutes to. With less than 8 MiB a flood
+    of single calls would cost a sixth more, for pages that come and go. numpy asks for huge pages
+    for 4 MiB and more, which come back in steps of 2 MiB. To be called before numpy is imported; a
+    C library without mallopt stays as it is.
+    """
+    os.environ.setdefault("NUMPY_MADVISE_HUGEPAGE", "0")
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)

@@ -1,0 +1,35 @@
+"""What a recorder frees goes back to the system, as glibc alone would not have it."""
+
+import subprocess
+import sys
+
+MIB = 1 << 20
+FREED_MIB = 80
+PROGRAM = """
+import sys
+if sys.argv[1] == "steady":
+    from aerostat.steady_memory import keep_memory_steady
+    keep_memory_steady()
+import numpy as np
+np.ones(24 << 20, np.uint8)  # of which glibc learns that blocks of that size come and go
+kept = []
+for _ in range(int(sys.argv[2])):
+    freed = np.ones(10 << 20, np.uint8)
+    kept.append(np.ones(64 << 10, np.uint8))
+    kept.append(freed)
+kept = kept[::2]
+del freed
+for line in open("/proc/self/status"):
+    if line.startswith("RssAnon:"):
+        print(int(line.split()[1]) << 10)
+"""
+
+
+def resident_bytes(how: str) -> int:
+    """What is left resident of a process that has freed 80 MiB between small blocks."""
+    command = [sys.executable, "-c", PROGRAM, how, str(FREED_MIB // 10)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_large_blocks_between_small_ones_are_given_back() -> None:
+    assert resident_bytes("as it comes") - resident_bytes("steady") > FREED_MIB * MIB * 3 // 4
