@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 MIB = 1 << 20
 FREED_MIB = 80
 PROGRAM = """
@@ -33,3 +35,11 @@ def resident_bytes(how: str) -> int:
 
 def test_large_blocks_between_small_ones_are_given_back() -> None:
     assert resident_bytes("as it comes") - resident_bytes("steady") > FREED_MIB * MIB * 3 // 4
+
+
+@pytest.mark.parametrize("verb", ["record", "top"])
+def test_numpy_is_not_there_yet_when_a_verb_asks_for_it(verb: str) -> None:
+    """numpy reads NUMPY_MADVISE_HUGEPAGE when it is imported, and never again."""
+    code = f"import sys, aerostat.verbs.{verb}; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"

@@ -87,18 +87,13 @@ def _field(name: str, kind: pa.DataType, unit: str, *, null: bool = True) -> pa.
     return pa.field(name, kind, nullable=null, metadata={"unit": unit})
 
 
-RUNS = pa.list_(
-    pa.field(
-        "item",
-        pa.struct(
-            [
-                pa.field("pfn", pa.uint64(), nullable=False),
-                pa.field("pages", pa.int32(), nullable=False),
-            ]
-        ),
-        nullable=False,
-    )
-)
+def _runs(pfn: str, kind: pa.DataType) -> pa.DataType:
+    """Lists of two numbers, neither of them ever null: what tells a PFN, and pages."""
+    items = [pa.field(pfn, kind, nullable=False), pa.field("pages", pa.int32(), nullable=False)]
+    return pa.list_(pa.field("item", pa.struct(items), nullable=False))
+
+
+RUNS = _runs("pfn", pa.uint64())
 """Pages in wire order. A run of PFNs that rise by one has positive pages; a run that falls by one
 starts at `pfn` and has negative pages. A scatterlist entry is one item, never merged. So the exact
 content of the request can be rebuilt from the runs and the wire form."""
@@ -206,18 +201,7 @@ TABLES: dict[str, pa.Schema] = {
     "residency": RESIDENCY,
 }
 
-DELTA_RUNS = pa.list_(
-    pa.field(
-        "item",
-        pa.struct(
-            [
-                pa.field("pfn_delta", pa.int64(), nullable=False),
-                pa.field("pages", pa.int32(), nullable=False),
-            ]
-        ),
-        nullable=False,
-    )
-)
+DELTA_RUNS = _runs("pfn_delta", pa.int64())
 _DELTA_UNITS = {
     "runs": "PFN less that of the run before, 4 KiB pages",
     "request_seq": "count, less the one known before",
@@ -228,8 +212,6 @@ _DELTA_UNITS = {
     "total_ns": "ns, by which last_ns less first_ns is more",
     "worst_ns": "ns, by which total_ns is more",
 }
-
-
 _SPLIT = ("first_ns", "last_ns")
 """Differences that nearly always fit 16 bits, which lz4 cannot shorten: the rest is apart."""
 

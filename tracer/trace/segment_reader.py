@@ -52,7 +52,7 @@ def stored_form(path: Path, table: str) -> Form:
     with open_regular(path, MAX_SEGMENT_BYTES) as file:
         stream = _Stream(file, path, table, newer_minor=True)
         with suppress(TraceError, *_DAMAGE):
-            next(stream.batches(), None)
+            stream.open()
         return stream.form
 
 
@@ -131,7 +131,7 @@ class _Stream:
     Attributes:
         size_bytes: Of the file, as it was opened; what is written behind that is not looked at.
         position: Bytes of the file up to the end of the message read last.
-        form: How its rows lie there, once a batch was asked for.
+        form: How its rows lie there, once it is open.
     """
 
     def __init__(self, file: FileIO, path: Path, table: str, newer_minor: bool) -> None:
@@ -158,7 +158,7 @@ class _Stream:
 
     def batches(self) -> Iterator[tuple[Block, pa.RecordBatch]]:
         """Read one batch after the other, with the place where it lies."""
-        self._open()
+        self.open()
         while True:
             start = self.position
             try:
@@ -178,8 +178,13 @@ class _Stream:
             rows = self.form.restored(conform(batch, self.form.schema))
             yield Block(start, metadata_bytes, body_bytes), rows
 
-    def _open(self) -> None:
-        """Read the schema and check it."""
+    def open(self) -> None:
+        """Read the schema and check it.
+
+        Raises:
+            TraceError: Its columns are not the table's.
+            ValueError: The file does not begin as a segment does.
+        """
         if self._read(0, len(_MAGIC)) != _MAGIC:
             raise ValueError("not an Arrow IPC file")
         try:
