@@ -18,7 +18,7 @@ from tracer.engine.ring import Records, Ring, join_records
 from tracer.errors import ProbeError
 from tracer.record.capture import next_wait_s
 
-HELD_BYTES = 48 << 20
+HELD_BYTES = 64 << 20
 """What may wait in memory, shared evenly by all rings, so that one guest cannot take what another
 needs. What comes then stays in the ring, and is lost and counted when that is full too."""
 PART_BYTES = 4 << 20
