@@ -136,6 +136,11 @@ def draw_head(path: str, trace: Trace) -> None:
     for scope in scopes(manifest):
         for sentence in scope.sentences():
             render.say(sentence)
+    if deltas := len(trace.segments_of_form(delta=True)):
+        render.say(
+            f"{deltas} segments store differences, for aerostat alone: `aerostat import --absolute"
+            f" {path} -o COPY` makes a copy for other tools."
+        )
     render.say()
 
 

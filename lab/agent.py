@@ -9,6 +9,7 @@ import binascii
 import json
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from lab.guest_agent import READ_LIMIT_BYTES
 
 LINE_LIMIT_BYTES = 16 << 20
 DEFAULT_TIMEOUT_S = 30.0
+_CONSOLE_LINES = 20
 T = TypeVar("T")
 
 
@@ -25,6 +27,7 @@ class GuestAgent:
 
     Args:
         channel: The host's end; owned by the caller.
+        console: Gives the last lines of the guest's console, for the words of a time-out.
 
     Attributes:
         timeout_s: Seconds an answer may take, on top of the time-out of what was asked.
@@ -32,8 +35,11 @@ class GuestAgent:
         python: The interpreter in the guest, once ready.
     """
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(
+        self, channel: socket.socket, console: Callable[[], list[str]] = lambda: []
+    ) -> None:
         self._channel = channel
+        self._console = console
         self._pending = b""
         self._next_id = 0
         self.timeout_s = DEFAULT_TIMEOUT_S
@@ -172,12 +178,12 @@ class GuestAgent:
         while b"\n" not in parts[-1]:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise GuestTimeoutError(f"waited in vain for {awaited}")
+                raise self._too_late(awaited)
             self._channel.settimeout(left_s)
             try:
                 data = self._channel.recv(1 << 20)
             except TimeoutError as error:
-                raise GuestTimeoutError(f"waited in vain for {awaited}") from error
+                raise self._too_late(awaited) from error
             except OSError as error:
                 raise ChannelClosedError("the guest agent is gone", reason=str(error)) from error
             if not data:
@@ -188,6 +194,11 @@ class GuestAgent:
                 raise AgentError(f"the guest sent a line longer than {LINE_LIMIT_BYTES} bytes")
         line, _, self._pending = b"".join(parts).partition(b"\n")
         return line
+
+    def _too_late(self, awaited: str) -> GuestTimeoutError:
+        lines = "\n    ".join(self._console()[-_CONSOLE_LINES:])
+        reason = f"the console's last lines:\n    {lines}" if lines else "its console is silent"
+        return GuestTimeoutError(f"waited in vain for {awaited}", reason=reason)
 
 
 def _typed(value: Any, kind: type[T]) -> T:

@@ -24,6 +24,8 @@ PORT_NAME = "aerostat.agent"
 OUTPUT_LIMIT_BYTES = 256 * 1024
 """At most this much of a command's output is returned, the last part of it."""
 READ_LIMIT_BYTES = 4 << 20
+TASKS, STACK_FRAMES = 40, 12
+"""At most so many tasks, and frames of each, are told of when a command does not end."""
 _MCL_CURRENT_AND_FUTURE = 3
 _PROJECT = "/opt/aerostat"
 
@@ -57,17 +59,25 @@ class Agent:
         return operations[request["op"]](request)
 
     def run(self, request: Request) -> dict[str, Any]:
-        """Run a command to its end: its status and the last part of its output."""
+        """Run a command to its end: its status and the last part of its output.
+
+        Raises:
+            TimeoutError: It did not end in time; what it wrote, and where in the kernel everybody
+                was, is in the words. It is killed, but not waited for: it may not be able to die.
+        """
         with tempfile.TemporaryFile() as output:
             child = start(request["argv"], output)
             try:
                 status = child.wait(request["timeout_s"])
-            finally:
+            except subprocess.TimeoutExpired:
+                where = waiting_tasks()
                 child.kill()
-                child.wait()
-            size = output.seek(0, os.SEEK_END)
-            output.seek(max(0, size - OUTPUT_LIMIT_BYTES))
-            return {"status": status, "output": output.read().decode(errors="replace")}
+                said = last_part(output, 2000)
+                raise TimeoutError(
+                    f"{request['argv']} ran for more than {request['timeout_s']} s; "
+                    f"it wrote: {said!r}; tasks:\n{where}"
+                ) from None
+            return {"status": status, "output": last_part(output, OUTPUT_LIMIT_BYTES)}
 
     def spawn(self, request: Request) -> int:
         """Start a command in the background with its output in a file; returns its pid."""
@@ -99,6 +109,26 @@ def start(argv: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
     with contextlib.suppress(OSError):
         Path(f"/proc/{child.pid}/oom_score_adj").write_text("0")
     return child
+
+
+def last_part(output: IO[bytes], limit_bytes: int) -> str:
+    """Return the last bytes of a file as text."""
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - limit_bytes))
+    return output.read().decode(errors="replace")
+
+
+def waiting_tasks() -> str:
+    """Say of each task of a program, ours left out, what it is and where in the kernel it waits."""
+    lines = []
+    for task in sorted(Path("/proc").glob("[0-9]*/task/[0-9]*")):
+        with contextlib.suppress(OSError):
+            if task.parts[2] == str(os.getpid()) or not (task / "cmdline").read_bytes():
+                continue
+            name, _, rest = (task / "stat").read_text().partition(" ")[2].rpartition(")")
+            stack = (task / "stack").read_text().splitlines()[:STACK_FRAMES]
+            lines.append(f"{task.name} {name}) {rest.split()[0]}: {' < '.join(stack)}")
+    return "\n".join(lines[:TASKS])
 
 
 def list_files(root: Path) -> dict[str, int]:

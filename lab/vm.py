@@ -134,7 +134,7 @@ class LabVm:
                 monitor.close()
                 raise
         self._qmp = self.qmp = QmpClient(monitor)
-        self.agent = GuestAgent(self._channel)
+        self.agent = GuestAgent(self._channel, self.console)
         self.agent.wait_ready(self.options.boot_timeout_s)
 
     def _start(self, argv: list[str], fds: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""`aerostat import`: put a guest's recording beside the host's, or salvage a torn one."""
+"""`aerostat import`: put a guest's recording beside the host's, salvage a torn one, or copy one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,8 @@ from tracer.trace.errors import ExitCode
 if TYPE_CHECKING:
     from tracer.trace.salvage import SalvageReport
 
+_EITHER = "give either --into HOST or -o WHOLE"
+
 
 @click.command("import")
 @click.argument("source", metavar="TRACE", type=TRACE)
@@ -20,8 +22,17 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", metavar="WHOLE", type=PATH, help="The trace to make of what is whole."
 )
+@click.option(
+    "--absolute/--delta",
+    "form",
+    default=None,
+    help="With -o: copy a whole trace with addresses and times as absolute numbers, which every "
+    "tool reads, or as differences, which take less space.",
+)
 @force_option
-def command(source: Path, into: Path | None, output: Path | None, force: bool) -> ExitCode:
+def command(
+    source: Path, into: Path | None, output: Path | None, form: bool | None, force: bool
+) -> ExitCode:
     """Copy TRACE, which is only read, into another trace.
 
     With --into, TRACE was recorded in a guest, and HOST on its host at the same time. HOST then
@@ -32,16 +43,22 @@ def command(source: Path, into: Path | None, output: Path | None, force: bool) -
     to WHOLE, which other tools can open but which stays marked as incomplete. Exit code 5 means
     that something could not be kept, or was lost before.
 
+    With -o and --absolute or --delta, TRACE is whole. WHOLE is the same trace in the form that
+    `record` stores without or with --delta.
+
     \b
     Examples:
       aerostat import guest.balloon --into host.balloon
       aerostat import torn.balloon -o whole.balloon
+      aerostat import --absolute small.balloon -o for-pandas.balloon
     """
-    if (into is None) == (output is None):
-        raise click.UsageError("give either --into HOST or -o WHOLE")
+    if into is not None and output is not None:
+        raise click.UsageError(_EITHER)
     if into is not None:
         if force:
             raise click.UsageError("--force goes with -o; a side is never replaced")
+        if form is not None:
+            raise click.UsageError("--absolute and --delta go with -o")
         from tracer.account.merge import merge_sides
 
         merged = merge_sides(into, source)
@@ -49,10 +66,29 @@ def command(source: Path, into: Path | None, output: Path | None, force: bool) -
         click.echo(f"{into} now holds both sides; see: aerostat show {into}", err=True)
         require_whole(into, merged)
         return ExitCode.OK
+    if output is None:
+        raise click.UsageError(_EITHER)
+    if form is not None:
+        return _restate(source, output, absolute=form, force=force)
     from tracer.trace.salvage import salvage
 
     report = salvage(source, output, force=force)
     return _tell(report)
+
+
+def _restate(source: Path, output: Path, *, absolute: bool, force: bool) -> ExitCode:
+    """Copy a trace in one form, and say how many segments had the other."""
+    from tracer.trace.restate import restate
+
+    made = restate(source, output, delta=not absolute, force=force)
+    words = "absolute numbers" if absolute else "differences"
+    click.echo(
+        f"{output} stores {words}: {made.written_anew} of {made.segments} segments written anew, "
+        f"{made.before_bytes:,} bytes before, {made.after_bytes:,} now",
+        err=True,
+    )
+    lossy = _warn_of_missing(output)
+    return ExitCode.CAPTURE_INCOMPLETE if lossy else ExitCode.OK
 
 
 def _tell(report: "SalvageReport") -> ExitCode:

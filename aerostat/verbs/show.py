@@ -104,6 +104,7 @@ def document(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger"
         "trace": str(path),
         "format_version": manifest.format_version,
         "session_id": manifest.session_id,
+        "delta_segments": trace.segments_of_form(delta=True),
         "complete": trace.is_complete,
         "end_reason": manifest.end_reason,
         "scenario": manifest.scenario,

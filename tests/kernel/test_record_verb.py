@@ -136,10 +136,11 @@ def test_two_recorders_cannot_share_a_bundle(tmp_path):
     assert open_trace(output).table("requests").num_rows == 1
 
 
-def test_the_flight_recorder_keeps_what_was_before_a_signal_and_goes_on(tmp_path):
+@pytest.mark.parametrize("form", [(), ("--delta",)])
+def test_the_flight_recorder_keeps_what_was_before_a_signal_and_goes_on(form, tmp_path):
     output = tmp_path / "host.balloon"
     first, second = (tmp_path / f"host-0000{number}.balloon" for number in (1, 2))
-    options = ["--flight", "60s", "--sample-every", "100ms"]
+    options = ["--flight", "60s", "--sample-every", "100ms", *form]
     with qemu_like("-m", "256M") as vm, recording(vm, output, *options) as recorder:
         vm.send("inflate", 1000, 256, 1)
         recorder.process.send_signal(signal.SIGUSR1)
@@ -157,6 +158,7 @@ def test_the_flight_recorder_keeps_what_was_before_a_signal_and_goes_on(tmp_path
         assert trace.table("requests").num_rows == requests
         assert "SIGUSR1" in marks(trace, Mark.TRIGGER)[0]["text"]
         assert not [f for f in check_trace(trace) if f.severity == "error"]
+        assert bool(trace.segments_of_form(delta=True)) is bool(form)
 
 
 def test_the_flight_recorder_keeps_what_led_to_a_stuck_target(tmp_path):

@@ -1,6 +1,7 @@
 """A real guest: boots, obeys, and moves exactly the pages the device says it moved."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,8 +144,10 @@ def test_agent_names_what_failed(vm):
     assert failed.value.reason == "to the point"
     with pytest.raises(AgentError, match="FileNotFoundError"):
         vm.agent.run(["/no/such/command"])
-    with pytest.raises(AgentError, match="TimeoutExpired"):
-        vm.agent.run(["sleep", "60"], 0.5)
+    with pytest.raises(AgentError, match="could not run") as failed:
+        vm.agent.run(["sh", "-c", "echo before; exec sleep 60"], 1.5)
+    assert "ran for more than 1.5 s; it wrote: 'before\\n'" in failed.value.reason
+    assert re.search(r"\(sleep\) S: .*nanosleep", failed.value.reason)
     with pytest.raises(AgentError, match="KeyError"):
         vm.agent.signal(1, "SIGTERM")
     assert vm.agent.run(["sh", "-c", "echo still here"]) == "still here\n"

@@ -73,6 +73,16 @@ def test_answers_to_other_requests_do_not_put_the_deadline_off(guest):
         agent.counters()
 
 
+def test_guest_that_does_not_answer_is_told_of_with_its_console():
+    host, inside = socket.socketpair()
+    with host, inside:
+        agent = GuestAgent(host, lambda: ["INFO: task python3:1 blocked."])
+        agent.timeout_s = 0.2
+        with pytest.raises(GuestTimeoutError) as failed:
+            agent.counters()
+    assert "task python3:1 blocked" in failed.value.reason
+
+
 def test_closed_channel_is_named():
     host, inside = socket.socketpair()
     inside.close()

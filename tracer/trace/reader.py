@@ -12,7 +12,7 @@ from tracer.trace.findings import Finding, error, warning
 from tracer.trace.json_fields import MAX_TEXT
 from tracer.trace.layout import files_on_disk, part_file, read_manifest, side_of
 from tracer.trace.manifest import Loss, Manifest
-from tracer.trace.schema import TABLES, Mark, Side
+from tracer.trace.schema import DELTA_TABLES, TABLES, Mark, Side
 from tracer.trace.segment_reader import Tail, closed_batches, stored_form, torn_batches
 
 
@@ -140,6 +140,19 @@ class Trace:
             if file.startswith(f"{name}/{kind}-")
         ]
 
+    def segments_of_form(self, *, delta: bool) -> list[str]:
+        """List the closed segments that store differences, or of the same tables all others.
+
+        Raises:
+            TraceError: A segment cannot be read.
+        """
+        return [
+            file
+            for table in DELTA_TABLES
+            for file in self.segment_files(table)
+            if file in self._closed and stored_form(self.path / file, table).delta is delta
+        ]
+
     def segment_batches(self, file: str) -> Iterator[pa.RecordBatch]:
         """Read one of `segment_files`; what a part lost at its end goes to `findings`."""
         table, newer = PurePath(file).parts[0], self.manifest.is_newer_minor
@@ -199,7 +212,7 @@ class Trace:
         if not files:
             return ds.dataset(TABLES[name].empty_table())
         paths = [str(self.path / file) for file in files]
-        if any(stored_form(self.path / file, name).delta for file in files):
+        if not set(files).isdisjoint(self.segments_of_form(delta=True)):
             rows = (batch for file in files for batch in self.segment_batches(file))
             return ds.dataset(pa.Table.from_batches(rows, schema=TABLES[name]))
         return ds.dataset(paths, schema=TABLES[name], format="ipc")
