@@ -18,7 +18,6 @@ from lab.guest_agent import READ_LIMIT_BYTES
 
 LINE_LIMIT_BYTES = 16 << 20
 DEFAULT_TIMEOUT_S = 30.0
-_CONSOLE_LINES = 20
 T = TypeVar("T")
 
 
@@ -27,7 +26,7 @@ class GuestAgent:
 
     Args:
         channel: The host's end; owned by the caller.
-        console: Gives the last lines of the guest's console, for the words of a time-out.
+        last_words: Says what is known of a guest that does not answer, line by line.
 
     Attributes:
         timeout_s: Seconds an answer may take, on top of the time-out of what was asked.
@@ -36,10 +35,10 @@ class GuestAgent:
     """
 
     def __init__(
-        self, channel: socket.socket, console: Callable[[], list[str]] = lambda: []
+        self, channel: socket.socket, last_words: Callable[[], list[str]] = lambda: []
     ) -> None:
         self._channel = channel
-        self._console = console
+        self._last_words = last_words
         self._pending = b""
         self._next_id = 0
         self.timeout_s = DEFAULT_TIMEOUT_S
@@ -196,8 +195,10 @@ class GuestAgent:
         return line
 
     def _too_late(self, awaited: str) -> GuestTimeoutError:
-        lines = "\n    ".join(self._console()[-_CONSOLE_LINES:])
-        reason = f"the console's last lines:\n    {lines}" if lines else "its console is silent"
+        lines = "\n    ".join(self._last_words())
+        reason = (
+            f"its console and its vCPUs say:\n    {lines}" if lines else "nothing is heard of it"
+        )
         return GuestTimeoutError(f"waited in vain for {awaited}", reason=reason)
 
 

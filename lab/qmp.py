@@ -78,6 +78,11 @@ class QmpClient:
         numbers = self.execute("query-version")["qemu"]
         return f"{numbers['major']}.{numbers['minor']}.{numbers['micro']}"
 
+    def registers(self) -> str:
+        """Return the registers of every vCPU as QEMU's human monitor prints them."""
+        command = "info registers -a"
+        return str(self.execute("human-monitor-command", **{"command-line": command}))
+
     def quit(self) -> None:
         """Make QEMU end. That it closes the connection before it answers is not a failure."""
         try:

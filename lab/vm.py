@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,8 @@ from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
 
 _ENDING_S = 2.0
+_LAST_LINES = 20
+_LOOKS, _LOOK_S = 3, 0.1
 CONSOLE_LINES = 200
 CONSOLE_LINE_BYTES = 1000
 QUIT_TIMEOUT_S = 5.0
@@ -107,6 +110,19 @@ class LabVm:
         """Return the last lines of the guest's console and of QEMU's own messages."""
         return list(self._console)
 
+    def last_words(self) -> list[str]:
+        """Say of a guest that does not answer what its console said, and what its vCPUs do.
+
+        The vCPUs are looked at more than once: one that waits stands still, one that loops may not.
+        """
+        words = self.console()[-_LAST_LINES:]
+        with contextlib.suppress(LabError):
+            for _ in range(_LOOKS):
+                registers = self._qmp.registers() if self._qmp is not None else ""
+                words += [line for line in registers.splitlines() if "RIP=" in line]
+                time.sleep(_LOOK_S)
+        return words
+
     def close(self) -> None:
         """End QEMU and release everything; safe at any time, and twice."""
         try:
@@ -134,7 +150,7 @@ class LabVm:
                 monitor.close()
                 raise
         self._qmp = self.qmp = QmpClient(monitor)
-        self.agent = GuestAgent(self._channel, self.console)
+        self.agent = GuestAgent(self._channel, self.last_words)
         self.agent.wait_ready(self.options.boot_timeout_s)
 
     def _start(self, argv: list[str], fds: tuple[int, ...]) -> None:

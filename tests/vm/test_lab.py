@@ -138,6 +138,14 @@ def test_out_of_puff_stops_short_and_recovers(vm):
     assert inflated == deflated
 
 
+def test_of_a_guest_that_does_not_answer_the_place_of_each_vcpu_is_told(vm):
+    with pytest.raises(GuestTimeoutError) as failed:
+        vm.agent._receive(time.monotonic() + 0.1, "nothing that was asked for")
+    places = re.findall("RIP=[0-9a-f]{16}", failed.value.reason)
+    assert len(places) == 3 * vm.options.vcpus
+    assert vm.agent.run(["sh", "-c", "echo still here"]) == "still here\n"
+
+
 def test_agent_names_what_failed(vm):
     with pytest.raises(AgentError, match="ended with status 3") as failed:
         vm.agent.run(["sh", "-c", "echo to the point >&2; exit 3"])
