@@ -77,7 +77,7 @@ def assemble(replay: Replay) -> Results:
         strategies=strategies,
         refused=replay.refused,
         calibration=replay.foretold.calibration,
-        free_list_pages=replay.foretold.free_list_pages,
+        free_list=replay.foretold.free_list,
     )
 
 

@@ -17,6 +17,8 @@ already; pages of huge pages split before; huge pages."""
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 33, 34, 64, 128, 256, 512, 1024, 2048, 8192)
 """Pages of one call. 33 and 34 stand on both sides of the flush ceiling."""
+FLUSHED_ONE_BY_ONE_PAGES = 33
+"""Longer calls flush all (arch/x86/mm/tlb.c, tlb_single_page_flush_ceiling)."""
 SPLIT_LENGTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Those that fill a huge page evenly: its memory goes with the last of them."""
 HUGE_LENGTHS = (512, 1024, 2048, 8192)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from replay.calibrate import calibrate
 from replay.cells import Cell, Conditions, Kind, State
-from replay.free_list import FEW_PAGES, free_list_pages
+from replay.free_list import FEW_PAGES, SweepJob, measure_free_list
 from replay.predict import Foreseen, Table, foresee, predict_ns
-from replay.results import CalibrationPoint
+from replay.results import CalibrationPoint, FreeList
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
 
@@ -43,13 +43,13 @@ class Foretold:
     Args:
         discard_ns: Stage d of each plan, in their order; None where it cannot be foretold.
         calibration: The table.
-        free_list_pages: `replay.free_list`; None where too little is freed to ask.
+        free_list: `replay.free_list`; None where too little is freed to ask.
         note: Why nothing was foretold; empty where something was.
     """
 
     discard_ns: tuple[int | None, ...]
     calibration: tuple[CalibrationPoint, ...]
-    free_list_pages: int | None = None
+    free_list: FreeList | None = None
     note: str = ""
 
 
@@ -78,7 +78,7 @@ def foretell(
     kinds = sorted({kind for each in wanted for kind in each.kinds}, key=_key)
     longest = max((int(each.pages.max()) for each in wanted), default=0)
     freed_pages = max((each.freed_pages for each in wanted), default=0)
-    room_pages, is_much = None, freed_pages >= FEW_PAGES
+    free_list, is_much = None, freed_pages >= FEW_PAGES
     steps = itertools.count(1)
     total = ROUNDS * (len(kinds) + is_much)
 
@@ -88,7 +88,15 @@ def foretell(
     progress("calibrate", 0, total)
     try:
         if is_much:
-            room_pages = free_list_pages(context.backing, session.cpu, freed_pages, ROUNDS, stepped)
+            sweep = SweepJob(
+                "sweep of the free list",
+                context.backing,
+                session.cpu,
+                freed_pages,
+                session.sibling_cpus,
+                session.resting_cpu,
+            )
+            free_list = measure_free_list(sweep, ROUNDS, stepped)
         conditions = Conditions(
             context.backing,
             session.thp,
@@ -96,26 +104,26 @@ def foretell(
             session.sibling_cpus,
             _states(wanted, is_much=is_much),
             longest,
-            _filler_pages(freed_pages, room_pages),
+            _filler_pages(freed_pages, free_list),
             session.resting_cpu,
         )
         samples = calibrate(kinds, conditions, ROUNDS, session.seed, stepped)
     except AerostatError as error:
         return _nothing(plans, f"{error.what}: {error.reason}")
-    table = Table(samples, room_pages or 0)
+    table = Table(samples, free_list)
     times_ns = [None if each is None else predict_ns(each, table) for each in foreseen]
     return Foretold(
         tuple(None if time is None else round(time) for time in times_ns),
         tuple(_point(cell, values) for cell, values in samples.items()),
-        room_pages,
+        free_list,
     )
 
 
-def _filler_pages(freed_pages: int, room_pages: int | None) -> int:
+def _filler_pages(freed_pages: int, free_list: FreeList | None) -> int:
     """Pages that fill the list of free pages; where it was not seen to fill, many of them."""
-    if room_pages is None:
+    if free_list is None:
         return 0
-    return room_pages * 5 // 4 if room_pages else min(freed_pages, MOST_FILLER_PAGES)
+    return free_list.pages * 5 // 4 or min(freed_pages, MOST_FILLER_PAGES)
 
 
 FOUND: tuple[State, ...] = ("small", "lazy", "split", "huge", "emptied")

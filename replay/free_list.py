@@ -1,24 +1,28 @@
-"""Finds out how many pages this CPU's list of free pages takes before they go on to their zone.
+"""Finds out what it costs to free much memory, which short measurements do not show.
 
 Since Linux 6.7 the list grows while much is freed or taken, up to an eighth of the zone's memory
 shared out among its CPUs (pcp->high_max, mm/page_alloc.c): 570 MiB of one with 9 GiB and 2 CPUs. A
-page that the list takes costs a quarter less to free than one after it.
+page that the list takes costs a quarter less to free than one after it. What either costs depends
+on where memory lay before, and how it is scattered since: a tenth more or less from one 32 MiB to
+the next. So it is measured over as much of it as a run frees.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from replay import native
 from replay.backings import BACKINGS
 from replay.memory import GuestMemory
 from replay.native.types import Operations
 from replay.ranges import Runs, empty
 from replay.residency import Residency
+from replay.results import FreeList
 from replay.worker import call_in_fresh_process, process_context
 from tracer.trace.schema import PFN_SHIFT
 
@@ -43,55 +47,62 @@ class SweepJob:
         backing: A name in `BACKINGS`.
         cpu: To run on; None: any.
         pages: Of the memory; all are populated first.
+        sibling_cpus: A thread of the process runs on each meanwhile.
+        resting_cpu: A thread sleeps there.
     """
 
     title: str
     backing: str
     cpu: int | None
     pages: int
+    sibling_cpus: tuple[int, ...] = ()
+    resting_cpu: int | None = None
 
 
-def free_list_pages(
-    backing: str,
-    cpu: int | None,
-    pages: int,
-    rounds: int,
-    stepped: Callable[[], None] = lambda: None,
-) -> int:
-    """Measure how many pages can be freed in a run before they cost more.
+def measure_free_list(
+    job: SweepJob, rounds: int, stepped: Callable[[], None] = lambda: None
+) -> FreeList:
+    """Measure how many pages can be freed in a run before they cost more, and what they cost.
 
     Args:
-        backing: A name in `BACKINGS`.
-        cpu: Whose list; None: of any.
-        pages: Most that a run frees; at least `FEW_PAGES`.
+        job: Its `pages` are the most that a run frees; at least `FEW_PAGES`.
         rounds: Processes to measure it in; the step is looked for in their medians, chunk by chunk.
         stepped: Called after each process.
-
-    Returns:
-        Pages of 4 KiB; 0 where all of them cost the same.
 
     Raises:
         AerostatError: The memory cannot be had, or a process failed.
     """
     processes = process_context()
-    swept = min(pages, MOST_PAGES) // CHUNK_PAGES * CHUNK_PAGES
-    job = SweepJob("sweep of the free list", backing, cpu, swept)
+    swept = min(job.pages, MOST_PAGES) // CHUNK_PAGES * CHUNK_PAGES
     sweeps = []
     for _ in range(rounds):
-        sweeps.append(call_in_fresh_process(processes, sweep, job, TIMEOUT_NS))
+        sweeps.append(
+            call_in_fresh_process(processes, sweep, replace(job, pages=swept), TIMEOUT_NS)
+        )
         stepped()
-    return step(np.median(sweeps, axis=0)) * CHUNK_PAGES
+    page_ns = np.median(sweeps, axis=0)
+    at = step(page_ns)
+    within = page_ns[:at] if at else page_ns
+    return FreeList(
+        int(BACKINGS[job.backing].discard),
+        at * CHUNK_PAGES,
+        float(np.mean(within)),
+        float(np.mean(page_ns[at:])),
+    )
 
 
 def sweep(job: SweepJob) -> list[float]:
     """Free the memory; ns of a page, by the chunk that it is in."""
     if job.cpu is not None:
         os.sched_setaffinity(0, {job.cpu})
-    resident = Runs(np.zeros(1, np.int64), np.array([job.pages]))
-    with GuestMemory(job.pages << PFN_SHIFT, job.backing, 0, "never") as memory:
+    spare = np.arange(job.pages, job.pages + CALL_PAGES, dtype=np.uint64)
+    resident = Runs(np.zeros(1, np.int64), np.array([job.pages + CALL_PAGES]))
+    size_bytes = (job.pages + CALL_PAGES) << PFN_SHIFT
+    with GuestMemory(size_bytes, job.backing, 0, "never") as memory:
         memory.restore(Residency(resident, empty(), "sweep"))
         firsts = range(job.pages - CHUNK_PAGES, -1, -CHUNK_PAGES)
-        return [free(memory, first, CHUNK_PAGES) / CHUNK_PAGES for first in firsts]
+        with native.Siblings(job.sibling_cpus, memory.mapping, spare, job.resting_cpu):
+            return [free(memory, first, CHUNK_PAGES) / CHUNK_PAGES for first in firsts]
 
 
 def free(memory: GuestMemory, first: int, pages: int, call_pages: int = CALL_PAGES) -> int:

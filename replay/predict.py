@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from replay.backings import BACKINGS
-from replay.cells import SHARES, UNIT_PAGES, Cell, Kind, State
+from replay.cells import FLUSHED_ONE_BY_ONE_PAGES, SHARES, UNIT_PAGES, Cell, Kind, State
+from replay.free_list import CALL_PAGES
 from replay.memory import operations_of, rules_for
 from replay.native import pacing
 from tracer.trace.schema import PFN_SHIFT
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from replay.native.types import Bytes
     from replay.plan import Context, Plan
     from replay.residency import Residency
+    from replay.results import FreeList
 
 Floats = npt.NDArray[np.float64]
 Curve = tuple[Floats, Floats]
@@ -31,16 +33,46 @@ class Table:
 
     Args:
         samples: For each cell what the processes measured, in ns of a call.
-        room_pages: Pages that can be freed before they are as in the cells of `full`.
+        free_list: What pages cost over as much memory as is freed, which goes before what cells
+            tell of it; None where little is freed.
     """
 
-    def __init__(self, samples: Mapping[Cell, Sequence[float]], room_pages: int = 0) -> None:
-        self.room_pages = room_pages
+    def __init__(
+        self, samples: Mapping[Cell, Sequence[float]], free_list: FreeList | None = None
+    ) -> None:
+        self.room_pages = 0 if free_list is None else free_list.pages
         points: dict[tuple[Kind, State, bool], dict[int, float]] = defaultdict(dict)
         for cell, values in samples.items():
             points[cell.kind, cell.state, cell.far][cell.pages] = float(np.median(values))
         self._surplus_ns = {key[0]: at.pop(0) for key, at in points.items() if 0 in at}
         self._curves = {key: _curve(at) for key, at in points.items() if at}
+        if free_list is not None:
+            self._level(free_list)
+
+    def _level(self, free_list: FreeList) -> None:
+        """Bring what long calls cost to what the sweep found, and shorter ones by as much a page.
+
+        A part of a call's time goes with the call, which cells of long calls agree on, and a part
+        with each page, which is the sweep's.
+        """
+        levels: dict[State, float] = {
+            "small": free_list.within_ns,
+            "full": free_list.beyond_ns,
+        }
+        for (kind, state, far), curve in list(self._curves.items()):
+            if far or kind.advice != free_list.advice or state not in levels:
+                continue
+            if np.count_nonzero(curve[0] >= CALL_PAGES) < 2:
+                continue  # Of short calls alone a page's own part is little.
+            of_call_ns, of_page_ns = _line(curve)
+            found_ns = levels[state] - of_call_ns / CALL_PAGES
+            for key in ((kind, state, False), (kind, state, True)):
+                if key in self._curves:
+                    lengths, times_ns = self._curves[key]
+                    shorter_ns = times_ns + (found_ns - of_page_ns) * lengths
+                    longer_ns = of_call_ns + found_ns * lengths
+                    leveled_ns = np.where(lengths < CALL_PAGES, shorter_ns, longer_ns)
+                    self._curves[key] = lengths, leveled_ns
 
     def has(self, kind: Kind) -> bool:
         """Whether calls of this kind were measured."""
@@ -71,6 +103,18 @@ class Table:
 def _curve(at: Mapping[int, float]) -> Curve:
     lengths = sorted(at)
     return np.array(lengths, np.float64), np.array([at[length] for length in lengths])
+
+
+def _line(curve: Curve) -> tuple[float, float]:
+    """Give ns of a call that flushes all, and of each of its pages where they are many.
+
+    The first is told by calls of some dozens of pages, where it is still seen.
+    """
+    lengths, times_ns = (values[curve[0] > FLUSHED_ONE_BY_ONE_PAGES] for values in curve)
+    # Weights: what a sample errs by is a share of it.
+    of_call_ns = max(0.0, float(np.polyfit(lengths, times_ns, 1, w=1 / lengths)[1]))
+    of_page_ns = (times_ns - of_call_ns) / lengths
+    return of_call_ns, float(np.median(of_page_ns[lengths >= CALL_PAGES]))
 
 
 def _between(curve: Curve, pages: Floats) -> Floats:

@@ -13,7 +13,7 @@ from replay.summary import Summary
 from replay.watched import WatchedRun
 
 RESULTS_FORMAT = "aerostat-results"
-RESULTS_VERSION = "4.0"
+RESULTS_VERSION = "5.0"
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,23 @@ class CalibrationPoint:
 
 
 @dataclass(frozen=True)
+class FreeList:
+    """What a page costs to free in calls of 2 MiB, over as much memory as a plan frees.
+
+    Args:
+        advice: Of the calls (`replay.backings.Advice`).
+        pages: 4 KiB pages that can be freed before they cost more; 0 where all cost the same.
+        within_ns: ns of a page up to there.
+        beyond_ns: ns of a page after it.
+    """
+
+    advice: int
+    pages: int
+    within_ns: float
+    beyond_ns: float
+
+
+@dataclass(frozen=True)
 class StrategyResult:
     """All runs of one strategy.
 
@@ -221,8 +238,8 @@ class Results:
     """A replay: one trace, one machine, several strategies, several runs of each.
 
     `refused` are the strategies that cannot work on this memory or this kernel, and why;
-    `calibration` is what predictions were made from, empty where there are none, with
-    `free_list_pages`, the pages that could be freed before they cost more.
+    `calibration` is what predictions were made from, empty where there are none, with `free_list`,
+    what pages cost over much memory; None where little is freed.
     """
 
     created_utc: str
@@ -235,7 +252,7 @@ class Results:
     strategies: tuple[StrategyResult, ...]
     refused: tuple[Refused, ...]
     calibration: tuple[CalibrationPoint, ...]
-    free_list_pages: int | None
+    free_list: FreeList | None
 
     def to_json(self) -> dict[str, Any]:
         """One JSON document; field names are keys, units stand at the end of keys."""

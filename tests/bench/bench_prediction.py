@@ -59,6 +59,7 @@ def _errors(what: str, results: Results, report: Report) -> list[float]:
         report.keep({f"{what}, {strategy.name}, ns": measured_ns})
         if strategy.predicted_discard_ns is None or median(measured_ns) < TOO_SHORT_NS:
             continue
+        report.keep({f"{what}, {strategy.name}, foretold, ns": [strategy.predicted_discard_ns]})
         error = abs(strategy.predicted_discard_ns / median(measured_ns) - 1)
         report.figure(f"{what}: {strategy.name}", "x", [error])
         found.append(error)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from replay import calibrate as calibrate_module
-from replay.backings import Advice
+from replay.backings import BACKINGS, Advice
 from replay.calibrate import calibrate
 from replay.cells import Cell, Conditions, Kind, State, cells_of
 from replay.foretell import Session, foretell
@@ -14,7 +14,7 @@ from replay.free_list import (
     TIMEOUT_NS,
     SweepJob,
     free,
-    free_list_pages,
+    measure_free_list,
     sweep,
 )
 from replay.memory import GuestMemory
@@ -73,9 +73,19 @@ def test_what_was_freed_lazily_before_costs_less_to_free_lazily() -> None:
 
 @pytest.mark.parametrize("backing", ["anon", "memfd"])
 def test_the_room_of_the_list_of_free_pages_is_within_what_was_freed(backing: str) -> None:
-    pages = FEW_PAGES + 100
-    assert 0 <= free_list_pages(backing, None, pages, rounds=1) < pages
+    job = SweepJob("sweep", backing, None, FEW_PAGES + 100)
+    found = measure_free_list(job, rounds=1)
+    assert 0 <= found.pages < FEW_PAGES
+    assert found.advice == BACKINGS[backing].discard
+    assert min(found.within_ns, found.beyond_ns) > 0
     job = SweepJob("sweep", backing, None, FEW_PAGES)
+    page_ns = call_in_fresh_process(process_context(), sweep, job, TIMEOUT_NS)
+    assert len(page_ns) == FEW_PAGES // CHUNK_PAGES
+    assert all(ns > 0 for ns in page_ns)
+
+
+def test_a_sweep_beside_a_sibling_frees_as_much() -> None:
+    job = SweepJob("sweep", "anon", 0, FEW_PAGES, sibling_cpus=(1,))
     page_ns = call_in_fresh_process(process_context(), sweep, job, TIMEOUT_NS)
     assert len(page_ns) == FEW_PAGES // CHUNK_PAGES
     assert all(ns > 0 for ns in page_ns)
@@ -107,7 +117,7 @@ def test_plans_that_free_much_are_foretold_by_the_room_of_the_list() -> None:
     # Three sweeps, and three processes for DONTNEED and for FREE each.
     assert told == [("calibrate", done, 9) for done in range(10)]
     assert found.note == ""
-    assert found.free_list_pages is not None
+    assert found.free_list is not None
     assert {point.state for point in found.calibration if point.advice == Advice.DONTNEED} == {
         "untouched",
         "small",

@@ -152,5 +152,5 @@ def make_results(*strategies: StrategyResult, **environment: object) -> Results:
         strategies=strategies,
         refused=(),
         calibration=(CalibrationPoint(4, 1, "small", False, 1, (900.0, 950.0)),),
-        free_list_pages=None,
+        free_list=None,
     )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.backings import Advice
-from replay.cells import SHARES, Cell, Conditions, Kind, area_pages, cells_of, memory_pages
+from replay.cells import SHARES, Cell, Conditions, Kind, State, area_pages, cells_of, memory_pages
 from replay.free_list import step
 from replay.native import pacing
 from replay.native.types import NativeError, Operations
@@ -14,6 +14,7 @@ from replay.plan import Context, Plan
 from replay.predict import Table, foresee, predict_ns
 from replay.ranges import Runs, empty
 from replay.residency import Residency
+from replay.results import FreeList
 from tracer.trace.manifest import Region
 
 DONTNEED, WILLNEED, POPULATE = Advice.DONTNEED, Advice.WILLNEED, Advice.POPULATE_WRITE
@@ -110,13 +111,18 @@ def test_a_plan_beyond_memory_is_refused() -> None:
         pacing.foresee(8192, operations, {}, np.zeros(2, np.uint8))
 
 
-def table(costs: dict[tuple[str, bool], dict[int, float]], kind: Kind = CALL) -> Table:
+def table(
+    costs: dict[tuple[str, bool], dict[int, float]],
+    kind: Kind = CALL,
+    free_list: FreeList | None = None,
+) -> Table:
     return Table(
         {
             Cell(kind, state, far, pages): [ns]  # type: ignore[arg-type]
             for (state, far), at in costs.items()
             for pages, ns in at.items()
-        }
+        },
+        free_list,
     )
 
 
@@ -229,14 +235,58 @@ def test_pages_that_the_list_has_no_room_for_cost_more() -> None:
     }
     made = plan((DONTNEED, 8, 4), (DONTNEED, 4, 4), (DONTNEED, 0, 4))
     seen = foresee(made, CONTEXT, Residency(runs((0, 12)), empty(), ""))
-    samples = {
-        Cell(CALL, state, far, pages): [ns]  # type: ignore[arg-type]
-        for (state, far), at in costs.items()
-        for pages, ns in at.items()
+
+    def told_ns(pages: int) -> float | None:
+        return predict_ns(
+            seen, table(costs, free_list=FreeList(int(DONTNEED), pages, 200.0, 300.0))
+        )
+
+    assert told_ns(12) == pytest.approx(3 * 1000)
+    assert told_ns(6) == pytest.approx(1000 + (1000 + 200) + 1400)
+    assert told_ns(0) == pytest.approx(3 * 1400)
+
+
+LONG_CALLS = {64: 16_000.0, 512: 104_000.0, 1024: 209_000.0, 2048: 400_000.0}
+"""Some 2 us a call and 200 ns a page, 204 and 196 of them by chance."""
+
+
+def test_much_memory_costs_by_the_page_what_the_sweep_found() -> None:
+    costs = {
+        ("untouched", False): {1: 400.0},
+        ("small", False): {1: 1500.0, 32: 10_000.0, **LONG_CALLS},
+        ("small", True): {1: 1700.0, 32: 10_400.0},
+        ("full", False): {1: 1600.0, **LONG_CALLS},
     }
-    assert predict_ns(seen, Table(samples, 12)) == pytest.approx(3 * 1000)
-    assert predict_ns(seen, Table(samples, 6)) == pytest.approx(1000 + (1000 + 200) + 1400)
-    assert predict_ns(seen, Table(samples, 0)) == pytest.approx(3 * 1400)
+    swept = table(costs, free_list=FreeList(int(DONTNEED), 1 << 20, 244.0, 304.0))
+    bare = table(costs)
+
+    def of(state: State, pages: int, *, far: bool = False) -> tuple[float, float]:
+        asked = CALL, state, np.array([far]), np.array([float(pages)])
+        return float(bare.call_ns(*asked)[0]), float(swept.call_ns(*asked)[0])
+
+    levels: tuple[tuple[State, int], ...] = (("small", 244), ("full", 304))
+    for state, page_ns in levels:
+        for pages in (512, 1024, 2048, 8192):
+            # A call of 2 MiB and one of 32 MiB differ by the call alone.
+            assert 0 <= page_ns - of(state, pages)[1] / pages < 10
+        assert of(state, 512)[1] == pytest.approx(512 * page_ns)
+    for pages in (1, 32):
+        cell, leveled = of("small", pages)
+        far_cell, far_leveled = of("small", pages, far=True)
+        assert leveled - cell == pytest.approx(40 * pages, rel=0.15)
+        assert far_leveled - leveled == pytest.approx(far_cell - cell)
+    assert of("untouched", 1)[0] == of("untouched", 1)[1] == 400
+
+
+@pytest.mark.parametrize(
+    ("advice", "lengths"), [(FREE, LONG_CALLS), (DONTNEED, {1: 1500.0, 64: 1.0, 512: 9.0})]
+)
+def test_a_sweep_says_nothing_of_other_calls_nor_of_short_ones_alone(advice, lengths) -> None:
+    costs = {("untouched", False): {1: 400.0}, ("small", False): lengths}
+    swept = table(costs, free_list=FreeList(int(advice), 1 << 20, 900.0, 900.0))
+    for pages, ns in lengths.items():
+        asked = CALL, "small", np.array([False]), np.array([float(pages)])
+        assert swept.call_ns(*asked) == pytest.approx(ns)
 
 
 def test_only_calls_that_free_are_measured_on_a_full_list() -> None:
