@@ -138,8 +138,8 @@ def draw_head(path: str, trace: Trace) -> None:
             render.say(sentence)
     if deltas := len(trace.segments_of_form(delta=True)):
         render.say(
-            f"{deltas} segments store differences, for aerostat alone: `aerostat import --absolute"
-            f" {path} -o COPY` makes a copy for other tools."
+            f"Segments of differences, which aerostat alone restores: {deltas}. For other tools:"
+            f" aerostat import --absolute {path} -o COPY"
         )
     render.say()
 

@@ -24,6 +24,8 @@ PORT_NAME = "aerostat.agent"
 OUTPUT_LIMIT_BYTES = 256 * 1024
 """At most this much of a command's output is returned, the last part of it."""
 READ_LIMIT_BYTES = 4 << 20
+PF_KTHREAD = 0x200000
+"""Of a task's flags (include/linux/sched.h)."""
 TASKS, STACK_FRAMES = 40, 12
 """At most so many tasks, and frames of each, are told of when a command does not end."""
 _MCL_CURRENT_AND_FUTURE = 3
@@ -70,13 +72,12 @@ class Agent:
             try:
                 status = child.wait(request["timeout_s"])
             except subprocess.TimeoutExpired:
-                where = waiting_tasks()
-                child.kill()
-                said = last_part(output, 2000)
                 raise TimeoutError(
-                    f"{request['argv']} ran for more than {request['timeout_s']} s; "
-                    f"it wrote: {said!r}; tasks:\n{where}"
+                    f"{request['argv']} ran for more than {request['timeout_s']} s; it wrote: "
+                    f"{last_part(output, 2000)!r}; tasks:\n{waiting_tasks()}"
                 ) from None
+            finally:
+                child.kill()
             return {"status": status, "output": last_part(output, OUTPUT_LIMIT_BYTES)}
 
     def spawn(self, request: Request) -> int:
@@ -119,16 +120,22 @@ def last_part(output: IO[bytes], limit_bytes: int) -> str:
 
 
 def waiting_tasks() -> str:
-    """Say of each task of a program, ours left out, what it is and where in the kernel it waits."""
-    lines = []
-    for task in sorted(Path("/proc").glob("[0-9]*/task/[0-9]*")):
+    """Say of each task of a program, ours left out, what it is and where in the kernel it waits.
+
+    Those that cannot be woken come first, then the youngest. Nothing is read that waits for a task.
+    """
+    found = []
+    for task in Path("/proc").glob("[0-9]*/task/[0-9]*"):
         with contextlib.suppress(OSError):
-            if task.parts[2] == str(os.getpid()) or not (task / "cmdline").read_bytes():
+            stat = (task / "stat").read_text(errors="replace")
+            name, _, rest = stat.partition(" ")[2].rpartition(")")
+            fields = rest.split()
+            if int(fields[6]) & PF_KTHREAD or task.parts[2] == str(os.getpid()):
                 continue
-            name, _, rest = (task / "stat").read_text().partition(" ")[2].rpartition(")")
             stack = (task / "stack").read_text().splitlines()[:STACK_FRAMES]
-            lines.append(f"{task.name} {name}) {rest.split()[0]}: {' < '.join(stack)}")
-    return "\n".join(lines[:TASKS])
+            line = f"{task.name} {name}) {fields[0]}: {' < '.join(stack)}"
+            found.append((fields[0] != "D", -int(task.name), line))
+    return "\n".join(line for *_, line in sorted(found)[:TASKS])
 
 
 def list_files(root: Path) -> dict[str, int]:

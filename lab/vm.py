@@ -20,7 +20,7 @@ from typing import Self
 
 import lab
 from lab.agent import GuestAgent
-from lab.errors import LabError, VmDiedError
+from lab.errors import GuestTimeoutError, LabError, VmDiedError
 from lab.image import ensure_root_image
 from lab.initramfs import build_initramfs
 from lab.qemu_command import VmOptions, qemu_command
@@ -119,7 +119,7 @@ class LabVm:
         with contextlib.suppress(LabError):
             for _ in range(_LOOKS):
                 registers = self._qmp.registers() if self._qmp is not None else ""
-                words += [line for line in registers.splitlines() if "RIP=" in line]
+                words += [line for line in registers.splitlines() if "IP=" in line]
                 time.sleep(_LOOK_S)
         return words
 
@@ -200,6 +200,6 @@ class LabVm:
         status = None if self._process is None else self._process.returncode
         console = "\n    ".join(self.console()[-12:])
         reason = f"{error.what}: {error.reason or 'no reason given'}; QEMU's status {status}"
-        if console:
+        if console and not isinstance(error, GuestTimeoutError):  # which has said it already
             reason += f"; the console's last lines:\n    {console}"
         return VmDiedError(what, reason=reason, remedy=error.remedy)

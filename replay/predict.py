@@ -53,19 +53,24 @@ class Table:
         """Bring what long calls cost to what the sweep found, and shorter ones by as much a page.
 
         A part of a call's time goes with the call, which cells of long calls agree on, and a part
-        with each page, which is the sweep's.
+        with each page, which is the sweep's less the former of its own calls. A page costs the same
+        in a shared call.
         """
         levels: dict[State, float] = {
             "small": free_list.within_ns,
             "full": free_list.beyond_ns,
         }
-        for (kind, state, far), curve in list(self._curves.items()):
-            if far or kind.advice != free_list.advice or state not in levels:
+        lines = {
+            (kind, state): _line(curve)
+            for (kind, state, far), curve in self._curves.items()
+            # Of short calls alone a page's own part is little.
+            if state in levels and not far and np.count_nonzero(curve[0] >= CALL_PAGES) >= 2
+        }
+        for (kind, state), (of_call_ns, of_page_ns) in lines.items():
+            if kind.advice != free_list.advice:
                 continue
-            if np.count_nonzero(curve[0] >= CALL_PAGES) < 2:
-                continue  # Of short calls alone a page's own part is little.
-            of_call_ns, of_page_ns = _line(curve)
-            found_ns = levels[state] - of_call_ns / CALL_PAGES
+            swept_ns, _ = lines.get((Kind(kind.advice), state), (of_call_ns, 0.0))
+            found_ns = levels[state] - swept_ns / CALL_PAGES
             for key in ((kind, state, False), (kind, state, True)):
                 if key in self._curves:
                     lengths, times_ns = self._curves[key]

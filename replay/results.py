@@ -191,6 +191,8 @@ class CalibrationPoint:
 class FreeList:
     """What a page costs to free in calls of 2 MiB, over as much memory as a plan frees.
 
+    It is not looked for beyond 4 GiB.
+
     Args:
         advice: Of the calls (`replay.backings.Advice`).
         pages: 4 KiB pages that can be freed before they cost more; 0 where all cost the same.

@@ -19,14 +19,12 @@ _EITHER = "give either --into HOST or -o WHOLE"
 @click.command("import")
 @click.argument("source", metavar="TRACE", type=TRACE)
 @click.option("--into", metavar="HOST", type=TRACE, help="The host's trace, which is added to.")
-@click.option(
-    "-o", "--output", metavar="WHOLE", type=PATH, help="The trace to make of what is whole."
-)
+@click.option("-o", "--output", metavar="WHOLE", type=PATH, help="The trace to make.")
 @click.option(
     "--absolute/--delta",
     "form",
     default=None,
-    help="With -o: copy a whole trace with addresses and times as absolute numbers, which every "
+    help="With -o: copy a trace with addresses and times as absolute numbers, which every "
     "tool reads, or as differences, which take less space.",
 )
 @force_option
@@ -40,11 +38,13 @@ def command(
     means that it is known to miss events, or that its ledger does not balance.
 
     With -o, TRACE is torn: its recorder was killed, or a segment is damaged. All that is whole goes
-    to WHOLE, which other tools can open but which stays marked as incomplete. Exit code 5 means
+    to WHOLE, which other tools can open, in the form that it had, but which stays marked as
+    incomplete. Exit code 5 means
     that something could not be kept, or was lost before.
 
-    With -o and --absolute or --delta, TRACE is whole. WHOLE is the same trace in the form that
-    `record` stores without or with --delta.
+    With -o and --absolute or --delta, TRACE is whole, or was made so. WHOLE is the same trace in
+    the form that `record` stores without or with --delta. Exit code 5 means that events were lost
+    before.
 
     \b
     Examples:

@@ -278,6 +278,24 @@ def test_much_memory_costs_by_the_page_what_the_sweep_found() -> None:
     assert of("untouched", 1)[0] == of("untouched", 1)[1] == 400
 
 
+def test_a_page_costs_the_same_in_a_shared_call_of_which_a_part_goes_with_the_range() -> None:
+    """The sweep's own calls were single ones: their part of 2 us is taken off once, for both."""
+    shared = Kind(int(DONTNEED), 8)
+    samples = {
+        Cell(kind, "small", False, pages): [call_ns + 200.0 * pages]
+        for kind, call_ns in ((CALL, 2048.0), (shared, 512.0))
+        for pages in (64, 512, 1024)
+    }
+    known = Table(samples, FreeList(int(DONTNEED), 1 << 20, 254.0, 254.0))
+
+    def told_ns(kind: Kind, pages: int) -> float:
+        return float(known.call_ns(kind, "small", np.array([False]), np.array([float(pages)]))[0])
+
+    for pages in (64, 512, 1024):
+        assert told_ns(CALL, pages) == pytest.approx(2048 + 250 * pages)
+        assert told_ns(shared, pages) == pytest.approx(512 + 250 * pages)
+
+
 @pytest.mark.parametrize(
     ("advice", "lengths"), [(FREE, LONG_CALLS), (DONTNEED, {1: 1500.0, 64: 1.0, 512: 9.0})]
 )

@@ -1,22 +1,28 @@
-"""A whole trace copied into the other form, and what is refused to be."""
+"""A trace copied into the other form, and what is refused to be."""
 
 import json
+import os
 import resource
 
 import duckdb
+import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from aerostat.cli import main
 from tests.unit.test_cli_import import content
-from tests.unit.trace_samples import torn_trace, write_trace
+from tests.unit.trace_samples import described, torn_trace, write_trace
 from tracer.trace.check import check_trace
 from tracer.trace.errors import ExitCode, TraceError
 from tracer.trace.manifest import Loss
 from tracer.trace.reader import open_trace
 from tracer.trace.restate import restate
-from tracer.trace.schema import TABLES
+from tracer.trace.salvage import salvage
+from tracer.trace.schema import CALLS, FORMAT_VERSION, TABLES, Side
+from tracer.trace.writer import TraceWriter
 
 
 def as_recorded(path):
@@ -80,7 +86,7 @@ def test_it_says_what_it_wrote_and_what_was_lost_before(tmp_path, capsys):
 def test_show_says_that_segments_hold_differences(tmp_path, capsys):
     path = write_trace(tmp_path / "a.balloon", delta=True)
     main(["show", str(path)])
-    assert "2 segments store differences" in " ".join(capsys.readouterr().out.split())
+    assert "aerostat alone restores: 2." in " ".join(capsys.readouterr().out.split())
     main(["show", "--json", str(path)])
     document = json.loads(capsys.readouterr().out)
     assert document["delta_segments"] == ["requests/host-00001.arrow", "calls/host-00001.arrow"]
@@ -96,12 +102,85 @@ def test_a_trace_that_is_not_whole_is_refused(tmp_path):
     assert not (tmp_path / "b.balloon").exists()
 
 
-def test_a_file_that_was_changed_gets_no_hash_of_its_own(tmp_path):
+@pytest.mark.parametrize("segment", ["calls/host-00001.arrow", "marks/host-00001.arrow"])
+@pytest.mark.parametrize("damage", ["another", "gone", "pipe"])
+def test_what_is_not_as_recorded_is_refused_before_anything_is_replaced(tmp_path, segment, damage):
     path = write_trace(tmp_path / "a.balloon")
-    other = write_trace(tmp_path / "other.balloon", rows=7)
-    segment = "calls/host-00001.arrow"
-    (path / segment).write_bytes((other / segment).read_bytes())
-    with pytest.raises(TraceError, match="not the file that was recorded"):
+    there = write_trace(tmp_path / "b.balloon", rows=7)
+    before = content(there)
+    (path / segment).unlink()
+    if damage == "another":
+        (path / segment).write_bytes((there / segment).read_bytes() + b" ")
+    elif damage == "pipe":
+        os.mkfifo(path / segment)
+    with pytest.raises(TraceError) as refused:
+        restate(path, there, delta=True, force=True)
+    assert segment in refused.value.what
+    assert content(there) == before
+    if damage == "gone":
+        other = "marks" if segment.startswith("calls") else "calls"
+        assert open_trace(path).dataset(other).to_table().num_rows
+
+
+def test_a_salvaged_trace_is_copied_and_stays_marked(tmp_path):
+    torn_trace(tmp_path / "torn.balloon")
+    salvage(tmp_path / "torn.balloon")
+    restate(tmp_path / "torn.balloon", tmp_path / "b.balloon", delta=True)
+    copy = open_trace(tmp_path / "b.balloon")
+    assert copy.manifest.end_reason == "salvaged"
+    assert not copy.is_complete
+    assert copy.table("requests").equals(open_trace(tmp_path / "torn.balloon").table("requests"))
+
+
+def test_a_side_alone_keeps_its_numbers_and_a_table_without_rows_has_no_file(tmp_path):
+    path = write_trace(tmp_path / "a.balloon", side=Side.GUEST)
+    (path / "requests" / "guest-00001.arrow").rename(path / "requests" / "guest-00007.arrow")
+    manifest = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(
+        manifest.replace("requests/guest-00001", "requests/guest-00007")
+    )
+    restate(path, tmp_path / "b.balloon", delta=True)
+    copy = open_trace(tmp_path / "b.balloon")
+    assert copy.segments_of_form(delta=True) == ["requests/guest-00007.arrow"]
+    assert copy.table("requests").equals(open_trace(path).table("requests"))
+
+
+def test_rows_that_take_next_to_nothing_as_differences_become_several_files(tmp_path):
+    """A reader refuses a file that would decode to far more than it takes."""
+    steady = ("hva", "gpa", "first_ns", "last_ns")
+    with TraceWriter(tmp_path / "a.balloon", Side.HOST) as writer:
+        for begin in range(0, 1_200_000, 100_000):
+            numbers = pa.array(np.arange(begin, begin + 100_000) * 4096)
+            zeros = pc.multiply(numbers, 0)
+            columns = [
+                pc.cast(numbers if column.name in steady else zeros, column.type)
+                for column in CALLS
+            ]
+            writer.append("calls", pa.RecordBatch.from_arrays(columns, schema=CALLS))
+        writer.close(described())
+    made = restate(tmp_path / "a.balloon", tmp_path / "b.balloon", delta=True)
+    copy = open_trace(tmp_path / "b.balloon")
+    files = copy.segments_of_form(delta=True)
+    assert files == [f"calls/host-{n + 1:05d}.arrow" for n in range(len(files))]
+    assert len(files) > made.written_anew == 1
+    assert sum(each.num_rows for each in copy.batches("calls")) == 1_200_000
+
+
+def test_a_copy_says_no_newer_version_than_its_form_needs(tmp_path):
+    path = write_trace(tmp_path / "a.balloon")
+    manifest = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(manifest.replace(f'"{FORMAT_VERSION}"', '"1.0"', 1))
+    restate(path, tmp_path / "same.balloon", delta=False)
+    restate(path, tmp_path / "delta.balloon", delta=True)
+    assert open_trace(tmp_path / "same.balloon").manifest.format_version == "1.0"
+    assert open_trace(tmp_path / "delta.balloon").manifest.format_version == FORMAT_VERSION
+
+
+def test_a_manifest_that_counts_other_rows_is_refused(tmp_path):
+    path = write_trace(tmp_path / "a.balloon")
+    manifest = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(manifest.replace('"rows": 60', '"rows": 61', 1))
+    with pytest.raises(TraceError, match="holds 60 rows, not 61"):
         restate(path, tmp_path / "b.balloon", delta=True)
     assert not open_trace(tmp_path / "b.balloon").is_complete
 
@@ -115,6 +194,8 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert content(there) == before
     with pytest.raises(TraceError, match="is the trace to copy"):
         restate(path, path, delta=True, force=True)
+    with pytest.raises(TraceError, match="or in it"):
+        restate(path, path / "calls" / "b", delta=True)
     restate(path, there, delta=True, force=True)
     assert open_trace(there).table("calls").equals(open_trace(path).table("calls"))
 

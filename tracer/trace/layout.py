@@ -37,6 +37,11 @@ def segment_file(table: str, side: str, number: int) -> str:
     return f"{table}/{side}-{number:05d}.arrow"
 
 
+def number_of(segment: str) -> int:
+    """The number that a closed segment's path ends with."""
+    return int(segment.rsplit("-", 1)[1].removesuffix(".arrow"))
+
+
 def side_of(segment: str) -> str:
     """The side that a segment's name gives: host or guest."""
     return PurePath(segment).name.partition("-")[0]

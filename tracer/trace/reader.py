@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from tracer.trace.errors import TraceError
 from tracer.trace.findings import Finding, error, warning
 from tracer.trace.json_fields import MAX_TEXT
-from tracer.trace.layout import files_on_disk, part_file, read_manifest, side_of
+from tracer.trace.layout import files_on_disk, number_of, part_file, read_manifest, side_of
 from tracer.trace.manifest import Loss, Manifest
 from tracer.trace.schema import DELTA_TABLES, TABLES, Mark, Side
 from tracer.trace.segment_reader import Tail, closed_batches, stored_form, torn_batches
@@ -136,7 +136,7 @@ class Trace:
         return [
             file
             for kind in wanted
-            for file in sorted(files, key=_number)
+            for file in sorted(files, key=number_of)
             if file.startswith(f"{name}/{kind}-")
         ]
 
@@ -212,7 +212,7 @@ class Trace:
         if not files:
             return ds.dataset(TABLES[name].empty_table())
         paths = [str(self.path / file) for file in files]
-        if not set(files).isdisjoint(self.segments_of_form(delta=True)):
+        if any(stored_form(self.path / file, name).delta for file in files):
             rows = (batch for file in files for batch in self.segment_batches(file))
             return ds.dataset(pa.Table.from_batches(rows, schema=TABLES[name]))
         return ds.dataset(paths, schema=TABLES[name], format="ipc")
@@ -236,10 +236,6 @@ class Trace:
     def _note(self, finding: Finding) -> None:
         if finding not in self.findings:
             self.findings.append(finding)
-
-
-def _number(file: str) -> int:
-    return int(file.rsplit("-", 1)[1].removesuffix(".arrow"))
 
 
 def _all_equal(column: pa.Array, value: int) -> bool:
