@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 3
 """Processes of each kind of call: the table takes their median."""
+ROUNDS_BESIDE_SIBLINGS = 7
+"""A flush waits for siblings, and they wait for their CPU: single samples lie far apart."""
 MOST_FILLER_PAGES = 1 << 18
 """What is freed before `full` is measured, at most, where the list was not seen to fill."""
 
@@ -80,7 +82,8 @@ def foretell(
     freed_pages = max((each.freed_pages for each in wanted), default=0)
     free_list, is_much = None, freed_pages >= FEW_PAGES
     steps = itertools.count(1)
-    total = ROUNDS * (len(kinds) + is_much)
+    rounds = ROUNDS_BESIDE_SIBLINGS if session.sibling_cpus else ROUNDS
+    total = rounds * (len(kinds) + is_much)
 
     def stepped() -> None:
         progress("calibrate", next(steps), total)
@@ -96,7 +99,7 @@ def foretell(
                 session.sibling_cpus,
                 session.resting_cpu,
             )
-            free_list = measure_free_list(sweep, ROUNDS, stepped)
+            free_list = measure_free_list(sweep, rounds, stepped)
         conditions = Conditions(
             context.backing,
             session.thp,
@@ -107,7 +110,7 @@ def foretell(
             _filler_pages(freed_pages, free_list),
             session.resting_cpu,
         )
-        samples = calibrate(kinds, conditions, ROUNDS, session.seed, stepped)
+        samples = calibrate(kinds, conditions, rounds, session.seed, stepped)
     except AerostatError as error:
         return _nothing(plans, f"{error.what}: {error.reason}")
     table = Table(samples, free_list)

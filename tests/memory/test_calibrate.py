@@ -126,6 +126,18 @@ def test_plans_that_free_much_are_foretold_by_the_room_of_the_list() -> None:
     assert all(told is not None and told > 0 for told in found.discard_ns)
 
 
+def test_beside_siblings_a_calibration_takes_more_samples() -> None:
+    region = Region("ram", 0, None, 64 << 12, "anon", 4096)
+    context = Context((region,), 4096, "anon")
+    requests = from_pfns([(Queue.INFLATE, [*range(64)])])
+    plans = [load_strategy("request").plan(requests, context)]
+    pages = Residency(Runs(np.zeros(1, np.int64), np.array([64])), empty(), "")
+    for siblings, rounds in (((), 3), ((1,), 7)):
+        found = foretell(plans, context, pages, Session("madvise", 0, siblings, 1))
+        assert found.note == ""
+        assert {len(point.samples_ns) for point in found.calibration} == {rounds}
+
+
 def test_calls_on_nothing_are_repeated_but_not_those_that_fill_it(monkeypatch) -> None:
     """A first call is slow; a second of POPULATE_WRITE would find what the first has made."""
     timed, starts_of = calibrate_module._time, {}
