@@ -16,9 +16,16 @@ LARGE = 32 * MIB
 
 
 def peak_bytes(path: Path, what: str) -> int:
-    """Most that a process of its own takes for a trace, over what it takes for a small one."""
+    """Most that a process of its own takes for a trace, over what it takes for a small one.
+
+    The least of three: what is held is held each time, and up to 10 MiB that allocators of several
+    threads keep for a while come on top by chance.
+    """
     command = [sys.executable, "-m", "tests.bench.peak", str(path), what]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return min(
+        int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    )
 
 
 @pytest.fixture(scope="module")
