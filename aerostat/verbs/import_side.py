@@ -39,8 +39,7 @@ def command(
 
     With -o, TRACE is torn: its recorder was killed, or a segment is damaged. All that is whole goes
     to WHOLE, which other tools can open, in the form that it had, but which stays marked as
-    incomplete. Exit code 5 means
-    that something could not be kept, or was lost before.
+    incomplete. Exit code 5 means that something could not be kept, or was lost before.
 
     With -o and --absolute or --delta, TRACE is whole, or was made so. WHOLE is the same trace in
     the form that `record` stores without or with --delta. Exit code 5 means that events were lost

@@ -1,5 +1,6 @@
 """Copies a trace into the other form: absolute numbers for every tool, or differences."""
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -65,27 +66,23 @@ def restate(path: Path, output: Path, *, delta: bool, force: bool = False) -> Re
         TraceError: The trace is torn, of a newer aerostat, being written, or not what was recorded;
             something else is at `output`; the disk is full or fails.
     """
-    trace = open_trace(path)
-    _require_copyable(trace, output)
-    source = lock(path)
     try:
-        for segment in trace.manifest.segments:
-            _recorded_bytes(trace, segment)
-        other = frozenset(trace.segments_of_form(delta=not delta))
-        make_bundle(output, force=force)
-        target = lock(output)
-        try:
+        trace = open_trace(path)
+        _require_copyable(trace, output)
+        with contextlib.ExitStack() as locks:
+            locks.callback(os.close, lock(path))
+            for segment in trace.manifest.segments:
+                _recorded_bytes(trace, segment)
+            other = frozenset(trace.segments_of_form(delta=not delta))
+            make_bundle(output, force=force)
+            locks.callback(os.close, lock(output))
             return _Copy(trace, output, delta, other).run()
-        finally:
-            os.close(target)
     except OSError as problem:
         raise TraceError(
             f"cannot copy {path} to {output}",
             reason=problem.strerror or str(problem),
-            remedy="free space there, or give another output",
+            remedy="see that it may be read, free space there, or give another output",
         ) from problem
-    finally:
-        os.close(source)
 
 
 def _require_copyable(trace: Trace, output: Path) -> None:
