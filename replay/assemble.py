@@ -9,18 +9,17 @@ from importlib import metadata
 from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
 from replay.caveats import run_warnings, sibling_warnings, thread_warnings
 from replay.environment import Environment
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
 from replay.rejections import rejections
 from replay.results import Fidelity, Results, Run, Settings, StrategyResult, TraceFacts
 from replay.rounds import chosen_cpu, resting_cpu
+from replay.sending import balloon_waits
 from replay.stability import calibration_stability, machine_warnings, run_stability
 from replay.summary import summarise
 from tracer.trace.missing import missing_events
-from tracer.trace.schema import PFN_SHIFT, Queue
+from tracer.trace.schema import PFN_SHIFT
 
 if TYPE_CHECKING:
     from replay.budget import Fitted
@@ -136,6 +135,7 @@ def _strategy_result(
     planned, done, watched = made
     plan = planned.plan
     length_bytes = int(plan.length_bytes.sum())
+    waits = balloon_waits(planned.sending)
     return StrategyResult(
         name=plan.name,
         protocol=plan.protocol,
@@ -148,24 +148,13 @@ def _strategy_result(
         wire_bytes=plan.wire_bytes,
         translated_entries=done[0].translated_entries,
         rejected_entries=done[0].rejected_entries,
-        projected_send_ns=None if send_ns is None else round(send_ns * _balloon_kicks(made)),
+        projected_send_ns=None if send_ns is None else round(send_ns * waits),
         predicted_discard_ns=None,
         runs=runs[plan.name],
         warmups=tuple(each.run for each in done[:warmup]),
         watched=tuple(watched),
         summary=summarise(runs, plan.name),
     )
-
-
-def _balloon_kicks(made: Made) -> int:
-    """How often the driver waits for the device with an inflate or a deflate.
-
-    One that sends several requests before it waits pays once for all of them. Each report is
-    waited for, and the trace's pace is not that of reports.
-    """
-    planned, done, _ = made
-    reports = int(np.count_nonzero(planned.sending.queue == Queue.REPORTING))
-    return max(done[0].run.ring.kicks - reports, 0)
 
 
 def _trace_facts(replay: Replay) -> TraceFacts:

@@ -11,7 +11,7 @@ from replay.huge_pages import huge_pages_of, machine_splits
 from replay.memory import SIBLING_PAGES, GuestMemory
 from replay.merging import Merging
 from replay.native.exchange import exchange
-from replay.native.types import Exchange, Operations, Page, Watch, Words, new_watch
+from replay.native.types import Agreed, Exchange, Operations, Page, Watch, Words, new_watch
 from replay.pauses import pauses_of
 from replay.ranges import Runs
 from replay.residency import Residency, Thp
@@ -36,6 +36,7 @@ class Job:
         title: Trace, strategy and run, for messages.
         regions: (gpa, length_bytes, offset_bytes) of each region, for stage c and for merging.
         cpu: CPU to execute stages c and d on; None leaves it to the scheduler.
+        send_cpus: CPUs of the driver's and of the device's thread in stage b; likewise.
         touched: Pages that are touched again after stage d.
         crew_cpus: CPU of each of the plan's threads; none leaves them to the scheduler.
         sibling_cpus: One thread that reads the memory on each while stage d runs.
@@ -55,6 +56,7 @@ class Job:
     sending: Sending
     regions: tuple[tuple[int, int, int], ...]
     cpu: int | None
+    send_cpus: tuple[int, int] | None
     crew_cpus: tuple[int, ...]
     sibling_cpus: tuple[int, ...]
     touched: Runs
@@ -79,7 +81,6 @@ def run_job(job: Job) -> Done:
         AerostatError: Memory could not be had, an operation was refused, or a page holds what it
             must not.
     """
-    # Driver and device are two threads on two CPUs, so this comes before pinning.
     exchanged = _send(job)
     if job.cpu is not None:
         os.sched_setaffinity(0, {job.cpu})
@@ -147,7 +148,7 @@ def _merge(job: Job) -> tuple[int, int]:
 
 def _send(job: Job) -> Exchange:
     """Stage b. What the device gathered from the rings must be what was sent."""
-    exchanged = exchange(job.sending)
+    exchanged = exchange(job.sending, Agreed(cpus=job.send_cpus))
     if exchanged.refused or not np.array_equal(exchanged.received, job.sending.wire):
         raise RunError(
             f"requests did not come over the virtqueues as they were sent, in {job.title}",

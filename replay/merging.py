@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replay.native.gathering import Gathered, gather
-from replay.plan import Plan
-from replay.ranges import Int64s
+from replay.native.gathering import Gathered, Wanted, gather
+from replay.ranges import Bools, Int64s
 from replay.requests import Requests
 from replay.sending import Sending
 from replay.strategies.base import Strategy
+from replay.strategies.windows import BALLOON
 from tracer.trace.schema import Queue
 
 NEVER = frozenset({"nop", "qemu", "adjacent"})
@@ -33,12 +33,14 @@ class Merging:
         recorded: All requests as the guest sent them.
         order: int64: places in `recorded`, in the order of merging.
         group: int64, one each; equal neighbours are merged together.
+        taken_out: bool, one each: what the request names is taken out of its group.
         memory_pages: Of the replayed memory.
     """
 
     recorded: Sending
     order: Int64s
     group: Int64s
+    taken_out: Bools
     memory_pages: int
 
     def run(self, regions: Sequence[tuple[int, int, int]]) -> Gathered:
@@ -48,7 +50,8 @@ class Merging:
             regions: As `replay.native.translate` takes them.
         """
         content = (self.recorded.wire, self.recorded.start, self.recorded.form)
-        return gather(content, self.order, self.group, regions, self.memory_pages)
+        wanted = Wanted(self.order, self.group, self.taken_out)
+        return gather(content, wanted, regions, self.memory_pages)
 
 
 def merges(strategy: Strategy) -> bool:
@@ -57,43 +60,44 @@ def merges(strategy: Strategy) -> bool:
 
 
 def merging(
-    strategy: Strategy, plan: Plan, requests: Requests, recorded: Sending, memory_pages: int
+    strategy: Strategy, requests: Requests, recorded: Sending, memory_pages: int
 ) -> Merging | None:
-    """Say what has to be merged for a plan: None where nothing is.
+    """Say what a strategy has to merge: None where nothing is.
 
-    An inflate request is merged with all others that the plan serves at the same arrival, and with
-    those that are sent together where the driver merges: it does so on deflate as well. A report is
-    merged by itself.
+    What inflate requests name is merged with what the strategy says, what deflate requests name
+    likewise or taken out of what is held back. A report is merged by itself.
 
     Args:
         strategy: Whose plan it is.
-        plan: The plan.
         requests: What it was made for.
         recorded: The same requests as the guest sent them (`sending` of a plan of `nop`).
         memory_pages: Of the replayed memory.
+
+    Raises:
+        TypeError: What the strategy says is not one int64 for each request.
     """
     if not merges(strategy):
         return None
-    driver = plan.protocol != "pfns"
-    merged = (Queue.INFLATE, Queue.DEFLATE) if driver else (Queue.INFLATE,)
+    merged = (Queue.INFLATE,) if strategy.deflated == "left" else BALLOON
     place = np.flatnonzero(np.isin(recorded.queue, merged))
-    group = _arrivals(plan, requests, recorded.request[place])
+    group = _merged_with(strategy, requests)[recorded.request[place]]
     place, group = place[group >= 0], group[group >= 0]
+    taken_out = recorded.queue[place] == Queue.DEFLATE
+    taken_out &= strategy.deflated == "taken out"
     if strategy.name not in BLOCKS_ONE_BY_ONE:
         reports = np.flatnonzero(recorded.queue == Queue.REPORTING)
         place = np.concatenate((place, reports))
         group = np.concatenate((group, recorded.request[reports]))
+        taken_out = np.concatenate((taken_out, np.zeros(len(reports), np.bool_)))
     if len(place) == 0:
         return None
-    return Merging(recorded, place, group, memory_pages)
+    return Merging(recorded, place, group, taken_out, memory_pages)
 
 
-def _arrivals(plan: Plan, requests: Requests, named: Int64s) -> Int64s:
-    """The arrival at which the plan serves each request, -1 for what it never does."""
-    arrivals = plan.request if plan.protocol == "pfns" else plan.sent_request
-    served = np.unique(arrivals[requests.queue[arrivals] != Queue.REPORTING])
-    if len(served) == 0:
-        return np.full(len(named), -1, np.int64)
-    at = np.searchsorted(served, named)
-    found: Int64s = np.where(at < len(served), served[np.minimum(at, len(served) - 1)], -1)
+def _merged_with(strategy: Strategy, requests: Requests) -> Int64s:
+    """What the strategy says, held to its form: anyone may have written it."""
+    found = strategy.merged_with(requests)
+    right = isinstance(found, np.ndarray) and found.dtype == np.int64
+    if not right or found.shape != (len(requests),):
+        raise TypeError(f"merged_with() of {strategy.name} must give one int64 for each request")
     return found

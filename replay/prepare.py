@@ -82,7 +82,7 @@ def plan_all(
         # nop, the first of all, sends what was recorded.
         sent = sending(requests, plan, planned[0].sending if planned else None)
         recorded = planned[0].sending if planned else sent
-        merged = merging(strategy, plan, requests, recorded, context.layout.memory_pages)
+        merged = merging(strategy, requests, recorded, context.layout.memory_pages)
         planned.append(Planned(strategy, plan, sent, merged))
         del plan, sent, merged  # or the last ones would be kept while they move
     requests.memo.clear()

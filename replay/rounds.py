@@ -101,6 +101,7 @@ def _job(options: ReplayOptions, planned: Planned, work: Work) -> Job:
         merging=planned.merging,
         regions=regions,
         cpu=cpu,
+        send_cpus=_send_cpus(cpu),
         crew_cpus=_crew_cpus(cpu, planned.plan.threads),
         sibling_cpus=sibling_cpus(cpu, options.siblings),
         resting_cpu=resting_cpu(cpu, options.siblings),
@@ -112,6 +113,12 @@ def _job(options: ReplayOptions, planned: Planned, work: Work) -> Job:
 def chosen_cpu(options: ReplayOptions) -> int | None:
     """CPU of the executing thread; None where the scheduler is to choose."""
     return max(os.sched_getaffinity(0)) if options.cpu == "auto" else options.cpu
+
+
+def _send_cpus(own: int | None) -> tuple[int, int] | None:
+    """A CPU each for driver and device, the device on the executing thread's; None without two."""
+    others = os.sched_getaffinity(0) - {own}
+    return None if own is None or not others else (max(others), own)
 
 
 def _crew_cpus(own: int | None, threads: int) -> tuple[int, ...]:

@@ -25,6 +25,9 @@ from replay.wire import (
 )
 from tracer.trace.schema import PFN_SHIFT, Queue, Wire
 
+RING_REQUESTS = 128
+"""So many fit the ring at once: its size in QEMU, and Linux' driver needs one descriptor for each
+(VIRTIO_RING_F_INDIRECT_DESC)."""
 _FORMS = {
     "pfns": Wire.PFNS,
     "range_words": Wire.RANGE_WORDS,
@@ -71,6 +74,24 @@ def sending(requests: Requests, plan: Plan, recorded: Sending | None = None) -> 
         what = f"{int(plan.sent_bytes[wrong])} bytes, its content is {int(size[wrong])}"
         raise _refuse(plan, f"wire request {wrong} has {what}")
     return sent
+
+
+def balloon_waits(sent: WireRequests) -> int:
+    """Count how often the driver waits for the device with what it inflated or deflated.
+
+    It sends until it is told to wait, turns to another queue or has sent all, and waits for every
+    ring full of requests before that (`driver_side.c`). How often it kicks is left to chance, as
+    either side may still be awake (VIRTIO_RING_F_EVENT_IDX).
+
+    Args:
+        sent: What a plan's driver sends.
+    """
+    ends = sent.wait.astype(np.bool_)
+    ends[:-1] |= sent.queue[1:] != sent.queue[:-1]
+    ends[-1:] = True
+    last = np.flatnonzero(ends)
+    rings = -(-np.diff(last, prepend=-1) // RING_REQUESTS)
+    return int(rings[sent.queue[last] != Queue.REPORTING].sum())
 
 
 def _named_ranges(plan: Plan) -> Sending:

@@ -121,6 +121,14 @@ struct aero_runs {
     int64_t capacity;
 };
 
+/* Requests to merge, in this order. */
+struct aero_wanted {
+    const int64_t *order;     /* numbers of requests */
+    const int64_t *group;     /* equal neighbours are merged together */
+    const uint8_t *taken_out; /* 1: what the request names is unmarked instead */
+    int64_t count;
+};
+
 struct aero_gathering {
     int64_t wall_ns;
     int64_t cpu_ns;
@@ -196,9 +204,9 @@ void aero_resting_stop(struct aero_resting *resting);
 
 int aero_translate(const uint8_t *wire, const uint64_t *start, const uint8_t *form, int64_t count,
                    const struct aero_map *map, struct aero_translation *out);
-int aero_gather(const struct aero_content *content, const int64_t *order, const int64_t *group,
-                int64_t count, const struct aero_map *map, uint64_t memory_pages,
-                const struct aero_runs *runs, struct aero_gathering *out);
+int aero_gather(const struct aero_content *content, const struct aero_wanted *wanted,
+                const struct aero_map *map, uint64_t memory_pages, const struct aero_runs *runs,
+                struct aero_gathering *out);
 /* cdef end */
 
 enum { AERO_PAGE_SHIFT = 12, AERO_PAGE_BYTES = 1 << AERO_PAGE_SHIFT };

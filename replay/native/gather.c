@@ -63,7 +63,8 @@ static inline void mark_bits(struct bitmap *map, uint64_t word, uint64_t bits)
     map->page[word] |= bits;
 }
 
-static void mark_range(struct bitmap *map, uint64_t page, uint64_t end)
+/* Words that become zero stay marked above: a walk finds nothing in them. */
+static void set_range(struct bitmap *map, uint64_t page, uint64_t end, bool marked)
 {
     while (page < end) {
         uint64_t bit = page % WORD_BITS, count = end - page;
@@ -73,7 +74,10 @@ static void mark_range(struct bitmap *map, uint64_t page, uint64_t end)
             count = WORD_BITS - bit;
         if (count < WORD_BITS)
             bits = ((UINT64_C(1) << count) - 1) << bit;
-        mark_bits(map, page / WORD_BITS, bits);
+        if (marked)
+            mark_bits(map, page / WORD_BITS, bits);
+        else
+            map->page[page / WORD_BITS] &= ~bits;
         page += count;
     }
 }
@@ -144,8 +148,8 @@ static inline int64_t find(const struct aero_map *map, uint64_t gpa, int64_t las
 }
 
 /* Neighbours, rising or falling, are marked together: Linux sends mostly those. */
-static void mark_pfns(const uint8_t *at, const uint8_t *end, const struct aero_map *map,
-                      struct bitmap *bitmap, struct aero_gathering *out)
+static void set_pfns(const uint8_t *at, const uint8_t *end, const struct aero_map *map,
+                     struct bitmap *bitmap, bool marked, struct aero_gathering *out)
 {
     uint64_t first = 0, past = 0; /* marked when a page is no neighbour of theirs */
     int64_t region = -1;
@@ -167,20 +171,20 @@ static void mark_pfns(const uint8_t *at, const uint8_t *end, const struct aero_m
         } else if (page + 1 == first && past > first) {
             first--;
         } else {
-            mark_range(bitmap, first, past);
+            set_range(bitmap, first, past, marked);
             first = page;
             past = page + 1;
         }
     }
-    mark_range(bitmap, first, past);
+    set_range(bitmap, first, past, marked);
     out->rejected += at != end;
 }
 
 /* Descriptors of the split ring: le64 address, le32 length, flags, next. One that is not whole pages
  * of one region is rejected, as virtio_balloon_handle_report does (hw/virtio/virtio-balloon.c, QEMU
  * 5.1 and later). */
-static void mark_entries(const uint8_t *at, const uint8_t *end, const struct aero_map *map,
-                         struct bitmap *bitmap, struct aero_gathering *out)
+static void set_entries(const uint8_t *at, const uint8_t *end, const struct aero_map *map,
+                        struct bitmap *bitmap, bool marked, struct aero_gathering *out)
 {
     for (; end - at >= ENTRY_BYTES; at += ENTRY_BYTES) {
         uint64_t gpa, length, page;
@@ -198,7 +202,7 @@ static void mark_entries(const uint8_t *at, const uint8_t *end, const struct aer
             continue;
         }
         page = (map->offset_bytes[region] + gpa - map->gpa[region]) >> AERO_PAGE_SHIFT;
-        mark_range(bitmap, page, page + (length >> AERO_PAGE_SHIFT));
+        set_range(bitmap, page, page + (length >> AERO_PAGE_SHIFT), marked);
     }
     out->rejected += at != end;
 }
@@ -215,20 +219,20 @@ static int check_map(const struct aero_map *map, uint64_t memory_pages)
     return 0;
 }
 
-/* Merge what requests name within each group: those next to each other in `order` that have the
- * same number in `group`. Runs go to first_page and pages, both of `capacity` elements: E2BIG where
- * they do not suffice. EINVAL for a bad form or map; then nothing was done. */
-int aero_gather(const struct aero_content *content, const int64_t *order, const int64_t *group,
-                int64_t count, const struct aero_map *map, uint64_t memory_pages,
-                const struct aero_runs *runs, struct aero_gathering *out)
+/* Merge what requests name within each group. Runs go to first_page and pages, both of `capacity`
+ * elements: E2BIG where they do not suffice. EINVAL for a bad form or map; then nothing was done. */
+int aero_gather(const struct aero_content *content, const struct aero_wanted *wanted,
+                const struct aero_map *map, uint64_t memory_pages, const struct aero_runs *runs,
+                struct aero_gathering *out)
 {
+    const int64_t *order = wanted->order, *group = wanted->group;
     struct walk walk = {runs->first_page, runs->pages, 0, 0, runs->capacity, false};
     struct bitmap bitmap = {0};
     int error = check_map(map, memory_pages);
     int64_t wall, cpu;
 
     *out = (struct aero_gathering){0};
-    for (int64_t i = 0; i < count && !error; i++)
+    for (int64_t i = 0; i < wanted->count && !error; i++)
         if (order[i] < 0 || order[i] >= content->count || content->form[order[i]] == AERO_RANGE_WORDS)
             error = EINVAL;
     if (!error)
@@ -239,15 +243,15 @@ int aero_gather(const struct aero_content *content, const int64_t *order, const 
     }
     cpu = aero_now_ns(CLOCK_THREAD_CPUTIME_ID);
     wall = aero_now_ns(CLOCK_MONOTONIC);
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = 0; i < wanted->count; i++) {
         const uint8_t *at = content->wire + content->start[order[i]];
         const uint8_t *end = content->wire + content->start[order[i] + 1];
 
         if (content->form[order[i]] == AERO_PFNS)
-            mark_pfns(at, end, map, &bitmap, out);
+            set_pfns(at, end, map, &bitmap, !wanted->taken_out[i], out);
         else
-            mark_entries(at, end, map, &bitmap, out);
-        if (i + 1 == count || group[i + 1] != group[i])
+            set_entries(at, end, map, &bitmap, !wanted->taken_out[i], out);
+        if (i + 1 == wanted->count || group[i + 1] != group[i])
             walk_bitmap(&bitmap, &walk);
         runs->ended[i] = walk.runs;
     }

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from replay.native.binding import array, check, check_starts, load, map_struct
 from replay.native.types import Bytes, Times, Words
 from tracer.trace.schema import Wire
 
+Flags = npt.NDArray[np.bool_]
 SMALLEST_BYTES = {Wire.PFNS: 4, Wire.SCATTERLIST: 16}
 """What names one run of pages at least."""
 
@@ -41,10 +43,29 @@ class Gathered:
         return np.repeat(self.groups, np.diff(self.ended, prepend=0))
 
 
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Which requests are merged, and with which.
+
+    Args:
+        order: int64: requests, by their place in `start`.
+        group: int64, one each; equal neighbours are merged together.
+        taken_out: bool, one each: what it names is unmarked instead.
+    """
+
+    order: Times
+    group: Times
+    taken_out: Flags
+
+    def __post_init__(self) -> None:
+        """Refuse columns of different lengths."""
+        if not len(self.order) == len(self.group) == len(self.taken_out):
+            raise ValueError("order, group and taken_out must have one element for each request")
+
+
 def gather(
     content: tuple[Bytes, Words, Bytes],
-    order: Times,
-    group: Times,
+    wanted: Wanted,
     regions: Sequence[tuple[int, int, int]],
     memory_pages: int,
 ) -> Gathered:
@@ -52,8 +73,7 @@ def gather(
 
     Args:
         content: As `replay.native.translate` takes it: wire, start, form. No range words.
-        order: int64: requests, by their place in `start`.
-        group: int64, one a request of `order`; equal neighbours are merged together.
+        wanted: Which requests, in which order.
         regions: (gpa, length_bytes, offset_bytes) of each region of guest memory.
         memory_pages: Of the memory that offsets count in.
 
@@ -63,8 +83,9 @@ def gather(
     ffi, lib = load()
     wire, start, form = content
     check_starts(wire, start, len(form))
-    if len(order) != len(group) or (len(order) and not 0 <= order.min() <= order.max() < len(form)):
-        raise ValueError("order must name requests, and group have one element for each")
+    order = wanted.order
+    if len(order) and not 0 <= order.min() <= order.max() < len(form):
+        raise ValueError("order must name requests")
     if not np.isin(form[order], list(SMALLEST_BYTES)).all():
         raise ValueError("only PFN arrays and scatterlists can be gathered")
     _held, table = map_struct(regions)
@@ -74,11 +95,14 @@ def gather(
     room = [array(ffi, first_page, np.uint64), array(ffi, pages, np.uint64)]
     out = ffi.new("struct aero_gathering *")
     sent = [array(ffi, wire, np.uint8), array(ffi, start, np.uint64), array(ffi, form, np.uint8)]
+    columns = [
+        array(ffi, order, np.int64),
+        array(ffi, wanted.group, np.int64),
+        array(ffi, wanted.taken_out.view(np.uint8), np.uint8),
+    ]
     error = lib.aero_gather(
         ffi.new("struct aero_content *", [*sent, len(form)]),
-        array(ffi, order, np.int64),
-        array(ffi, group, np.int64),
-        len(order),
+        ffi.new("struct aero_wanted *", [*columns, len(order)]),
         table,
         memory_pages,
         ffi.new("struct aero_runs *", [*room, array(ffi, ended, np.int64), capacity]),
@@ -87,7 +111,7 @@ def gather(
     check(error, "cannot gather the pages of requests")
     runs = slice(0, out.runs)
     return Gathered(
-        first_page[runs], pages[runs], ended, group, out.rejected, out.wall_ns, out.cpu_ns
+        first_page[runs], pages[runs], ended, wanted.group, out.rejected, out.wall_ns, out.cpu_ns
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from replay.wire import MAX_DESCRIPTOR_PAGES, MAX_ENTRIES, MAX_PFNS, shares
 from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT, Queue
 
 Value = TypeVar("Value", bound=np.generic)
+Deflated = Literal["left", "merged", "taken out"]
+"""What whoever merges does with the pages of deflate requests: nothing, the same as with those of
+inflate requests, or takes them out of what is held back."""
 PFN_BYTES = 4
 """An inflate or deflate request is an array of le32 PFNs (virtio 1.x, 5.5.6)."""
 DESCRIPTOR_BYTES = 16
@@ -53,8 +56,9 @@ class Strategy(ABC):
     """A pure rule: requests in, plan out.
 
     A subclass names itself and its source, and says which operations it gives on which pages.
-    `settled` must be overridden where operations wait for later requests. A subclass that is a
-    frozen dataclass has its fields as parameters.
+    `settled` must be overridden where operations wait for later requests, and `merged_with` where
+    pages of several requests are merged. A subclass that is a frozen dataclass has its fields as
+    parameters.
     """
 
     name: ClassVar[str]
@@ -64,6 +68,7 @@ class Strategy(ABC):
     causal: ClassVar[bool] = True
     """False for a bound that looks ahead: no device can do it."""
     discards: ClassVar[bool] = True
+    deflated: ClassVar[Deflated] = "left"
 
     @property
     def label(self) -> str:
@@ -94,6 +99,10 @@ class Strategy(ABC):
     def settled(self, requests: Requests) -> int:
         """First request whose operations could still change if more requests followed."""
         return len(requests)
+
+    def merged_with(self, requests: Requests) -> Int64s:
+        """For each request, the one with which what it names is merged; -1: with none."""
+        return np.arange(len(requests))
 
     def decided(self, requests: Requests, context: Context) -> list[Operations]:
         """What `operations` gives, held to its form; raises as `plan` does."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.plan import Context
+from replay.ranges import Int64s
 from replay.requests import Requests
 from replay.strategies.base import Operations, Strategy, at_least
 from replay.strategies.select import merged_by, reported, whole_host_pages
@@ -51,11 +52,14 @@ class Batch(Batching):
         """Refuse buffers that hold nothing."""
         at_least(1, self, "pfns", "pause_ns")
 
+    def merged_with(self, requests: Requests) -> Int64s:
+        """The last request of each batch."""
+        return batch_last(requests, self.pfns, self.pause_ns)
+
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """One discard per merged range of a batch and per reported block."""
         discard = (context.discard,)
-        last = batch_last(requests, self.pfns, self.pause_ns)
-        merged = merged_by(requests, context, Queue.INFLATE, last)
+        merged = merged_by(requests, context, Queue.INFLATE, self.merged_with(requests))
         return [
             Operations(discard, whole_host_pages(merged, requests, context)),
             Operations(discard, reported(requests, context)),

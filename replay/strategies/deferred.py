@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from replay.ranges import (
     subtract,
 )
 from replay.requests import Requests
-from replay.strategies.base import Operations, Strategy
+from replay.strategies.base import Deflated, Operations, Strategy
 from replay.strategies.select import (
     Pieces,
     merged_by,
@@ -48,6 +49,8 @@ class Holding(Strategy):
     hold_bytes: int | None = 64 << 20
     hold_ns: int | None = 100_000_000
 
+    deflated: ClassVar[Deflated] = "taken out"
+
     def __post_init__(self) -> None:
         """Refuse budgets that would end a hold before it began."""
         for name in ("hold_bytes", "hold_ns"):
@@ -58,6 +61,10 @@ class Holding(Strategy):
     def held_until(self, requests: Requests) -> Int64s:
         """For each request, the one that ends the hold it lies in; -1 outside of any."""
         return held_until(requests, self.hold_bytes, self.hold_ns)
+
+    def merged_with(self, requests: Requests) -> Int64s:
+        """The end of each hold."""
+        return self.held_until(requests)
 
     def settled(self, requests: Requests) -> int:
         """The last request: a hold that is open then ends with it, for want of more requests."""

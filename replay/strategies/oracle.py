@@ -38,6 +38,10 @@ class Oracle(Strategy):
     source = "aerostat: lower bound for plans that give all memory back phase by phase"
     causal = False
 
+    def merged_with(self, requests: Requests) -> Int64s:
+        """The last inflate request of each phase."""
+        return phase_last(requests)
+
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """One discard per merged range of a phase, and per merged range of a report."""
         ranges = phase_ranges(requests, context)

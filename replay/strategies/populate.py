@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from replay.backings import Advice
 from replay.plan import Context
 from replay.requests import Requests
-from replay.strategies.base import Operations
+from replay.strategies.base import Deflated, Operations
 from replay.strategies.request import Request
 from replay.strategies.select import merged_requests, merged_within, touched_host_pages
 from tracer.trace.schema import Queue
@@ -19,6 +21,7 @@ class Populate(Request):
     """
 
     name = "populate"
+    deflated: ClassVar[Deflated] = "merged"
     source = "QEMU 7.0 and later, virtio-mem with prealloc=on (hw/virtio/virtio-mem.c)"
 
     def operations(self, requests: Requests, context: Context) -> list[Operations]:

@@ -12,7 +12,7 @@ from replay.backings import Advice
 from replay.plan import Context, Protocol, SentRanges
 from replay.ranges import Int64s
 from replay.requests import Requests
-from replay.strategies.base import Operations, Sent, Strategy, at_least
+from replay.strategies.base import Deflated, Operations, Sent, Strategy, at_least
 from replay.strategies.select import (
     Pieces,
     merged_by,
@@ -31,6 +31,7 @@ class ByEpisode(Strategy):
 
     pause_ns: int
     """A pause this long ends an episode."""
+    deflated: ClassVar[Deflated] = "merged"
 
     @abstractmethod
     def cut(self, pfn: Int64s, pages: Int64s, episode: Int64s) -> Pieces:
@@ -51,6 +52,10 @@ class ByEpisode(Strategy):
     def _on_memory(self, requests: Requests, context: Context, queue: Queue) -> Pieces:
         ranges = self.cut(*episode_ranges(requests, context, queue, self.pause_ns))
         return ranges._replace(page=context.layout.pages_of(ranges.page))
+
+    def merged_with(self, requests: Requests) -> Int64s:
+        """The last request of each episode."""
+        return episode_last(requests, self.pause_ns)
 
     def settled(self, requests: Requests) -> int:
         """The first request of the last episode: it may yet go on."""

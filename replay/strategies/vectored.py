@@ -66,9 +66,13 @@ class Vectored(Batching):
         """The madvise value that frees: a hole punched by fallocate has no vector form."""
         return context.memory.vector
 
+    def merged_with(self, requests: Requests) -> Int64s:
+        """The last request of each batch."""
+        return batch_last(requests, self.ranges, self.pause_ns)
+
     def operations(self, requests: Requests, context: Context) -> list[Operations]:
         """Single pages or merged ranges of each batch, and reported blocks, in joint calls."""
-        last = batch_last(requests, self.ranges, self.pause_ns)
+        last = self.merged_with(requests)
         if self.merge:
             found = merged_by(requests, context, Queue.INFLATE, last)
         else:

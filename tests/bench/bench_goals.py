@@ -91,7 +91,7 @@ def prepare(settings: Settings, report: Report) -> Bench:
     waits = load_strategy(WAIT_FOR_EVER)
     plan = waits.plan(requests, context)
     recorded = sending(requests, load_strategy("nop").plan(requests, context))
-    merged = merging(waits, plan, requests, recorded, memory_pages)
+    merged = merging(waits, requests, recorded, memory_pages)
     assert merged is not None
     plans = {
         "page by page": plan_of("qemu"),

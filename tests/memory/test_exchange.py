@@ -1,11 +1,17 @@
 """Requests over virtqueues, from one thread to another: all arrive as they were sent."""
 
+import os
+import re
 import struct
+import threading
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from replay.memory import GuestMemory, rules_for
 from replay.native.exchange import exchange
@@ -19,6 +25,8 @@ from replay.native.types import (
 )
 from replay.ranges import Runs
 from replay.residency import Residency
+from replay.sending import balloon_waits
+from replay.strategies.windows import BALLOON
 from tracer.trace.schema import Queue, Wire
 
 FEATURES = [Agreed(event_idx=e, indirect=i) for e, i in product((True, False), repeat=2)]
@@ -130,6 +138,21 @@ def test_the_driver_waits_where_it_is_told_to_and_before_it_turns_to_another_que
     assert exchange(requests(*parts, wait=0), agreed).kicks == 2
 
 
+@given(st.lists(st.tuples(st.sampled_from(BALLOON), st.integers(1, 300), st.booleans()), max_size=8))
+@settings(deadline=None, max_examples=30)
+def test_the_driver_waits_as_often_as_is_counted(
+    stretches: list[tuple[Queue, int, bool]],
+) -> None:
+    parts = [
+        (queue, Wire.SCATTERLIST, blocks((1, 4)))
+        for queue, count, _ in stretches
+        for _ in range(count)
+    ]
+    wait = [waits and i == count - 1 for _, count, waits in stretches for i in range(count)]
+    sent = requests(*parts, wait=list(map(int, wait)))
+    assert exchange(sent, Agreed(event_idx=False)).kicks == balloon_waits(sent)
+
+
 @EVERY_FEATURE
 def test_more_requests_than_the_indices_can_count(agreed: Agreed) -> None:
     count = 66000
@@ -149,12 +172,28 @@ def test_nothing_to_send() -> None:
 
 
 def test_both_threads_run_where_they_are_told_to_and_the_callers_cpus_stay() -> None:
-    import os
-
     allowed = os.sched_getaffinity(0)
-    cpu = min(allowed)
-    found = exchange(requests((Queue.INFLATE, Wire.PFNS, pfns(1))), Agreed(cpus=(cpu, cpu)))
-    assert found.requests == 1
+    cpus = (min(allowed), max(allowed))
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            for task in Path("/proc/self/task").iterdir():
+                with suppress(OSError):
+                    status = (task / "status").read_text()
+                    seen.update(re.findall(r"^Cpus_allowed_list:\s*(\S+)$", status, re.M))
+
+    sent = requests(*[(Queue.INFLATE, Wire.PFNS, pfns(1))] * 20_000)
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        found = exchange(sent, Agreed(cpus=cpus))
+    finally:
+        ended.set()
+        looking.join()
+    assert found.requests == 20_000
+    assert {str(cpu) for cpu in cpus} <= seen
     assert os.sched_getaffinity(0) == allowed
 
 

@@ -38,6 +38,7 @@ def job(**changes) -> Job:
         ),
         regions=((0, 1 << 22, 0),),
         cpu=None,
+        send_cpus=None,
         crew_cpus=(),
         sibling_cpus=(),
         touched=empty(),

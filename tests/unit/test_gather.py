@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replay.native.gathering import Gathered, gather
+from replay.native.gathering import Gathered, Wanted, gather
 from replay.native.types import NativeError
 from tracer.trace.schema import Wire
 
@@ -29,12 +29,14 @@ def gathered(
     order: list[int],
     group: list[int],
     memory: int = MEMORY_PAGES,
+    taken_out: list[bool] | None = None,
 ) -> Gathered:
     wire = np.frombuffer(b"".join(content for _, content in contents) or b"\0", np.uint8)
     start = np.cumsum([0, *(len(content) for _, content in contents)]).astype(np.uint64)
     form = np.array([kind for kind, _ in contents], np.uint8)
-    columns = (np.array(order, np.int64), np.array(group, np.int64))
-    return gather((wire, start, form), *columns, [HIGH, LOW], memory)
+    out = [False] * len(order) if taken_out is None else taken_out
+    columns = (np.array(order, np.int64), np.array(group, np.int64), np.array(out, np.bool_))
+    return gather((wire, start, form), Wanted(*columns), [HIGH, LOW], memory)
 
 
 def page_of(pfn: int) -> int | None:
@@ -80,11 +82,15 @@ def listed(found: Gathered) -> dict[int, list[tuple[int, int]]]:
 @given(st.lists(arrays | reports, max_size=8), st.data())
 def test_it_is_the_union_of_each_group(contents: list, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(contents))))
-    group = sorted(data.draw(st.lists(st.integers(0, 3), min_size=len(order), max_size=len(order))))
-    found = gathered([encoded(content) for content in contents], order, group)
+    of_each = {"min_size": len(order), "max_size": len(order)}
+    group = sorted(data.draw(st.lists(st.integers(0, 3), **of_each)))
+    taken_out = data.draw(st.lists(st.booleans(), **of_each))
+    encodings = [encoded(content) for content in contents]
+    found = gathered(encodings, order, group, taken_out=taken_out)
     expected: dict[int, set[int]] = {}
-    for place, number in zip(order, group, strict=True):
-        expected.setdefault(number, set()).update(named(contents[place])[0])
+    for place, number, out in zip(order, group, taken_out, strict=True):
+        pages, held = named(contents[place])[0], expected.get(number, set())
+        expected[number] = held - pages if out else held | pages
     runs = listed(found)
     assert {k: v for k, v in expected.items() if v}.keys() == runs.keys()
     for number, pieces in runs.items():
@@ -141,3 +147,5 @@ def test_what_cannot_be_gathered_is_refused() -> None:
         gathered([encoded([1])], [1], [0])
     with pytest.raises(ValueError, match="order"):
         gathered([encoded([1])], [0], [0, 1])
+    with pytest.raises(ValueError, match="taken_out"):
+        gathered([encoded([1])], [0], [0], taken_out=[])

@@ -5,12 +5,13 @@ import pytest
 
 from replay.merging import Merging, merging
 from replay.plan import Context
-from replay.requests import from_pfns
+from replay.requests import Requests, from_pfns
 from replay.sending import sending
 from replay.strategies import load_strategy
 from tracer.trace.manifest import Region
 from tracer.trace.schema import Queue
 
+FOR_EVER = "deferred:hold_bytes=none,hold_ns=none"
 CONTEXT = Context((Region("ram", 0, None, 64 << 12, "anon", 4096),))
 IN, OUT, REPORT = Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING
 REQUESTS = from_pfns(
@@ -25,14 +26,13 @@ REQUESTS = from_pfns(
 )
 
 
-def merged(name: str) -> Merging | None:
-    strategy = load_strategy(name)
-    recorded = sending(REQUESTS, load_strategy("nop").plan(REQUESTS, CONTEXT))
-    return merging(strategy, strategy.plan(REQUESTS, CONTEXT), REQUESTS, recorded, 64)
+def merged(name: str, requests: Requests = REQUESTS) -> Merging | None:
+    recorded = sending(requests, load_strategy("nop").plan(requests, CONTEXT))
+    return merging(load_strategy(name), requests, recorded, 64)
 
 
-def runs(name: str) -> list[tuple[int, int, int]]:
-    found = merged(name)
+def runs(name: str, requests: Requests = REQUESTS) -> list[tuple[int, int, int]]:
+    found = merged(name, requests)
     assert found is not None
     done = found.run([(0, 64 << 12, 0)])
     assert done.rejected == 0
@@ -68,8 +68,45 @@ def test_the_driver_merges_both_ways_and_no_reports() -> None:
     assert runs("range") == [(2, 3, 1), (7, 3, 1), (3, 2, 3), (4, 1, 4)]
 
 
-def test_the_device_merges_what_it_holds() -> None:
-    assert runs("deferred:hold_bytes=none,hold_ns=none") == [(2, 3, 4), (7, 3, 4), (12, 8, 2)]
+def test_the_device_merges_what_it_holds_without_what_went_back() -> None:
+    assert runs(FOR_EVER) == [(2, 1, 4), (4, 1, 4), (7, 3, 4), (12, 8, 2)]
+
+
+def test_a_hold_may_end_with_a_report() -> None:
+    requests = from_pfns(
+        [(IN, [9, 8]), (IN, [3]), (OUT, [8]), (REPORT, [range(12, 16)])], [0, 10, 20, 30]
+    )
+    for name in ("deferred", "huge", "parallel"):
+        found = runs(f"{name}:hold_bytes=none,hold_ns=none", requests)
+        assert found == [(3, 1, 3), (9, 1, 3), (12, 4, 3)]
+
+
+def test_what_goes_back_outside_of_a_hold_is_left() -> None:
+    requests = from_pfns([(OUT, [5]), (IN, [9, 8]), (OUT, [8])], [0, 10, 20])
+    assert runs("deferred:hold_bytes=8192", requests) == [(8, 2, 1)]
+
+
+def test_a_request_that_names_nothing_is_merged_with_none() -> None:
+    requests = from_pfns([(IN, [1 << 20]), (IN, [9, 8])], [0, 10])
+    found = merged("request", requests)
+    assert found is not None
+    assert found.group.tolist() == [0, 1]
+
+
+def test_populate_sorts_what_it_makes_ready() -> None:
+    assert runs("populate") == [*runs("request")[:4], (3, 2, 3), *runs("request")[4:]]
+
+
+@pytest.mark.parametrize("says", ["[0] * len(requests)", "np.zeros(1, np.int64)"])
+def test_what_is_merged_is_one_number_for_each_request(tmp_path, says: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import numpy as np\nfrom replay.strategies.request import Request\n"
+        f'class Mine(Request):\n    name = "mine"\n    def merged_with(self, requests):\n'
+        f"        return {says}\n"
+    )
+    with pytest.raises(TypeError, match="merged_with.* of mine"):
+        merged(f"{path}:Mine")
 
 
 def test_the_driver_and_the_device_of_bulk() -> None:
@@ -81,7 +118,7 @@ def test_the_runs_are_those_of_the_plan_where_nothing_comes_back() -> None:
     strategy = load_strategy("range")
     plan = strategy.plan(requests, CONTEXT)
     recorded = sending(requests, load_strategy("nop").plan(requests, CONTEXT))
-    found = merging(strategy, plan, requests, recorded, 64)
+    found = merging(strategy, requests, recorded, 64)
     assert found is not None
     done = found.run([(0, 64 << 12, 0)])
     assert (done.first_page << np.uint64(12)).tolist() == plan.offset_bytes.tolist()
@@ -92,4 +129,4 @@ def test_a_trace_without_requests_merges_nothing() -> None:
     requests = from_pfns([])
     strategy = load_strategy("range")
     plan = strategy.plan(requests, CONTEXT)
-    assert merging(strategy, plan, requests, sending(requests, plan), 64) is None
+    assert merging(strategy, requests, sending(requests, plan), 64) is None
