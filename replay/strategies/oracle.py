@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from replay.plan import Context
+from replay.ranges import Int64s
 from replay.requests import Requests
 from replay.strategies.base import Operations, Strategy
 from replay.strategies.select import (

@@ -4,6 +4,7 @@ import os
 import re
 import struct
 import threading
+import time
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -138,7 +139,9 @@ def test_the_driver_waits_where_it_is_told_to_and_before_it_turns_to_another_que
     assert exchange(requests(*parts, wait=0), agreed).kicks == 2
 
 
-@given(st.lists(st.tuples(st.sampled_from(BALLOON), st.integers(1, 300), st.booleans()), max_size=8))
+@given(
+    st.lists(st.tuples(st.sampled_from(BALLOON), st.integers(1, 300), st.booleans()), max_size=8)
+)
 @settings(deadline=None, max_examples=30)
 def test_the_driver_waits_as_often_as_is_counted(
     stretches: list[tuple[Queue, int, bool]],
@@ -192,6 +195,9 @@ def test_both_threads_run_where_they_are_told_to_and_the_callers_cpus_stay() -> 
     finally:
         ended.set()
         looking.join()
+        # Joined is not gone yet, and the next test counts threads.
+        while Path(f"/proc/self/task/{looking.native_id}").exists():
+            time.sleep(0.001)
     assert found.requests == 20_000
     assert {str(cpu) for cpu in cpus} <= seen
     assert os.sched_getaffinity(0) == allowed

@@ -14,6 +14,7 @@ from replay.pauses import pauses
 from replay.ranges import Runs, empty
 from replay.residency import Residency
 from replay.schedule import ReplayOptions, replay_trace
+from replay.worker import run_in_fresh_process
 
 INFLATED, DEFLATED = 2048, 512
 PAGES = 4096
@@ -191,10 +192,22 @@ def test_counters_that_a_kernel_lacks_are_not_observed(tmp_path):
     assert found.machine_pmd_splits is None
 
 
-def test_a_run_stays_on_one_cpu_unless_told_otherwise(make_trace):
+def test_a_run_stays_on_its_cpus_unless_told_otherwise(make_trace, monkeypatch):
     fast = {"runs": 1, "warmup": 0, "watched_runs": 0}
+    jobs = []
+
+    def seen(processes, job, timeout_ns):
+        jobs.append(job)
+        return run_in_fresh_process(processes, job, timeout_ns)
+
+    monkeypatch.setattr("replay.rounds.run_in_fresh_process", seen)
     pinned = replay_trace(ReplayOptions(make_trace(), ("range",), **fast))
+    allowed = sorted(os.sched_getaffinity(0))
+    sides = (allowed[-2], allowed[-1]) if len(allowed) > 1 else None
+    assert {job.send_cpus for job in jobs} == {sides}
+    jobs.clear()
     assert pinned.settings.cpu == max(os.sched_getaffinity(0))
     free = replay_trace(ReplayOptions(make_trace("again"), ("range",), cpu=None, **fast))
     assert free.settings.cpu is None
+    assert {job.send_cpus for job in jobs} == {None}
     assert any("--cpu auto" in warning for warning in free.warnings)

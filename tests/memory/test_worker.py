@@ -143,9 +143,28 @@ def test_the_callers_script_is_not_run_again(make_trace, tmp_path):
     assert done.stdout.split() == ["started", "2"]
 
 
+def test_driver_and_device_have_a_cpu_each_and_the_rest_of_a_run_has_its_own(monkeypatch):
+    before = os.sched_getaffinity(0)
+    cpus = (min(before), max(before))
+    seen = []
+
+    def looked_at(sent, agreed):
+        seen.append((agreed.cpus, os.sched_getaffinity(0)))
+        return exchange(sent, agreed)
+
+    monkeypatch.setattr("replay.job.exchange", looked_at)
+    try:
+        run_job(job(cpu=cpus[1], send_cpus=cpus))
+        after = os.sched_getaffinity(0)
+    finally:
+        os.sched_setaffinity(0, before)
+    assert seen == [(cpus, before)]
+    assert after == {cpus[1]}
+
+
 def test_what_comes_over_the_rings_must_be_what_was_sent(monkeypatch):
-    def altered(sent):
-        found = exchange(sent)
+    def altered(sent, agreed):
+        found = exchange(sent, agreed)
         found.received[0] ^= 1
         return found
 
