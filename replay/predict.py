@@ -231,7 +231,8 @@ def predict_ns(foreseen: Foreseen, table: Table) -> float | None:
     for advice in np.unique(foreseen.advice).tolist():
         alone = (foreseen.advice == advice) & (foreseen.ranges == 1)
         shared = (foreseen.advice == advice) & (foreseen.ranges > 1)
-        total_ns += float(_operations_ns(foreseen, alone, Kind(advice), table).sum())
+        if alone.any():
+            total_ns += float(_operations_ns(foreseen, alone, Kind(advice), table).sum())
         if shared.any():
             total_ns += _shared_ns(foreseen, shared, advice, table)
     return total_ns
