@@ -6,6 +6,16 @@
  * does not fit it, and at the end of the request. Without VM_MERGE a call waits for nothing: it is
  * given to the ring as it returns, in a smaller record.
  */
+/* How a call ended, or a piece of its vector. */
+struct outcome {
+	u64 now;
+	u64 took_ns;            /* 0 of a later piece */
+	s32 error;
+	u32 pieces;             /* of the vector that begins here, else 0 */
+	u32 later;
+	u32 pad;
+};
+
 struct inflight {
 	u64 token;              /* of the request; NO_REQUEST where calls are recorded without one */
 	u64 element;
@@ -22,6 +32,10 @@ struct inflight {
 	u32 handler;
 	u32 pad;
 	u64 last_address;
+	u64 vector;             /* of a process_madvise that has returned: where its next piece is told, */
+	u64 vector_bytes;       /* what of its result those take that are not recorded yet, */
+	u64 vector_pieces;      /* and how many they are; 0 where none is left */
+	struct outcome vector_end;
 	struct host_calls run;
 };
 BPF_HASH(inflight, u64, struct inflight, MAX_THREADS);
@@ -77,15 +91,6 @@ static __always_inline void emit_run(struct host_vm *vm, struct inflight *in, u6
 	}
 	in->run.count = 0;
 }
-
-/* How a call ended, or a piece of its vector. */
-struct outcome {
-	u64 now;
-	u64 took_ns;            /* 0 of a later piece */
-	s32 error;
-	u32 pieces;             /* of the vector that begins here, else 0 */
-	u32 later;
-};
 
 static __always_inline void emit_call(struct host_vm *vm, struct inflight *in, struct outcome *end)
 {

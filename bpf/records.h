@@ -66,7 +66,7 @@ enum aerostat_count {
 	HOST_LOST_OTHER_PAGES,       /* of an inflate or a deflate whose queue could not be read */
 	HOST_LOST_PARTS,             /* further records of a request whose first is there */
 	HOST_LOST_THREADS,           /* calls in no request: no room to remember the thread */
-	HOST_LOST_PIECES,            /* of a vector, beyond AEROSTAT_PIECES */
+	HOST_LOST_PIECES,            /* of a vector: unreadable, or the program could not run again */
 	HOST_OUTSIDE_CALLS,          /* on memory that is not the guest's: not recorded, no loss */
 	HOST_LONE_PUSHES,            /* of an element that was not seen to be popped; not in HIT_PUSH */
 	HOST_HIT_POP,                /* in the order of aerostat_handler */
@@ -107,7 +107,7 @@ struct host_event {
 
 #define NO_REQUEST (~0ULL)
 #define AEROSTAT_REGIONS 8      /* regions of guest memory that calls are held against */
-#define AEROSTAT_PIECES 64     /* pieces of one process_madvise that are looked at */
+#define AEROSTAT_PIECES 64      /* pieces of a process_madvise that one run of a program looks at */
 
 /* One VM that is recorded: user space fills in the first part, the programs count in the rest. */
 struct host_vm {

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from tracer.trace.errors import AerostatError, MissingPrivilegeError
 
+REPORT = "report this with the output of `aerostat doctor --json`"
+"""The next step where nobody but us can mend it."""
+
 
 class SymbolError(AerostatError):
     """A probe point cannot be found in a program file."""
@@ -38,7 +41,7 @@ def foreseen(problem: Exception) -> AerostatError:
     error = AerostatError(
         "recording has failed in an unforeseen way",
         reason=f"{type(problem).__name__}: {problem}{place}",
-        remedy="report this with the output of `aerostat doctor --json`",
+        remedy=REPORT,
     )
     error.__cause__ = problem
     return error

@@ -39,7 +39,7 @@ UNLIMITED = Quota(records_per_s=1 << 62, bytes_per_s=1 << 62)
 GOAL_PER_S = 1_600_000
 PACE_PER_S = 1_700_000
 IN_VECTORS = (64, 2)
-"""Pages of a request, one apart: a vector of as many pieces as the programs look at."""
+"""Pages of a request, one apart: a vector of as many pieces as one run of a program looks at."""
 
 
 class Producer:

@@ -133,16 +133,36 @@ def test_the_pieces_of_a_vector_are_calls_and_adjacent_ones_are_merged(recorder,
     assert single["total_ns"] == 0  # the first piece carries the time of all
 
 
-def test_pieces_beyond_those_that_are_looked_at_are_counted_as_lost(recorder, pages):
+@pytest.mark.parametrize("recorder", [(MERGED, TRACEPOINT), (MERGED, RAW)], indirect=True)
+def test_a_program_runs_again_for_the_pieces_that_one_run_does_not_look_at(recorder, pages):
     memory, address = pages
+    pieces = [(address + 2 * page * PAGE, PAGE) for page in range(1024)]
+    with recorder.in_request(token=3):
+        assert process_madvise(pieces) == 1024 * PAGE
+        discard(memory, 4000)
+        close_run(memory)
+    *runs, call = recorder.ring.read()
+    assert [(run["address"], run["count"]) for run in runs] == [(at, 1) for at, _ in pieces]
+    assert [run["pieces"] for run in runs] == [1024] + 1023 * [0]
+    assert {run["last_ns"] for run in runs} == {runs[0]["last_ns"]}
+    assert (call["call"], call["address"]) == (0, address + 4000 * PAGE)
+    counts = recorder.probes.counts()
+    assert (counts[Count.LOST_PIECES], counts[Count.HIT_PROCESS_MADVISE]) == (0, 1)
+
+
+def test_pieces_are_counted_as_lost_where_the_program_does_not_run_again(recorder, pages):
+    memory, address = pages
+    again = recorder.engine.program["again_on_vector_exit"]
+    del again[again.Key(0)]
     pieces = [(address + 2 * page * PAGE, PAGE) for page in range(100)]
     with recorder.in_request(token=3):
         assert process_madvise(pieces) == 100 * PAGE
+        discard(memory, 4000)
         close_run(memory)
-    runs = recorder.ring.read()
-    lost = recorder.probes.counts()[Count.LOST_PIECES]
-    assert runs["count"].sum() + lost == 100
-    assert (lost, recorder.lost()) == (36, 0)
+    *runs, call = recorder.ring.read()
+    assert [run["address"] for run in runs] == [at for at, _ in pieces[:64]]
+    assert call["address"] == address + 4000 * PAGE  # no piece of that vector
+    assert (recorder.probes.counts()[Count.LOST_PIECES], recorder.lost()) == (36, 0)
 
 
 def test_fresh_memory_mapped_over_the_guests_is_recorded_and_other_mappings_are_not(

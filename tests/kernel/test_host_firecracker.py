@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel import verb
 from tests.kernel.recording import recording
 from tests.standins.build import firecracker_like
+from tracer.trace.errors import ExitCode
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Call, Side
 
@@ -62,12 +64,28 @@ def test_every_range_over_both_sides_of_the_hole_is_recorded(
     assert (info.name, info.vmm, info.memory_bytes) == ("micro", "firecracker", None)
 
 
-def test_ranges_of_one_vector_are_recorded_each(tmp_path: Path):
+@pytest.mark.parametrize("detail", ["discards", "calls"])
+@pytest.mark.parametrize("pieces", [60, 64, 65, 1000, 1024])
+def test_every_piece_of_a_vector_is_recorded(tmp_path: Path, pieces, detail):
+    """A run of the program looks at 64, and the kernel takes 1024 at most (UIO_MAXIOV)."""
     output = tmp_path / "host.balloon"
     options = ("--mem-size-mib", "5000", "--discard", "vector")
-    with firecracker_like(*options) as vm, recording(vm, output, detail="calls"):
-        did = vm.send("inflate", 100_000, 60, 2)
-    assert did.calls == 1
-    rows = open_trace(output).table("calls", Side.HOST).to_pylist()
-    assert [(row["gpa"], row["length_bytes"]) for row in rows] == ranges(100_000, 60, 2)
+    with (
+        firecracker_like(*options) as vm,
+        verb.recording(vm, output, "--detail", detail) as recorder,
+    ):
+        did = vm.send("inflate", 100_000, pieces, 2)
+        again = vm.send("inflate", 200_000, 3, 2)
+        assert recorder.end() == ExitCode.OK
+    assert (did.calls, again.calls) == (1, 1)
+    trace = open_trace(output)
+    assert trace.losses == ()
+    rows = trace.table("calls", Side.HOST).to_pylist()
+    found = [(row["gpa"], row["length_bytes"]) for row in rows]
+    assert found == ranges(100_000, pieces, 2) + ranges(200_000, 3, 2)
     assert {row["call"] for row in rows} == {Call.PROCESS_MADVISE}
+    heads = [(index, row["pieces"]) for index, row in enumerate(rows) if row["pieces"]]
+    assert heads == [(0, pieces), (pieces, 3)]
+    assert [index for index, row in enumerate(rows) if row["total_ns"]] == [0, pieces]
+    probes = {probe.point: probe for probe in trace.manifest.sides["host"].probes}
+    assert probes["process_madvise-exit"].hits == 2

@@ -3,75 +3,23 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.standins.build import StandIn, qemu_like
+from tests.kernel.verb import WAIT_S, recording, refused, until
+from tests.standins.build import qemu_like
 from tracer.trace.check import check_trace
 from tracer.trace.errors import ExitCode
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Mark
 
-WAIT_S = 60
 S = 10**9
-
-
-class Recorder:
-    """A running `aerostat record`."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def end(self, number: int = signal.SIGINT) -> int:
-        """Send a signal and return the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(WAIT_S)
-
-
-@contextmanager
-def recording(vm: StandIn, output: Path, *options: str) -> Iterator[Recorder]:
-    """Run the verb until the block is left; it is attached when the block begins."""
-    ready = output.with_suffix(".ready")
-    ready.unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "aerostat", "record", "--pid", str(vm.pid), "-o", str(output)]
-    argv += ["--ready-file", str(ready), "--quiet", *options]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + WAIT_S
-    try:
-        while not ready.exists():
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline, "the recorder was not ready in time"
-            time.sleep(0.02)
-        yield Recorder(process)
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-
-
-def refused(vm_pid: int, output: Path, *options: str) -> tuple[int, str]:
-    argv = [sys.executable, "-m", "aerostat", "record", "--pid", str(vm_pid), "-o", str(output)]
-    run = subprocess.run(
-        [*argv, *options], check=False, capture_output=True, text=True, timeout=WAIT_S
-    )
-    return run.returncode, run.stderr
-
-
-def until(true: Callable[[], bool], wait_s: float = 20) -> None:
-    """Wait until a callable returns something true."""
-    deadline = time.monotonic() + wait_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def marks(trace: Trace, mark: Mark) -> list[dict]:
@@ -313,6 +261,16 @@ def test_metrics_tell_what_the_trace_holds(tmp_path):
         until(lambda: moved_bytes() == 4096 * did.pages)
         assert recorder.end() == ExitCode.OK
     assert not file.exists()
+
+
+def test_samples_come_as_often_as_they_were_asked_for(tmp_path):
+    output = tmp_path / "host.balloon"
+    options = ("--sample-every", "100ms", "--duration", "3s")
+    with qemu_like("-m", "256M") as vm, recording(vm, output, *options) as recorder:
+        assert recorder.process.wait(WAIT_S) == ExitCode.OK
+    taken_ns = open_trace(output).table("samples")["ts_ns"].to_numpy()
+    assert 15 <= len(taken_ns) <= 35
+    assert np.diff(taken_ns).min() > 0.05 * S
 
 
 def test_an_endpoint_answers_prometheus(tmp_path, unused_port):

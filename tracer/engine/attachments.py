@@ -20,23 +20,36 @@ from tracer.engine.bpf_programs import (
     PROG_TYPE_RAW_TRACEPOINT,
     PROG_TYPE_TRACEPOINT,
     Runs,
-    attach_tracing,
+    denial_remedy,
+    link_tracing,
+    load_tracing,
     program_runs,
 )
 from tracer.engine.libbpf import Btf
 from tracer.engine.privilege import lacking_for, names, remedy_for
-from tracer.errors import ProbeError
+from tracer.errors import REPORT, ProbeError
 from tracer.sites.probes import Kind
 
 _TRACEFS = Path("/sys/kernel/tracing")
+_NO_FUNCTION = (
+    "the kernel has no such function",
+    f"nothing where another way of this point works, else {REPORT}",
+)
+_NO_EVENT = ("the kernel has no such event", "boot a kernel built with CONFIG_FTRACE_SYSCALLS=y")
 _ABSENT = {
-    Kind.UPROBE: "there is no such file",
-    Kind.KPROBE: "the kernel has no such function",
-    Kind.KRETPROBE: "the kernel has no such function",
-    Kind.TRACEPOINT: "the kernel has no such event",
-    Kind.RAW_TRACEPOINT: "the kernel has no such event",
+    Kind.UPROBE: ("there is no such file", "see that the VM still runs, and name its pid again"),
+    Kind.KPROBE: _NO_FUNCTION,
+    Kind.KRETPROBE: _NO_FUNCTION,
+    Kind.TRACEPOINT: _NO_EVENT,
+    Kind.RAW_TRACEPOINT: _NO_EVENT,
 }
-"""What ENOENT means, by what was to be probed."""
+"""What ENOENT means and what mends it, by what was to be probed."""
+_WITH_PMU = {
+    Kind.UPROBE: "boot a kernel built with CONFIG_UPROBE_EVENTS=y",
+    Kind.KPROBE: "boot a kernel built with CONFIG_KPROBE_EVENTS=y",
+    Kind.KRETPROBE: "boot a kernel built with CONFIG_KPROBE_EVENTS=y",
+}
+"""What mends that the kernel has no such source of events."""
 
 
 class Attachments(abc.ABC):
@@ -53,6 +66,10 @@ class Attachments(abc.ABC):
     @abc.abstractmethod
     def _text(self, function: str) -> bytes:
         """Return a program's instructions."""
+
+    @abc.abstractmethod
+    def _loaded_as(self, function: str, program: int) -> None:
+        """Take note of a program that is loaded and not attached yet."""
 
     def detach(self) -> None:
         """Detach every probe that was not claimed; the maps stay readable."""
@@ -130,7 +147,13 @@ class Attachments(abc.ABC):
             ProbeError: The kernel lists no such function or loads no such program.
         """
         kind = BPF_TRACE_FEXIT if at_return else BPF_TRACE_FENTRY
-        program, link = attach_tracing(self._text(function), btf, symbol, kind)
+        program = load_tracing(self._text(function), btf, symbol, kind)
+        try:
+            self._loaded_as(function, program)
+            link = link_tracing(program, symbol, kind)
+        except ProbeError:
+            os.close(program)
+            raise
         programs = self._programs.setdefault(function, set())
         programs.add(program)
         self._closers += [lambda: programs.discard(program), lambda: os.close(program)]
@@ -166,18 +189,19 @@ class Attachments(abc.ABC):
 
 
 def _refused(kind: Kind, what: str, error: OSError) -> ProbeError:
-    """Say why the kernel does not attach a probe."""
-    missing = lacking_for(kind) if error.errno in (errno.EPERM, errno.EACCES) else frozenset()
-    if missing:
-        return ProbeError(
-            f"cannot attach a {kind.value} to {what}",
-            reason=f"this process lacks {names(missing)}",
-            remedy=remedy_for(missing),
-        )
-    if error.errno == errno.ENOENT:
-        return ProbeError(f"cannot attach a {kind.value} to {what}", reason=_ABSENT[kind])
-    reason = error.strerror or str(error)
-    return ProbeError(f"cannot attach a {kind.value} to {what}", reason=reason)
+    """Say why the kernel does not attach a probe, and what mends that."""
+    reason, remedy = error.strerror or str(error), REPORT
+    if error.errno in (errno.EPERM, errno.EACCES):
+        missing = lacking_for(kind)
+        if missing:
+            reason, remedy = f"this process lacks {names(missing)}", remedy_for(missing)
+        else:
+            remedy = denial_remedy()
+    elif error.errno == errno.ENOENT:
+        reason, remedy = _ABSENT[kind]
+    elif error.errno == errno.ENODEV:
+        remedy = _WITH_PMU.get(kind, REPORT)
+    return ProbeError(f"cannot attach a {kind.value} to {what}", reason=reason, remedy=remedy)
 
 
 def mount_tracefs() -> None:
@@ -203,5 +227,5 @@ def _has_events() -> bool:
         raise ProbeError(
             f"{_TRACEFS} may not be read",
             reason=f"this process lacks {names(missing)}" if missing else str(error),
-            remedy=remedy_for(missing),
+            remedy=remedy_for(missing) if missing else denial_remedy(),
         ) from error

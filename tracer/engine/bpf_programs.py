@@ -9,7 +9,7 @@ import os
 from ctypes import c_char_p, c_uint32, c_uint64
 from dataclasses import dataclass
 
-from tracer.engine.libbpf import Btf, LoadOptions, library
+from tracer.engine.libbpf import UNLISTED, WITH_MODULE_TYPES, Btf, LoadOptions, library
 from tracer.engine.privilege import (
     LOAD,
     MODULE_TYPES,
@@ -19,7 +19,7 @@ from tracer.engine.privilege import (
     names,
     remedy_for,
 )
-from tracer.errors import ProbeError
+from tracer.errors import REPORT, ProbeError
 
 PROG_TYPE_KPROBE, PROG_TYPE_TRACEPOINT, PROG_TYPE_RAW_TRACEPOINT = 2, 5, 17
 _PROG_TYPE_TRACING = 26
@@ -73,7 +73,9 @@ def _module_btf_fd(module: str) -> int:
             reason="it lacks CAP_SYS_ADMIN",
             remedy=remedy_for(MODULE_TYPES),
         )
-    raise ProbeError(f"the kernel holds no type information of module {module}")
+    raise ProbeError(
+        f"the kernel holds no type information of module {module}", remedy=WITH_MODULE_TYPES
+    )
 
 
 def load_program(
@@ -136,7 +138,7 @@ def refusal(function: str, error: int, log: str) -> ProbeError:
     return ProbeError(
         f"the kernel's verifier refuses the BPF program {function}",
         reason=f"{reason}: {lines[-1].strip()}" if lines else reason,
-        remedy="report this with the output of `aerostat doctor --json`",
+        remedy=REPORT,
     )
 
 
@@ -160,10 +162,8 @@ def denial_remedy() -> str:
     return "ask whoever configured its security module or lockdown"
 
 
-def attach_tracing(
-    instructions: bytes, btf: Btf, function: str, attach_type: int
-) -> tuple[int, int]:
-    """Load a compiled program as fentry or fexit of a kernel or module function and attach it.
+def load_tracing(instructions: bytes, btf: Btf, function: str, attach_type: int) -> int:
+    """Load a compiled program as fentry or fexit of a kernel or module function.
 
     Args:
         instructions: Program text as BCC compiled it, map descriptors filled in.
@@ -172,27 +172,44 @@ def attach_tracing(
         attach_type: BPF_TRACE_FENTRY or BPF_TRACE_FEXIT.
 
     Returns:
-        File descriptors of the program and of the link; closing both detaches.
+        Its file descriptor.
 
     Raises:
         ProbeError: The kernel does not list the function or refuses the program.
     """
     number, owner = btf.function_id(function), btf.module
     if number is None:
-        raise ProbeError(f"cannot attach fentry to {function}", reason="not in the kernel's BTF")
+        raise ProbeError(
+            f"cannot attach fentry to {function}", reason="not in the kernel's BTF", remedy=UNLISTED
+        )
     options = LoadOptions(
         sz=ctypes.sizeof(LoadOptions), expected_attach_type=attach_type, attach_btf_id=number
     )
     # A function that vmlinux defines has an id below the module's own; 0 names vmlinux.
     if owner and Btf().function_id(function) != number:
         options.attach_btf_obj_fd = _module_btf_fd(owner)
-    program = load_program(_PROG_TYPE_TRACING, instructions, function, options)
+    return load_program(_PROG_TYPE_TRACING, instructions, function, options)
+
+
+def link_tracing(program: int, function: str, attach_type: int) -> int:
+    """Attach a program that was loaded for a function.
+
+    Args:
+        program: Its file descriptor.
+        function: The function, to name it in an error.
+        attach_type: As it was loaded.
+
+    Returns:
+        File descriptor of the link; closing it detaches.
+
+    Raises:
+        ProbeError: The kernel does not attach it.
+    """
     link = int(library().bpf_link_create(program, 0, attach_type, None))
-    error = ctypes.get_errno()
     if link < 0:
-        os.close(program)
-        raise ProbeError(f"cannot attach fentry to {function}", reason=os.strerror(error))
-    return program, link
+        reason = os.strerror(ctypes.get_errno())
+        raise ProbeError(f"cannot attach fentry to {function}", reason=reason)
+    return link
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import IO
 
 from tracer.engine.compiled import Answer
 from tracer.engine.map_creation import not_allowed
-from tracer.errors import BccError
+from tracer.errors import REPORT, BccError
 
 _ROOT = Path(__file__).parents[2]
 _START = """\
@@ -25,7 +25,6 @@ sys.path[:] = {path!r}
 runpy.run_module("tracer.engine.compiler", run_name="__main__")
 """
 """`-m` would look for the module in the current directory first, which may be anybody's."""
-_REPORT = "report this with the output of `aerostat doctor --json`"
 
 
 def compile_apart(name: str, text: str, flags: list[str], headers: Path) -> Answer:
@@ -55,7 +54,7 @@ def compile_apart(name: str, text: str, flags: list[str], headers: Path) -> Answ
         raise BccError(
             f"the compiler of {name} ended without an answer",
             reason=_how_it_ended(process.returncode, words),
-            remedy=_REPORT,
+            remedy=REPORT,
         ) from None
     if "error" in answer:
         raise BccError(**answer["error"])
@@ -105,7 +104,7 @@ def _not_compiled(name: str, words: str) -> BccError:
     text = _last_error(words)
     if os.strerror(errno.EPERM) in text:
         return not_allowed()
-    return BccError(f"cannot compile {name}", reason=text, remedy=_REPORT)
+    return BccError(f"cannot compile {name}", reason=text, remedy=REPORT)
 
 
 def _last_error(words: str) -> str:

@@ -17,6 +17,9 @@ _KIND_STRUCT, _KIND_UNION = 4, 5
 _KIND_FUNC = 12
 _BTF_DIRECTORY = Path("/sys/kernel/btf")
 _WITH_BTF = "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+WITH_MODULE_TYPES = "boot a kernel built with CONFIG_DEBUG_INFO_BTF_MODULES=y"
+UNLISTED = f"nothing where another way of this point works, else {WITH_MODULE_TYPES}"
+"""What mends that BTF does not list a function: the ways after fentry need none."""
 
 
 class _BtfType(ctypes.Structure):
@@ -142,7 +145,9 @@ class Btf:
     def _struct(self, name: str) -> tuple[int, ctypes.c_void_p]:
         number = self._find(name, _KIND_STRUCT)
         if number is None:
-            raise ProbeError(f"the kernel's type information has no struct {name}")
+            raise ProbeError(
+                f"the kernel's type information has no struct {name}", remedy=WITH_MODULE_TYPES
+            )
         pointer = library().btf__type_by_id(self._handle, number)
         return number, ctypes.cast(pointer, ctypes.c_void_p)
 
@@ -170,7 +175,7 @@ class Btf:
             found = self._member(number, member)
             if found is None:
                 text = f"struct {struct_name} of this kernel has no member {'.'.join(path)}"
-                raise ProbeError(text)
+                raise ProbeError(text, remedy="boot a kernel that has it")
             number, offset_bytes = found[0], offset_bytes + found[1]
         return offset_bytes
 

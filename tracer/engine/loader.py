@@ -12,7 +12,7 @@ from tracer.engine.attachments import Attachments
 from tracer.engine.bpf_programs import EMPTY, load_program
 from tracer.engine.compile_cache import compile_once
 from tracer.engine.compiled import MapDescription
-from tracer.engine.map_creation import make_map
+from tracer.engine.map_creation import make_map, put_descriptor
 from tracer.engine.maps import Map
 from tracer.errors import BccError
 
@@ -20,6 +20,8 @@ _LOAD_IMMEDIATE, _OPCODE = 0x18, 0xFF
 _PSEUDO_MAP_FD = 1
 """BPF_LD|BPF_IMM|BPF_DW with this source register takes a map, by its descriptor
 (include/uapi/linux/bpf.h)."""
+_AGAIN = "again_"
+"""Before a program's name: the array through which that program has itself run again."""
 _INNER = "ring_of_"
 """Before the name of an array of maps: the map in bpf/ that says of what kind they are."""
 
@@ -108,8 +110,15 @@ class Program(Attachments):
 
     def _load(self, function: str, kind: int) -> int:
         if (function, kind) not in self._loaded:
-            self._loaded[function, kind] = load_program(kind, self._text(function), function)
+            program = load_program(kind, self._text(function), function)
+            self._loaded[function, kind] = program  # first, so that it is closed whatever comes
+            self._loaded_as(function, program)
         return self._loaded[function, kind]
+
+    def _loaded_as(self, function: str, program: int) -> None:
+        """Let a program call itself where its source has an array for that."""
+        if _AGAIN + function in self._fds:
+            put_descriptor(self._fds[_AGAIN + function], 0, program, f"{function} for itself")
 
     def _text(self, function: str) -> bytes:
         ours = {each.number: self._fds[name] for name, each in self._described.items()}
@@ -143,3 +152,6 @@ class EmptyPrograms(Attachments):
 
     def _text(self, function: str) -> bytes:
         return EMPTY
+
+    def _loaded_as(self, function: str, program: int) -> None:
+        pass

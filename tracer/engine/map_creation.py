@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tracer.engine.bpf_programs import denial, denial_remedy
 from tracer.engine.libbpf import library
-from tracer.errors import BccError, ProbeError
+from tracer.errors import REPORT, BccError, ProbeError
 
 _ARRAY_OF_MAPS, _HASH_OF_MAPS, _RINGBUF = 12, 13, 27
 _NAME_BYTES = 15
@@ -111,7 +111,7 @@ def make_map(name: str, shape: Shape, inner_fd: int | None = None) -> int:
     raise BccError(
         f"the kernel does not make the BPF map {name}",
         reason=os.strerror(error),
-        remedy="report this with the output of `aerostat doctor --json`",
+        remedy=REPORT,
     )
 
 
@@ -154,18 +154,24 @@ def create_ring(name: str, size_bytes: int) -> int:
     return fd
 
 
-def put_map(outer_fd: int, index: int, inner_fd: int) -> None:
-    """Put a map into an array of maps.
+def put_descriptor(array_fd: int, index: int, fd: int, what: str) -> None:
+    """Put a map into an array of maps, or a program into one of programs.
+
+    Args:
+        array_fd: The array.
+        index: Where to.
+        fd: Descriptor of what is put there.
+        what: Names that in an error.
 
     Raises:
         ProbeError: The kernel refuses it.
     """
-    key, value = c_uint32(index), c_uint32(inner_fd)
-    result = library().bpf_map_update_elem(outer_fd, ctypes.byref(key), ctypes.byref(value), 0)
-    if result:
+    key, value = c_uint32(index), c_uint32(fd)
+    if library().bpf_map_update_elem(array_fd, ctypes.byref(key), ctypes.byref(value), 0):
         raise ProbeError(
-            "the kernel refuses a ring in an array of rings",
+            f"the kernel does not put {what} into an array",
             reason=os.strerror(ctypes.get_errno()),
+            remedy=REPORT,
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tracer.engine import decode, decode_calls
 from tracer.engine.attach import Attachment
-from tracer.engine.map_creation import create_ring, drop_map, put_map
+from tracer.engine.map_creation import create_ring, drop_map, put_descriptor
 from tracer.engine.ring import Records, Ring
 from tracer.engine.threads import VmThreads
 from tracer.sites import host_probes
@@ -154,7 +154,7 @@ class VmProbes:
         fd = create_ring(f"{name}_{self._target.pid}", size_bytes)
         self._resources.callback(os.close, fd)
         outer = self._engine.program.map_fd(name)
-        put_map(outer, self._slot, fd)
+        put_descriptor(outer, self._slot, fd, f"a ring of {name}")
         self._resources.callback(drop_map, outer, self._slot)
         ring = Ring(fd, size_bytes, record)
         self._resources.callback(ring.close)

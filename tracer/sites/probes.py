@@ -100,6 +100,8 @@ GUEST_POINTS: tuple[Point, ...] = (
 
 def _system_call(name: str) -> tuple[Point, Point]:
     function = f"__x64_sys_{name}"
+    # The raw one serves every call.
+    returned = "on_vector" if name == "process_madvise" else "on_call"
     return (
         Point(
             f"{name}-enter",
@@ -117,9 +119,9 @@ def _system_call(name: str) -> tuple[Point, Point]:
             f"result and time of {name} calls",
             False,
             (
-                Way(Kind.FEXIT, function, "on_call_fexit"),
-                Way(Kind.KRETPROBE, function, "on_call_kretprobe"),
-                Way(Kind.TRACEPOINT, f"syscalls:sys_exit_{name}", "on_call_exit"),
+                Way(Kind.FEXIT, function, f"{returned}_fexit"),
+                Way(Kind.KRETPROBE, function, f"{returned}_kretprobe"),
+                Way(Kind.TRACEPOINT, f"syscalls:sys_exit_{name}", f"{returned}_exit"),
                 Way(Kind.RAW_TRACEPOINT, "sys_exit", "on_raw_exit"),
             ),
         ),
