@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,19 @@ from typing import Any
 import pytest
 
 from tests.standins.build import qemu_like
-from tracer.diagnosis.checks import HOST_CALLS, HOST_REQUESTS, Check, able
+from tracer.diagnosis.checks import ENVIRONMENT, HOST_CALLS, HOST_REQUESTS, Check, able, word
 from tracer.diagnosis.doctor import diagnose
+from tracer.diagnosis.probe_proof import attach_rows, provoked
 from tracer.engine import libbpf
+from tracer.engine.host_engine import HostEngine
+from tracer.errors import REPORT
+from tracer.sites.host_probes import host_mechanisms
 from tracer.sites.probes import (
     GUEST_POINTS,
     HOST_CALL_POINTS,
     HOST_EVENT_POINTS,
     HOST_OTHER_CALL_POINTS,
+    Kind,
     host_request_points,
 )
 from tracer.sites.recover import HANDLERS
@@ -32,16 +38,35 @@ def checks() -> list[Check]:
     return diagnose()
 
 
-def run(arguments: Sequence[str], capabilities: Sequence[str] = ()) -> tuple[int, dict[str, Any]]:
-    """Run the real command, as nobody with these capabilities where any are named."""
-    argv = [sys.executable, "-m", "aerostat", "doctor", "--json", "--quiet", *arguments]
+def run(
+    arguments: Sequence[str],
+    capabilities: Sequence[str] = (),
+    flags: Sequence[str] = (),
+    path: Sequence[Path | str] = (),
+) -> tuple[int, dict[str, Any]]:
+    """Run the real command and see that it names a remedy for every failure.
+
+    Args:
+        arguments: Of the command.
+        capabilities: As nobody with these, where any are named.
+        flags: Of Python.
+        path: Where Python looks for modules first.
+    """
+    argv = [sys.executable, *flags, "-m", "aerostat", "doctor", "--json", "--quiet", *arguments]
     if capabilities:
         names = ",".join(capabilities)
         user = ("--reuid", "65534", "--regid", "65534", "--clear-groups")
         argv = ["setpriv", *user, "--inh-caps", names, "--ambient-caps", names, *argv]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120, env=environment
+    )
     assert done.stdout, done.stderr
-    return done.returncode, json.loads(done.stdout)
+    document = json.loads(done.stdout)
+    for row in document["checks"]:
+        failed = row["proven"] is False or (row["proven"] is None and row["predicted"] is False)
+        assert not failed or (row["reason"] and row["remedy"]), row
+    return done.returncode, document
 
 
 def ways(document: dict[str, Any], group: str) -> list[dict[str, Any]]:
@@ -73,10 +98,28 @@ def test_what_was_predicted_is_what_was_proven(checks):
     assert [c for c in wrong if c not in guest] == []
 
 
-def test_every_failure_has_a_reason_and_every_success_none(checks):
+def test_every_failure_has_a_reason_with_a_remedy_and_every_success_none(checks):
     for check in checks:
-        assert bool(check.reason) is (check.proven is False or check.predicted is False), check
+        failed = check.proven is False or check.predicted is False
+        assert bool(check.reason) is bool(check.remedy) is failed, check
         assert not (check.remedy and check.proven), check
+
+
+def test_a_probe_that_nothing_makes_run_is_told_with_a_remedy():
+    point = HOST_CALL_POINTS[0]
+    rows = [
+        (point, way, Check(HOST_CALLS, point.name, word(way)))
+        for way in point.ways
+        if way.kind in (Kind.TRACEPOINT, Kind.RAW_TRACEPOINT)
+    ]
+    with HostEngine(calls=False) as engine:
+        attached = attach_rows(engine.program, rows, host_mechanisms(None, 0))
+        seen, _ = provoked(engine.program, attached, lambda: None)
+        engine.program.detach()
+    classic = {way.kind: check for _, way, check in seen}[Kind.TRACEPOINT]
+    assert (classic.proven, classic.fired) == (False, False)
+    assert classic.reason == "it attached, but did not run when it should"
+    assert classic.remedy == REPORT
 
 
 def test_what_attached_was_seen_to_run(checks):
@@ -173,3 +216,34 @@ def test_without_btf_the_host_is_recorded_by_uprobes_and_tracepoints(tmp_path, m
     (btf,) = [c for c in checks if c.name == "kernel BTF"]
     assert btf.proven is False
     assert "CONFIG_DEBUG_INFO_BTF" in btf.remedy
+
+
+def bcc_row(document: dict[str, Any]) -> dict[str, Any]:
+    """The row of BCC, in a document that says of every probe that it failed for BCC's sake."""
+    (row,) = [row for row in ways(document, ENVIRONMENT) if row["name"] == "BCC"]
+    assert row["proven"] is False
+    probes = [*ways(document, HOST_CALLS), *ways(document, HOST_REQUESTS)]
+    in_vain = {(probe["reason"], probe["remedy"]) for probe in probes if probe["predicted"]}
+    assert in_vain == {(row["reason"], row["remedy"])}
+    assert not any(document["can_record"].values())
+    return row
+
+
+def test_without_bcc_the_package_to_install_is_named():
+    site = sysconfig.get_paths()["purelib"]
+    code, document = run([], flags=["-S"], path=[ROOT, site])  # -S: not the distribution's own
+    assert code == 6
+    row = bcc_row(document)
+    assert "No module named 'bcc'" in row["reason"]
+    assert row["remedy"].startswith("apt-get install python3-bpfcc")
+
+
+def test_another_package_of_that_name_is_told_with_what_removes_it(tmp_path):
+    (tmp_path / "bcc").mkdir()
+    (tmp_path / "bcc" / "__init__.py").write_text('"""N-dim BCC lattice."""\n')
+    code, document = run([], path=[tmp_path])
+    assert code == 6
+    row = bcc_row(document)
+    assert "is not BCC" in row["reason"]
+    assert str(tmp_path) in row["reason"]
+    assert row["remedy"].startswith("pip uninstall --yes bcc")

@@ -133,6 +133,9 @@ def test_a_cause_that_files_told_is_kept_over_what_the_kernel_answers():
     surprise = failed(Check(HOST_CALLS, "x", "kprobe y", predicted=True), error)
     assert surprise.reason == "cannot attach: No such file"
     assert surprise.remedy == "report it"
+    assert failed(unsure, ProbeError("no word of it")).remedy == "boot"
+    told_nothing = failed(Check(HOST_CALLS, "x", "kprobe y"), ProbeError("no word of it"))
+    assert "aerostat doctor --json" in told_nothing.remedy
 
 
 def test_environment_rows_have_no_costs(capsys):

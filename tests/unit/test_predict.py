@@ -121,6 +121,7 @@ def test_what_stands_in_the_way(tmp_path, changes, failing, reason, remedy):
     assert works(found) == set(WAYS) - failing
     assert any(reason in found[kind].reason for kind in failing)
     assert any(remedy in found[kind].remedy for kind in failing)
+    assert all(bool(each.reason) is bool(each.remedy) for each in found.values())
 
 
 def test_a_full_lockdown_leaves_what_reads_no_kernel_memory(tmp_path):
@@ -174,7 +175,12 @@ def test_the_memory_limit_does_not_count_on_newer_kernels(tmp_path):
 def test_a_function_that_btf_does_not_list_cannot_be_entered(tmp_path):
     machine = read_machine(machine_tree(tmp_path))
     found = predict(Way(Kind.FENTRY, "no_such_function", "on_x"), machine, everything)
-    assert found == Prediction(False, "the kernel's BTF does not list no_such_function")
+    assert found == Prediction(
+        False,
+        "the kernel's BTF does not list no_such_function",
+        "nothing where another way of this point works, else boot a kernel built with "
+        "CONFIG_DEBUG_INFO_BTF_MODULES=y",
+    )
 
 
 @pytest.mark.parametrize(

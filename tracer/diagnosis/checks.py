@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tracer.diagnosis.predict import Prediction
+from tracer.errors import REPORT
 from tracer.sites.probes import Point, Way
 from tracer.trace.errors import AerostatError
 
@@ -76,7 +77,7 @@ def failed(check: Check, error: AerostatError) -> Check:
     reason = f"{error.what}: {error.reason}" if error.reason else error.what
     if check.reason:
         return replace(check, proven=False)
-    return replace(check, proven=False, reason=reason, remedy=error.remedy)
+    return replace(check, proven=False, reason=reason, remedy=error.remedy or REPORT)
 
 
 def with_choice(checks: Iterable[Check]) -> list[Check]:

@@ -38,7 +38,6 @@ from tracer.engine.host_engine import HostEngine
 from tracer.engine.libbpf import Btf
 from tracer.engine.privilege import LOAD, lacking
 from tracer.engine.vm_probes import Quota, Target
-from tracer.errors import ProbeError
 from tracer.sites import guest_layout, guest_probes, host_probes
 from tracer.sites.probes import (
     GUEST_POINTS,
@@ -148,7 +147,7 @@ def _guest_driver(rows: list[Row]) -> list[Check]:
     for point, _, check in rows:
         unreadable = layout.lacks(point)
         if unreadable is not None:
-            checks.append(failed(check, ProbeError(unreadable)))
+            checks.append(failed(check, unreadable))
     readable = [row for row in rows if layout.lacks(row[0]) is None]
     for fentry, kinds in ((True, _TRAMPOLINES), (False, _KPROBES)):
         family = [row for row in readable if row[1].kind in kinds]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tracer.diagnosis.environment import Machine
-from tracer.engine.libbpf import Btf
+from tracer.engine.libbpf import UNLISTED, Btf
 from tracer.engine.privilege import TRACEFS, Capability, lacking, lacking_for, names, remedy_for
 from tracer.errors import ProbeError
 from tracer.sites.guest_probes import MODULES
@@ -135,7 +135,7 @@ def _function(way: Way, machine: Machine, describes: Callable[[str], bool]) -> P
             "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y",
         )
     if not describes(way.target):
-        return Prediction(False, f"the kernel's BTF does not list {way.target}")
+        return Prediction(False, f"the kernel's BTF does not list {way.target}", UNLISTED)
     if machine.can_patch_functions is False:
         return Prediction(
             False,

@@ -13,12 +13,14 @@ from tracer.engine.attach import Attach
 from tracer.engine.bpf_programs import RunStats
 from tracer.engine.host_engine import HostEngine
 from tracer.engine.loader import Program
-from tracer.errors import ProbeError
+from tracer.errors import REPORT, ProbeError
 from tracer.sites.host_probes import QemuSites, host_mechanisms
 from tracer.sites.probes import Kind, Point, Way
 from tracer.trace.errors import AerostatError
 
 Row = tuple[Point, Way, Check]
+_ARM_KPROBES = "echo 1 > /sys/kernel/debug/kprobes/enabled"
+"""A kernel whose kprobes were turned off takes new ones without a word (kernel/kprobes.c)."""
 _FAMILIES = {Kind.FEXIT: Kind.FENTRY, Kind.KRETPROBE: Kind.KPROBE}
 
 
@@ -72,17 +74,18 @@ def provoked(
             seen.append((point, way, check))
             continue
         runs = program.runs(way.program).since(before[way])
-        seen.append((point, way, _fired(check, runs.count > 0)))
+        seen.append((point, way, _fired(way, check, runs.count > 0)))
         if runs.mean_ns is not None:
             bodies[point.name] = runs.mean_ns
     return seen, bodies
 
 
-def _fired(check: Check, fired: bool) -> Check:
+def _fired(way: Way, check: Check, fired: bool) -> Check:
     if fired:
         return replace(check, fired=True)
     reason = "it attached, but did not run when it should"
-    return replace(check, proven=False, fired=False, reason=reason)
+    remedy = _ARM_KPROBES if way.kind in (Kind.KPROBE, Kind.KRETPROBE) else REPORT
+    return replace(check, proven=False, fired=False, reason=reason, remedy=remedy)
 
 
 def prove_calls(engine: HostEngine, rows: Iterable[Row]) -> list[Check]:

@@ -24,6 +24,7 @@ from tracer.engine.privilege import (
     names,
     remedy_for,
 )
+from tracer.errors import REPORT
 from tracer.sites.guest_layout import DRIVER, kernel_symbol
 from tracer.trace.errors import AerostatError
 
@@ -80,7 +81,7 @@ def _tried(name: str, attempt: Callable[[], object], *, predicted: bool | None =
             predicted=predicted,
             proven=False,
             reason=reason,
-            remedy=error.remedy,
+            remedy=error.remedy or REPORT,
         )
     return Check(ENVIRONMENT, name, predicted=predicted, proven=True)
 

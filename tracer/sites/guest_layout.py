@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tracer.engine.libbpf import Btf
+from tracer.engine.privilege import KERNEL_ADDRESSES, lacking, remedy_for
 from tracer.errors import ProbeError
 from tracer.record.machine import read_text
 from tracer.sites.probes import Point
@@ -43,10 +44,10 @@ class DriverLayout:
 
     defines: dict[str, int] = field(default_factory=dict)
     vmemmap_symbol: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, ProbeError] = field(default_factory=dict)
 
-    def lacks(self, point: Point) -> str | None:
-        """Why this point cannot be read here, or None where it can."""
+    def lacks(self, point: Point) -> ProbeError | None:
+        """Why this point cannot be read here, and what mends that; None where it can."""
         return self.unreadable.get(point.name.partition("-")[0])
 
 
@@ -96,22 +97,25 @@ def _add_blocks(layout: DriverLayout, btf: Btf, device: _Device) -> None:
         layout.vmemmap_symbol = _vmemmap_symbol()
         layout.defines.update(_blocks(btf))
     except ProbeError as error:
-        layout.unreadable.update({"report": error.what, "hint": error.what})
+        layout.unreadable.update({"report": error, "hint": error})
         return
     try:
         report = _offsets(btf, "pr_dev_info", "reporting_vq")
         layout.defines.update({**report, "TRACE_REPORTS": 1})
     except ProbeError as error:
-        layout.unreadable["report"] = error.what
+        layout.unreadable["report"] = error
     try:
         hint = _offsets(btf, "free_page_vq", "report_free_page_work")
     except ProbeError as error:
-        layout.unreadable["hint"] = error.what
+        layout.unreadable["hint"] = error
     else:
         if device.has(_FREE_PAGE_HINT):
             layout.defines.update({**hint, "TRACE_HINTS": 1})
         else:
-            layout.unreadable["hint"] = "the device does not ask for free page hints"
+            layout.unreadable["hint"] = ProbeError(
+                "the device does not ask for free page hints",
+                remedy="nothing, or start the VM with free-page-hint=on of its virtio-balloon",
+            )
 
 
 def _blocks(btf: Btf) -> dict[str, int]:
@@ -130,12 +134,15 @@ def _add_stats(layout: DriverLayout, btf: Btf, device: _Device) -> None:
     try:
         stats = _offsets(btf, "stats_vq", "update_balloon_stats_work")
     except ProbeError as error:
-        layout.unreadable["stats"] = error.what
+        layout.unreadable["stats"] = error
         return
     if device.has(_STATS_VQ):
         layout.defines.update({**stats, "TRACE_STATS": 1})
     else:
-        layout.unreadable["stats"] = "the device does not ask for statistics"
+        layout.unreadable["stats"] = ProbeError(
+            "the device does not ask for statistics",
+            remedy="nothing, or start the VM on a VMM whose balloon has a statistics queue",
+        )
 
 
 def _add_acks(layout: DriverLayout) -> None:
@@ -149,7 +156,7 @@ def _add_acks(layout: DriverLayout) -> None:
             "RING_USED": ring.member_offset_bytes(name, "split", "vring", "used"),
         }
     except ProbeError as error:
-        layout.unreadable["ack"] = error.what
+        layout.unreadable["ack"] = error
     else:
         layout.defines.update({**offsets, "TRACE_ACKS": 1})
 
@@ -171,4 +178,8 @@ def _vmemmap_symbol() -> int:
         return address
     if kernel_symbol("page_offset_base") is None and "nokaslr" in Path("/proc/cmdline").read_text():
         return 0
-    raise ProbeError("the kernel does not show vmemmap_base, so blocks of pages have no address")
+    missing = lacking(KERNEL_ADDRESSES)
+    raise ProbeError(
+        "the kernel does not show vmemmap_base, so blocks of pages have no address",
+        remedy=remedy_for(missing) if missing else "sysctl kernel.kptr_restrict=1",
+    )

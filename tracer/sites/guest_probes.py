@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tracer.engine import decode
 from tracer.engine.attach import Attach, Attachment, attach_all
-from tracer.engine.libbpf import Btf
+from tracer.engine.libbpf import UNLISTED, Btf
 from tracer.engine.loader import Program
 from tracer.engine.privilege import LOAD, require
-from tracer.errors import ProbeError
+from tracer.errors import REPORT, ProbeError
 from tracer.guest_side.guest_cost import GuestCost
 from tracer.guest_side.guest_events import GUEST_EVENT
 from tracer.sites.guest_layout import DRIVER, MODULE, DriverLayout, driver_layout
@@ -92,8 +92,8 @@ def attach_guest(program: Program, layout: DriverLayout, *, fentry: bool) -> lis
     """
     points = readable_points(layout)
     attached = attach_all(program, points, guest_mechanisms(fentry=fentry))
-    reasons = ((point, layout.lacks(point)) for point in GUEST_POINTS)
-    return attached + [Attachment(point, None, reason) for point, reason in reasons if reason]
+    lacking = ((point, layout.lacks(point)) for point in GUEST_POINTS)
+    return attached + [Attachment(point, None, lack.what) for point, lack in lacking if lack]
 
 
 def guest_mechanisms(*, fentry: bool) -> Mapping[Kind, Attach]:
@@ -102,7 +102,8 @@ def guest_mechanisms(*, fentry: bool) -> Mapping[Kind, Attach]:
     def trampoline(program: Program, way: Way) -> None:
         described = [btf for btf in map(Btf, MODULES) if btf.function_id(way.target) is not None]
         if not described:
-            raise ProbeError(f"cannot attach to {way.target}", reason="not in the kernel's BTF")
+            reason = "not in the kernel's BTF"
+            raise ProbeError(f"cannot attach to {way.target}", reason=reason, remedy=UNLISTED)
         program.attach_fentry(
             way.program, described[0], way.target, at_return=way.kind is Kind.FEXIT
         )
@@ -127,7 +128,8 @@ def _attach_everywhere(program: Program, way: Way, *, at_return: bool) -> None:
     """Attach to every function of these names: the program itself knows the balloon's calls."""
     places = [place for name in way.target.split("|") for place in kernel_symbols().get(name, ())]
     if not places:
-        raise ProbeError(f"cannot attach to {way.target}", reason="the kernel has no such function")
+        reason = "the kernel has no such function"
+        raise ProbeError(f"cannot attach to {way.target}", reason=reason, remedy=REPORT)
     for place in places:
         program.attach_kprobe(
             way.program, f"{place.address:x}", at_return=at_return, address=place.address
