@@ -4,15 +4,21 @@ import mmap
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from replay.ranges import pfns_from_runs
 from tests.kernel.recording import recording
 from tests.standins.build import qemu_like
 from tracer.account.ledger import ledger
 from tracer.trace.reader import Trace, open_trace
-from tracer.trace.schema import Queue, Side
+from tracer.trace.schema import Call, Queue, Side
 
 PAGE = 4096
+MEMORY_BYTES = 4 << 30
+HIGH = 1 << 20
+"""First PFN above the hole of 4 GiB; of 4 GiB in a q35, half is there."""
+PUNCH = 3
+"""FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (include/uapi/linux/falloc.h)."""
 DEVICE = ("-device", "virtio-balloon-pci,free-page-reporting=on")
 
 
@@ -27,11 +33,11 @@ def pages(requests: list[dict]) -> list[int]:
     return pfns_from_runs(pfn, length).tolist()
 
 
-def discarded(calls: list[dict], advice: int) -> list[int]:
+def discarded(calls: list[dict], advice: int, call: Call = Call.MADVISE) -> list[int]:
     """The PFN of every call with this advice, in order, from runs of like calls."""
     found = []
     for row in calls:
-        if row["advice"] == advice and row["length_bytes"] == PAGE:
+        if (row["call"], row["advice"], row["length_bytes"]) == (call, advice, PAGE):
             found += [row["gpa"] // PAGE + row["step"] * i for i in range(row["count"])]
     return found
 
@@ -83,4 +89,45 @@ def test_pages_outside_guest_memory_cause_no_call(tmp_path: Path):
     assert lines["inflate: host rejected"] == (2, "not compared")
     assert lines["inflate: host discarded"] == (3, "equal")
     assert lines["device: change of actual"] == (3, "equal")
+    assert book.balanced is True
+
+
+@pytest.mark.parametrize(
+    ("backend", "discards"),
+    [
+        ("ram,share=on", {(Call.MADVISE, mmap.MADV_REMOVE)}),
+        ("memfd", {(Call.FALLOCATE, PUNCH), (Call.MADVISE, mmap.MADV_DONTNEED)}),
+        ("file,share=on", {(Call.FALLOCATE, PUNCH), (Call.MADVISE, mmap.MADV_DONTNEED)}),
+        ("file,share=off", {(Call.FALLOCATE, PUNCH), (Call.MADVISE, mmap.MADV_DONTNEED)}),
+    ],
+)
+def test_shared_memory_is_recorded_by_every_call_that_frees_it(tmp_path: Path, backend, discards):
+    output = tmp_path / "host.balloon"
+    where = f",mem-path={tmp_path / 'guest'}" if backend.startswith("file") else ""
+    memory = f"memory-backend-{backend},id=ram0,size={MEMORY_BYTES}{where}"
+    options = ("-machine", "q35,memory-backend=ram0", "-m", "4G", "-object", memory)
+    with qemu_like(*options, *DEVICE) as vm:
+        with recording(vm, output):
+            vm.send("actual", MEMORY_BYTES)
+            down = vm.send("inflate", 100_000, 300, -1)
+            up = vm.send("inflate", HIGH + 5000, 300, 1)
+            vm.send("deflate", HIGH + 5000, 300, 1)
+            vm.send("actual", MEMORY_BYTES - 300 * PAGE)
+        parts = {(part["gpa"], part["hva"], part["length_bytes"]) for part in vm.parts}
+    assert (down.failed, up.failed) == (0, 0)
+    trace = open_trace(output)
+    regions = trace.manifest.regions
+    assert {(region.gpa, region.hva, region.length_bytes) for region in regions} == parts
+    assert len(parts) == 2
+    calls, high = rows(trace, "calls"), list(range(HIGH + 5000, HIGH + 5300))
+    freed = list(range(100_000, 99_700, -1)) + high
+    for call, advice in discards:
+        assert discarded(calls, advice, call) == freed
+    assert discarded(calls, mmap.MADV_WILLNEED) == high
+    others = {(row["call"], row["advice"]) for row in calls}
+    assert others == discards | {(Call.MADVISE, mmap.MADV_WILLNEED)}
+    book = ledger(trace)
+    lines = {line.name: (line.pages, line.status) for line in book.lines}
+    assert lines["inflate: host discarded"] == (600, "equal")
+    assert lines["device: change of actual"] == (300, "equal")
     assert book.balanced is True
