@@ -2,16 +2,19 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.standins.build import StandIn, qemu_like
+from tests.kernel import verb
+from tests.standins.build import StandIn, firecracker_like, program, qemu_like, started
 from tracer.engine.privilege import Capability
 from tracer.trace.errors import ExitCode
 from tracer.trace.reader import open_trace
@@ -20,15 +23,21 @@ from tracer.trace.schema import Side
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 ENOUGH = ("sys_admin", "sys_ptrace", "dac_read_search")
+PRIVILEGES = (ROOT / "docs" / "privileges.md").read_text()
+CALLS_ALONE = "a VMM of another user by its system calls alone"
+OWN = "a VMM of one's own"
+
+
+def as_nobody(capabilities: Iterable[str] = ()) -> list[str]:
+    names = ",".join(f"+{name}" for name in sorted(capabilities))
+    granted = ["--inh-caps", names, "--ambient-caps", names] if names else []
+    return ["setpriv", "--reuid", f"{NOBODY}", "--regid", f"{NOBODY}", "--clear-groups", *granted]
 
 
 def record(pid: int, output: Path, capabilities: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    names = ",".join(f"+{name}" for name in capabilities)
-    user = ("--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups")
-    granted = ("--inh-caps", names, "--ambient-caps", names) if names else ()
     arguments = ("record", "--pid", str(pid), "-o", str(output), "--duration", "2s")
     return subprocess.run(
-        ["setpriv", *user, *granted, sys.executable, "-m", "aerostat", *arguments],
+        [*as_nobody(capabilities), sys.executable, "-m", "aerostat", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -113,6 +122,65 @@ def test_root_still_writes_into_the_home_of_the_user_who_called_it(vm, place):
     (bits,) = left
     assert int(bits, 16) >> Capability.CAP_DAC_OVERRIDE & 1
     assert not int(bits, 16) >> Capability.CAP_SYS_ADMIN & 1
+
+
+def documented(row: str) -> set[str]:
+    """The capabilities in a row of the sum in docs/privileges.md, as setpriv names them."""
+    (needs,) = re.findall(rf"^\| {re.escape(row)} \| (.+) \|$", PRIVILEGES, re.MULTILINE)
+    held = {name.lower() for name in re.findall("CAP_([A-Z_]+)", needs)}
+    return documented(CALLS_ALONE) - held if needs.startswith("the same without") else held
+
+
+@contextmanager
+def stranger(owner: str, place: Path) -> Iterator[StandIn]:
+    """A VMM without known handlers, of root or of nobody."""
+    if owner == "root":
+        with firecracker_like("--id", "micro", "--mem-size-mib", "64") as vm:
+            yield vm
+        return
+    copy = Path(shutil.copy(program("firecracker"), place))
+    argv = [str(copy), "--id", "micro", "--mem-size-mib", "64"]
+    with started(argv, prefix=tuple(as_nobody())) as vm:
+        assert Path(f"/proc/{vm.pid}").stat().st_uid == NOBODY
+        yield vm
+
+
+@pytest.mark.parametrize(("owner", "row"), [("root", CALLS_ALONE), ("nobody", OWN)])
+def test_the_capabilities_of_the_page_record_a_vmm_by_its_calls(owner, row, place):
+    output = place / "micro.balloon"
+    prefix = as_nobody(documented(row))
+    with (
+        stranger(owner, place) as vm,
+        verb.recording(vm, output, "--detail", "calls", prefix=prefix) as recorder,
+    ):
+        did = vm.send("inflate", 1000, 600, 3)
+        time.sleep(1.2)  # a second row of samples, by what is left of the capabilities
+        assert recorder.end() == ExitCode.OK
+    trace = open_trace(output)
+    assert trace.is_complete
+    assert trace.losses == ()
+    found = [row["gpa"] for row in trace.table("calls", Side.HOST).to_pylist()]
+    assert found == [4096 * pfn for pfn in range(1000, 2800, 3)]
+    assert len(found) == did.calls
+    assert trace.table("residency", Side.HOST)["pages"].to_numpy().sum() == 64 * 256
+    samples = trace.table("samples", Side.HOST).to_pylist()
+    assert len(samples) >= 2
+    assert all(row["rss_bytes"] for row in samples)
+    assert any(row["pss_bytes"] for row in samples)
+    probes = {probe.point: probe for probe in trace.manifest.sides["host"].probes}
+    for name in ("madvise-enter", "process_madvise-exit", "mmap-enter", "fallocate-exit"):
+        assert probes[name].status == "attached"
+
+
+@pytest.mark.parametrize("missing", sorted(documented(CALLS_ALONE)))
+def test_with_one_less_a_vmm_of_another_user_is_refused_and_it_is_named(missing, place):
+    output = place / "micro.balloon"
+    with stranger("root", place) as vm:
+        done = record(vm.pid, output, sorted(documented(CALLS_ALONE) - {missing}))
+    assert done.returncode == ExitCode.MISSING_PRIVILEGE, done.stderr
+    assert f"lacks CAP_{missing.upper()}" in done.stderr
+    assert "grant CAP_" in done.stderr
+    assert not output.exists()
 
 
 def test_with_tracing_capabilities_alone_the_kernel_asks_for_more(vm, place):
