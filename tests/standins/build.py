@@ -47,11 +47,18 @@ def _directory() -> Path:
 
 
 @cache
-def program(name: str) -> Path:
-    """Build one stand-in, stripped like a distribution's program; return its path."""
-    path = _directory() / name
+def program(name: str, *macros: str) -> Path:
+    """Build one stand-in, stripped like a distribution's program; return its path.
+
+    Args:
+        name: A key of PROGRAMS; the file has this name.
+        macros: What spoils it, as the top of its sources says.
+    """
+    path = _directory() / "-".join(("program", *macros)) / name
+    path.parent.mkdir(exist_ok=True)
     sources = [str(SOURCES / source) for source in (*PROGRAMS[name], "control.c")]
-    subprocess.run(["gcc", *FLAGS, "-o", str(path), *sources], check=True)
+    defines = [f"-D{macro}" for macro in macros]
+    subprocess.run(["gcc", *FLAGS, *defines, "-o", str(path), *sources], check=True)
     subprocess.run(["strip", str(path)], check=True)
     return path
 

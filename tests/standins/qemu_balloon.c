@@ -1,6 +1,7 @@
 /*
  * The device: the exported functions and trace-state variables of a distribution's QEMU, static queue
- * handlers in one file with their realize function, and QEMU's way to discard.
+ * handlers in one file with their realize function, and QEMU's way to discard. A macro spoils it:
+ *   TWO_OUTPUTS, TWO_REPORTS   a second function fits as well
  */
 #define _GNU_SOURCE
 #include "qemu_balloon.h"
@@ -185,6 +186,29 @@ static void virtio_balloon_handle_report(void *device, VirtQueue *queue)
 	}
 }
 
+#ifdef TWO_OUTPUTS
+static void second_output(void *device, VirtQueue *queue)
+{
+	VirtQueueElement *element = virtqueue_pop(queue, sizeof(*element));
+
+	if (_TRACE_VIRTIO_BALLOON_BAD_ADDR_DSTATE)
+		memory_region_find(device, 0, PAGE);
+	virtqueue_push(queue, element, 0);
+	free(element);
+}
+#endif
+
+#ifdef TWO_REPORTS
+static void second_report(void *device, VirtQueue *queue)
+{
+	VirtQueueElement *element = virtqueue_pop(queue, sizeof(*element));
+
+	ram_block_discard_range(device, 0, PAGE);
+	virtqueue_push(queue, element, 0);
+	free(element);
+}
+#endif
+
 /* QEMU keeps the buffer until its next poll; a second one sends the first back. */
 static void virtio_balloon_receive_stats(void *device, VirtQueue *queue)
 {
@@ -233,6 +257,12 @@ __attribute__((noipa)) static void virtio_balloon_device_realize(void *device, b
 		hint_queue = virtio_add_queue(device, 128, virtio_balloon_get_free_page_hints);
 	if (report)
 		report_queue = virtio_add_queue(device, 32, virtio_balloon_handle_report);
+#ifdef TWO_OUTPUTS
+	virtio_add_queue(device, 32, second_output);
+#endif
+#ifdef TWO_REPORTS
+	virtio_add_queue(device, 32, second_report);
+#endif
 }
 
 void realize(bool hint, bool report)
