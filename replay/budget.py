@@ -226,9 +226,8 @@ def fit(
 
 def _named_only(requests: Requests, residency: Residency, layout: Layout) -> Residency:
     named = named_pages(requests, layout)
-    return Residency(
-        intersect(residency.small, named), intersect(residency.huge, _whole_huge(named)), ""
-    )
+    huge = intersect(residency.huge, _whole_huge(named))
+    return Residency(intersect(residency.small, named), huge, residency.source)
 
 
 def _whole_huge(named: Runs) -> Runs:

@@ -254,6 +254,7 @@ def test_no_memory_at_all(make_trace):
 def test_residency_is_restored(make_trace, residency, pages):
     results = replay_trace(ReplayOptions(make_trace(), residency=residency, **FAST))
     for strategy in results.strategies:
+    assert results.settings.residency == "as recorded in the trace"
         assert strategy.runs[0].resident_before_pages == pages
 
 

@@ -47,6 +47,7 @@ def test_pages_that_no_request_names_are_dropped_first() -> None:
     fitted = fit(REQUESTS, ALL, LAYOUT, needed_bytes(REQUESTS, ALL, LAYOUT) - 1)
     assert len(fitted.requests) == 11
     assert fitted.residency.resident_pages == 2000
+    assert fitted.residency.source == "all"
     assert "11 of 11 requests" in fitted.reason
 
 
@@ -56,6 +57,7 @@ def test_then_the_longest_prefix(kept: int) -> None:
     for allowed in (budget, budget + 199 * 4096):
         fitted = fit(REQUESTS, ALL, LAYOUT, allowed)
         assert len(fitted.requests) == kept + 1
+        assert fitted.residency.source == "all"
         assert needed_bytes(fitted.requests, fitted.residency, LAYOUT) <= allowed
 
 
