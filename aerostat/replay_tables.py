@@ -7,6 +7,7 @@ from statistics import median
 from aerostat import render
 from aerostat.effect_tables import draw_effects, in_words
 from aerostat.send_tables import draw_sending, siblings_in_words
+from replay.fidelity import TRACED_STRATEGY
 from replay.results import Fidelity, Results, StrategyResult
 from replay.stats import widest_coverage
 from replay.summary import Beside, Spread, Summary
@@ -30,8 +31,7 @@ def draw_results(results: Results) -> None:
     if blurred := overlapping(results):
         names = ", ".join(blurred)
         render.say(f"Not told apart from {REFERENCE} by b+c+d, because runs overlap: {names}.")
-    if results.fidelity is not None:
-        render.say(fidelity_line(results.fidelity))
+    render.say(fidelity_line(results.fidelity))
     draw_sending(results)
     for warning in results.warnings:
         render.say(f"Warning: {warning}")
@@ -184,8 +184,13 @@ def prediction_line(results: Results) -> str:
     )
 
 
-def fidelity_line(fidelity: Fidelity) -> str:
-    """Say in one line how closely the replay reproduces what was recorded."""
+def fidelity_line(fidelity: Fidelity | None) -> str:
+    """Say in one line how closely the replay reproduces what was recorded, or why that is open."""
+    if fidelity is None:
+        return (
+            f"Fidelity: not observed; what the traced VMM did is {TRACED_STRATEGY}:"
+            f" replay it as well (-s {TRACED_STRATEGY})."
+        )
     if fidelity.exact is None:
         count = "operations not observed in the trace"
     else:

@@ -96,6 +96,17 @@ def test_tables_show_every_effect_and_what_is_not_observed(capsys) -> None:
     assert "2 MiB" in out
     assert "on CPU 3" in out
     assert "not observed; replay the oracle as well" in out
+    assert "Fidelity of qemu: the same operations" in out
+    assert "Fidelity: not observed" not in out
+
+
+def test_every_replay_says_of_its_fidelity_or_how_to_get_it(capsys) -> None:
+    results = make_results(make_strategy("request", [1000, 1100]))
+    draw_results(dataclasses.replace(results, fidelity=None))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "idelity" in line]
+    assert line == (
+        "Fidelity: not observed; what the traced VMM did is qemu: replay it as well (-s qemu)."
+    )
 
 
 def test_without_watched_runs_the_table_says_how_to_get_pauses(capsys) -> None:
