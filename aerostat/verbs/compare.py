@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from replay.compare import Comparison, Line, Policy
 
 
+FORMAT = {"format": "aerostat-comparison", "version": "1.0"}
 _SPARE = ("candidate", "baseline", "decisive", "interval", "p")
 """What a narrow terminal goes without; the last one goes first."""
 
@@ -85,7 +86,7 @@ def command(
     )
     comparison = _compare(baseline, candidate, policy)
     if as_json:
-        emit_json(plain(comparison))
+        emit_json(FORMAT | plain(comparison))
     elif as_markdown:
         from aerostat.markdown import of_comparison
 
