@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 from click.core import ParameterSource
 
-from aerostat.output import emit_json
+from aerostat.output import emit_json, warn
 from aerostat.progress import progress_on_stderr
 
-TAKES = frozenset({"traces", "fidelity", "runs", "seed", "as_json", "quiet", "verbose"})
+TAKES = frozenset(
+    {"traces", "fidelity", "runs", "seed", "allow_loss", "as_json", "quiet", "verbose"}
+)
 """Parameters of `replay` that mean something here; any other is refused rather than ignored."""
 RUNS = 3
 
@@ -21,6 +23,7 @@ def run(context: click.Context) -> None:
 
     Raises:
         click.UsageError: An option was given that does not go with it.
+        CaptureIncompleteError: A trace misses events, and --allow-loss was not given.
         AerostatError: A trace or the machine does not allow it.
     """
     given = {
@@ -33,11 +36,21 @@ def run(context: click.Context) -> None:
         raise click.UsageError(f"{max(option.opts, key=len)} does not go with --fidelity")
     from replay.causes import to_json
     from replay.faithful import measure_fidelity
+    from replay.schedule import refuse_loss
+    from tracer.trace.reader import open_trace
 
     params = context.params
-    runs, seed = params["runs"] or RUNS, params["seed"]
+    runs, seed, allow_loss = params["runs"] or RUNS, params["seed"], params["allow_loss"]
+    for path in params["traces"]:  # all of them before the first is run, which takes long
+        refuse_loss(open_trace(path), allow_loss=allow_loss)
     with progress_on_stderr(verbose=params["verbose"], quiet=params["quiet"]) as progress:
-        found = [measure_fidelity(path, runs, seed, progress) for path in params["traces"]]
+        found = [
+            measure_fidelity(path, runs, seed, progress, allow_loss=allow_loss)
+            for path in params["traces"]
+        ]
+    for path, each in zip(params["traces"], found, strict=True):
+        if each.missing is not None:
+            warn(f"{path} {each.missing}; what was replayed is not all that happened")
     if params["as_json"]:
         emit_json(to_json(found))
     else:

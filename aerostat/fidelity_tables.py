@@ -73,7 +73,11 @@ def _queue_row(trace: TraceFidelity, queue: QueueFidelity) -> tuple[str, ...]:
 
 def _notes(traces: Sequence[TraceFidelity]) -> list[str]:
     emulated = [trace.name for trace in traces if trace.accelerator == "tcg"]
-    notes = []
+    notes = [
+        f"{trace.name} {trace.missing}: what was replayed is not all that happened."
+        for trace in traces
+        if trace.missing is not None
+    ]
     if emulated:
         notes.append(
             f"mmu notifiers: not observed; {', '.join(emulated)} of an emulated guest (TCG), which"

@@ -12,7 +12,7 @@ from replay.lifelike import STEPS
 from replay.recorded import Heights
 
 FIDELITY_FORMAT = "aerostat-fidelity"
-FIDELITY_VERSION = "1.0"
+FIDELITY_VERSION = "1.1"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class TraceFidelity:
         ratio_plain: A plain replay over the recorded time.
         ratio_counted: With all measured causes, over the recorded time.
         note: Why times cannot be set side by side; empty where they can.
+        missing: What the trace lacks, such as `misses 7 requests`; None where it is whole.
     """
 
     name: str
@@ -86,6 +87,7 @@ class TraceFidelity:
     ratio_plain: float | None
     ratio_counted: float | None
     note: str
+    missing: str | None
 
 
 def to_json(traces: Sequence[TraceFidelity]) -> dict[str, Any]:

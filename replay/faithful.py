@@ -23,10 +23,11 @@ from replay.recorded import calls_of, heights
 from replay.requests import Requests, load_requests, memory_map
 from replay.residency import Residency, load_residency
 from replay.rounds import run_order
+from replay.schedule import refuse_loss
 from replay.worker import call_in_fresh_process, process_context
 from replay.written import Case, written_operations
 from tracer.trace.errors import AerostatError
-from tracer.trace.missing import require_requests
+from tracer.trace.missing import missing_events, require_requests
 from tracer.trace.progress import Progress, silent
 from tracer.trace.reader import open_trace
 from tracer.trace.schema import Queue
@@ -49,7 +50,12 @@ class _Turns:
 
 
 def measure_fidelity(
-    path: Path, runs: int = 3, seed: int = 1, progress: Progress = silent
+    path: Path,
+    runs: int = 3,
+    seed: int = 1,
+    progress: Progress = silent,
+    *,
+    allow_loss: bool = False,
 ) -> TraceFidelity:
     """Replay the traced VMM's own strategy step by step nearer to the live VM.
 
@@ -58,11 +64,13 @@ def measure_fidelity(
         runs: Runs of each step, each in a fresh process.
         seed: Of the order of runs.
         progress: Told of phases `calibrate` and `replay`.
+        allow_loss: Take a trace that is known to miss events.
 
     Raises:
+        CaptureIncompleteError: The trace misses events, and that is not allowed.
         AerostatError: The trace or the machine does not allow it.
     """
-    case = prepare_case(path)
+    case = prepare_case(path, allow_loss=allow_loss)
     if case.note:
         return _describe(case, (), case.note)
     cpu, guest_cpu = two_cpus()
@@ -77,14 +85,20 @@ def measure_fidelity(
     return replace(_describe(case, _with_calls(queues), ""), interrupt_ns=per_interrupt_ns)
 
 
-def prepare_case(path: Path) -> Case:
+def prepare_case(path: Path, *, allow_loss: bool = False) -> Case:
     """Make a trace ready to be run as its VMM did; `note` says why it cannot be.
 
+    Args:
+        path: The bundle.
+        allow_loss: Take a trace that is known to miss events.
+
     Raises:
+        CaptureIncompleteError: The trace misses events, and that is not allowed.
         AerostatError: It is no trace, or one without requests.
     """
     trace = open_trace(path)
     require_requests(trace)
+    refuse_loss(trace, allow_loss=allow_loss)
     context = context_of(memory_map(trace))
     requests = load_requests(trace)
     planned, _ = plan_all((TRACED_STRATEGY,), requests, context, silent)
@@ -253,6 +267,7 @@ def _describe(
         ratio_plain=plain_ns / recorded_ns if recorded_ns else None,
         ratio_counted=counted_ns / recorded_ns if recorded_ns else None,
         note=note,
+        missing=missing_events(case.trace),
     )
 
 

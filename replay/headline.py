@@ -142,7 +142,7 @@ def measure_headline(options: HeadlineOptions, progress: Progress = silent) -> H
     check_options(replay)
     trace = open_trace(options.trace)
     require_requests(trace)
-    refuse_loss(trace, replay)
+    refuse_loss(trace, allow_loss=options.allow_loss)
     order = recorded_order(load_requests(trace), context_of(memory_map(trace), "anon"))
     scale = fitting_scale(options, available_bytes() - MARGIN_BYTES)
     stretched = stretch(order, int(PAGES * scale), int(MEMORY_PAGES * scale))

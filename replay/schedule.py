@@ -100,7 +100,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     check_options(options)
     trace = open_trace(options.trace)
     require_requests(trace)
-    refuse_loss(trace, options)
+    refuse_loss(trace, allow_loss=options.allow_loss)
     context = context_of(memory_map(trace), options.backing)
     require_account(context.layout, options.memory_limit_bytes)
     check_residency(options.residency, context.backing, options.thp)
@@ -187,14 +187,14 @@ def check_options(options: ReplayOptions) -> None:
         refuse_overwrite(options.output, options.force)
 
 
-def refuse_loss(trace: Trace, options: ReplayOptions) -> None:
+def refuse_loss(trace: Trace, *, allow_loss: bool) -> None:
     """Raise CaptureIncompleteError for a trace that misses events, unless that is allowed."""
-    if options.allow_loss:
+    if allow_loss:
         return
     missing = missing_events(trace)
     if missing is not None:
         raise CaptureIncompleteError(
-            f"{options.trace} is not whole, so its replay would be of something else",
+            f"{trace.path} is not whole, so its replay would be of something else",
             reason=f"it {missing}",
             remedy="record again, or --allow-loss to replay what there is",
         )

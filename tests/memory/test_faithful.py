@@ -8,6 +8,7 @@ from aerostat.cli import main
 from replay.faithful import interrupt_ns, measure_fidelity
 from replay.lifelike import STEPS, Paced
 from tests.memory.conftest import DISCARD_NS, INFLATED_PAGES, MakeTrace
+from tests.unit.test_cli_traces import documented_keys, keys_of
 
 
 def test_every_cause_is_counted(make_trace: MakeTrace) -> None:
@@ -45,7 +46,22 @@ def test_the_command_draws_and_writes_all_traces(make_trace: MakeTrace, capsys) 
     assert main(["replay", "--fidelity", *paths, "--runs", "1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["format"] == "aerostat-fidelity"
+    assert keys_of(document) <= documented_keys("replay")
     assert [trace["name"] for trace in document["traces"]] == ["one.balloon", "two.balloon"]
+
+
+def test_a_lossy_trace_is_set_beside_its_replay_where_the_user_insists(
+    make_trace: MakeTrace, capsys
+) -> None:
+    arguments = ["replay", "--fidelity", str(make_trace("lossy", lost=3)), "--runs", "1"]
+    assert main([*arguments, "--allow-loss", "--json"]) == 0
+    captured = capsys.readouterr()
+    (trace,) = json.loads(captured.out)["traces"]
+    assert trace["missing"] == "misses 3 requests of the host"
+    assert len(trace["queues"]) == 2
+    assert "misses 3 requests of the host; what was replayed is not all" in captured.err
+    assert main([*arguments, "--allow-loss"]) == 0
+    assert "Note: lossy.balloon misses 3 requests" in capsys.readouterr().out
 
 
 def test_several_traces_are_not_replayed_as_one(make_trace: MakeTrace, capsys) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from aerostat.cli import main
+from replay.faithful import measure_fidelity
 from replay.results_file import save_results
 from tests.unit.capture_bundle import HOST_ROWS, write_guest, write_host
 from tests.unit.replay_results import make_results, make_strategy
 from tests.unit.test_missing import calls_alone
-from tracer.trace.errors import ExitCode
+from tracer.trace.errors import CaptureIncompleteError, ExitCode
 from tracer.trace.manifest import Loss, Region
 
 LOSS = Loss(side="host", stream="requests", count=1234, since_ns=500, until_ns=1500, cause="ring")
@@ -56,6 +57,20 @@ def test_replay_refuses_and_names_the_losses(lossy: Path, capsys) -> None:
     assert code == ExitCode.CAPTURE_INCOMPLETE
     assert TOLD in err
     assert "--allow-loss" in err
+
+
+def test_fidelity_refuses_and_names_the_losses_of_any_of_its_traces_before_it_runs_one(
+    lossy: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("replay.faithful.measure_fidelity", lambda *_, **__: 1 / 0)
+    whole = write_host(tmp_path / "whole.balloon", regions=(REGION,))
+    code, out, err = run(capsys, "replay", "--fidelity", whole, lossy, "--runs", "1")
+    assert (code, out) == (ExitCode.CAPTURE_INCOMPLETE, "")
+    assert f"{lossy} is not whole" in err
+    assert TOLD in err
+    assert "--allow-loss" in err
+    with pytest.raises(CaptureIncompleteError, match="not whole"):
+        measure_fidelity(lossy, runs=1)  # as a library
 
 
 def test_two_traces_are_compared_only_where_the_user_insists(lossy: Path, capsys) -> None:
