@@ -76,16 +76,21 @@ def _against(base: StrategyResult, strategy: StrategyResult) -> Against:
         [run.discard_ns for run in strategy.runs], [run.discard_ns for run in base.runs]
     )
     freed = _freed_share(base.runs, strategy.runs)
-    deployable = is_deployable(strategy.name)
+    deployable = is_deployable(strategy)
     beats = None
     if total[1] is not None:
         beats = deployable and (freed is None or freed >= FREES_AS_MUCH) and total[1] > 1
     return Against(strategy.name, deployable, *total, *discard, freed, beats)
 
 
-def is_deployable(name: str) -> bool:
-    """Whether a device could do what a strategy of this name does; a user's own is believed to."""
-    found = STRATEGIES.get(name.partition(":")[0])
+def is_deployable(strategy: StrategyResult) -> bool:
+    """Whether a device could do what a strategy does: it never looks ahead, and it discards.
+
+    Of results of format 5.0, which do not say, the name decides; a user's own is believed to.
+    """
+    if strategy.deployable is not None:
+        return strategy.deployable
+    found = STRATEGIES.get(strategy.name.partition(":")[0])
     return found is None or (found.causal and found.discards)
 
 

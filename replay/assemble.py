@@ -154,6 +154,7 @@ def _strategy_result(
         warmups=tuple(each.run for each in done[:warmup]),
         watched=tuple(watched),
         summary=summarise(runs, plan.name),
+        deployable=bool(planned.strategy.causal and planned.strategy.discards),
     )
 
 

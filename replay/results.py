@@ -13,7 +13,7 @@ from replay.summary import Summary
 from replay.watched import WatchedRun
 
 RESULTS_FORMAT = "aerostat-results"
-RESULTS_VERSION = "5.0"
+RESULTS_VERSION = "5.1"
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,9 @@ class StrategyResult:
     `operations` are ranges, `calls` the system calls that they share, `threads` those that make
     them; `projected_send_ns` is stage b at the trace's own pace, `predicted_discard_ns` stage d as
     foretold before the first run; None where it was not. `summary` is made of `runs`, for
-    readers without statistics; None where there are none.
+    readers without statistics; None where there are none. `deployable` says that a device could do
+    it: it looks at nothing that is still to come, and discards; None where results of format 5.0
+    do not say.
     """
 
     name: str
@@ -233,6 +235,7 @@ class StrategyResult:
     warmups: tuple[Run, ...]
     watched: tuple[WatchedRun, ...]
     summary: Summary | None
+    deployable: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,8 @@ def _decode_fields(kind: Any, value: Any, key: str) -> Any:
     found = {}
     for field in dataclasses.fields(kind):
         if field.name not in value:
+            if field.default is not dataclasses.MISSING:  # added by a minor version
+                continue
             raise ValueError(f"{key}.{field.name} is missing")
         found[field.name] = _decode(hints[field.name], value[field.name], f"{key}.{field.name}")
     return kind(**found)

@@ -228,6 +228,23 @@ def test_too_little_memory_replays_a_prefix_and_says_so(make_trace):
     assert qemu.operations == results.settings.requests_replayed * 256
     assert results.settings.resident_bytes <= limit_bytes
     assert qemu.runs[0].resident_before_pages << 12 == results.settings.resident_bytes
+SEES = """
+from replay.strategies.request import Request
+
+class Seer(Request):
+    name = "seer"
+    causal = False
+"""
+
+
+def test_a_users_own_says_whether_a_device_could_do_it(make_trace, tmp_path):
+    (tmp_path / "own.py").write_text(SEES)
+    own = f"{tmp_path}/own.py:Seer"
+    results = replay_trace(ReplayOptions(make_trace(), (own, "request"), runs=1, warmup=0))
+    found = {strategy.name: strategy.deployable for strategy in results.strategies}
+    assert found == {"nop": False, "seer": False, "request": True}
+
+
     assert results.settings.cut_reason
     assert results.warnings[0].startswith(results.settings.cut_reason)
     assert results.fidelity.exact is True, "counted over the whole trace"

@@ -61,10 +61,19 @@ def test_a_reference_that_was_not_replayed_is_an_error() -> None:
         against([make("qemu", 1)], "range")
 
 
-def test_a_users_own_is_taken_to_be_deployable() -> None:
-    assert is_deployable("mine:x=3")
-    assert is_deployable("deferred:hold_bytes=none")
-    assert not is_deployable("oracle")
+def test_a_users_own_that_looks_ahead_beats_nothing() -> None:
+    mine = make("mine:x=3", 0.1)
+    bound, own = (replace(mine, deployable=causal) for causal in (False, True))
+    base, found, other = against([make("range", 1), bound, own], "range")
+    assert (found.deployable, found.beats, found.times) == (False, False, 10)
+    assert (other.deployable, other.beats) == (True, True)
+    assert (base.deployable, base.beats) == (True, False)
+
+
+def test_of_older_results_the_name_decides() -> None:
+    assert is_deployable(make("mine:x=3", 1))
+    assert is_deployable(make("deferred:hold_bytes=none", 1))
+    assert not is_deployable(make("oracle", 1))
 
 
 def test_the_table_names_winners_fastest_first(capsys) -> None:

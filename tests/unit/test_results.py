@@ -68,6 +68,22 @@ def test_unknown_keys_of_a_newer_minor_version_are_ignored(
     assert load_results(path) == results
 
 
+def test_results_of_an_older_minor_version_are_read_as_before(
+    results: Results, tmp_path: Path
+) -> None:
+    document = json.loads(json.dumps(results.to_json()))
+    document["version"] = "5.0"
+    for strategy in document["strategies"]:
+        del strategy["deployable"]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(document))
+    assert load_results(path) == results
+    assert {strategy.deployable for strategy in results.strategies} == {None}
+    told = dataclasses.replace(results.strategies[0], deployable=True)
+    save_results(dataclasses.replace(results, strategies=(told,)), path, force=True)
+    assert load_results(path).strategies == (told,)
+
+
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
@@ -88,6 +104,7 @@ def test_unknown_keys_of_a_newer_minor_version_are_ignored(
         (["strategies", 0, "watched", 0, "pauses"], 3, "pauses is not an object"),
         (["strategies", 0, "watched", 0, "memory", "at_ns", 1], -1, r"at_ns\[1\] is negative"),
         (["strategies", 0, "summary", "total_ns", "low"], "x", "low is not of type float"),
+        (["strategies", 0, "deployable"], "yes", "deployable is not of type bool"),
     ],
 )
 def test_hostile_values_are_named(results, tmp_path, keys, value, message) -> None:
