@@ -28,7 +28,7 @@ PROTOCOLS = {"pfns": "as it is", "range_words": "seed's protocol", "scatterlist"
 
 
 def draw_against(
-    strategies: Sequence[StrategyResult], found: Sequence[Against], reference: str
+    strategies: Sequence[StrategyResult], found: Sequence[Against], reference: str, siblings: str
 ) -> None:
     """Draw the table, the fastest strategy first, and say in a line what it means.
 
@@ -36,6 +36,7 @@ def draw_against(
         strategies: Of the replay.
         found: What `replay.against.against` says of them, in the same order.
         reference: What they stand against.
+        siblings: How many threads ran or slept beside them, in words.
     """
     pairs = [(strategy, each) for strategy, each in zip(strategies, found, strict=True)]
     pairs = [pair for pair in pairs if pair[0].runs and pair[0].name != FLOOR_STRATEGY]
@@ -43,7 +44,8 @@ def draw_against(
     runs = max((len(strategy.runs) for strategy, _ in pairs), default=0)
     rows = [_row(strategy, each, reference) for strategy, each in pairs]
     spare = ("its interval", "in d alone", "merge", "freed")
-    render.draw(f"against {reference}: medians of {runs} pairs", COLUMNS, rows, spare=spare)
+    title = f"against {reference}: medians of {runs} pairs, {siblings}"
+    render.draw(title, COLUMNS, rows, spare=spare)
     render.say(verdict([each for _, each in pairs], reference))
     if reason := why_not(strategies, found, reference):
         render.say(reason)

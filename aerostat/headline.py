@@ -17,7 +17,7 @@ from tracer.trace.schema import PAGE_BYTES
 if TYPE_CHECKING:
     from replay.headline import Headline, HeadlineOptions
 
-FORMAT = {"format": "aerostat-headline", "version": "1.0"}
+FORMAT = {"format": "aerostat-headline", "version": "1.1"}
 SEED_RANGES_NS = 590_000_000
 LATER_NS = 440_000_000
 """The best that a later version of the series published of the same experiment (Wei Wang's

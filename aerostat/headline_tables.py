@@ -9,6 +9,7 @@ from aerostat import render
 from aerostat.against_tables import draw_against, interval, times
 from aerostat.effect_tables import in_words
 from aerostat.headline import LATER_NS, SEED_RANGES_NS, without_allocation
+from aerostat.send_tables import siblings_in_words
 from replay.headline import PFNS, RANGES
 from replay.prepare import FLOOR_STRATEGY
 from tracer.account.stages import SEED_NS, SEED_TOTAL_NS
@@ -41,7 +42,7 @@ MEMORY = {
 def draw_headline(found: Headline) -> None:
     """Draw one table for each residency, with the published figures above our own."""
     part = "" if found.scale == 1 else f", 1/{round(1 / found.scale)} of the seed's size"
-    siblings = f"{found.siblings} sibling threads" if found.siblings else "no sibling threads"
+    siblings = siblings_in_words(found.siblings, found.resting_threads)
     render.say(
         f"The seed's experiment: {render.size(found.inflated_bytes)} of"
         f" {render.size(found.memory_bytes)} inflated{part}, anonymous memory, THP never,"
@@ -52,7 +53,7 @@ def draw_headline(found: Headline) -> None:
         f" {found.holes_kept:,} of {found.holes:,} holes between pages kept."
     )
     for case in found.cases:
-        _draw_case(case)
+        _draw_case(case, siblings)
     for refused in found.refused:
         render.say(f"Refused, not timed: {refused.name}: {refused.reason}.")
     ranges, later = (SEED_TOTAL_NS / ns for ns in (SEED_RANGES_NS, LATER_NS))
@@ -66,7 +67,7 @@ def draw_headline(found: Headline) -> None:
     render.say()
 
 
-def _draw_case(case: Case) -> None:
+def _draw_case(case: Case, siblings: str) -> None:
     rows = [_published("seed, PFNs (2016)", SEED_TOTAL_NS, stages=SEED_NS)]
     rows.append(_published("seed, ranges (2016)", SEED_RANGES_NS))
     rows.append(_published("best later version (2017)", LATER_NS))
@@ -76,12 +77,12 @@ def _draw_case(case: Case) -> None:
         if strategy.name != FLOOR_STRATEGY
     ]
     spare = ("with a", "a allocate", "calls", "merge")
-    render.draw(f"{MEMORY[case.residency]}", COLUMNS, rows, spare=spare)
+    render.draw(f"{MEMORY[case.residency]}; {siblings}", COLUMNS, rows, spare=spare)
     _say_shares(case)
     for warning in case.warnings:
         render.say(f"Warning: {warning}")
     render.say()
-    draw_against(case.strategies, case.against_ranges, RANGES)
+    draw_against(case.strategies, case.against_ranges, RANGES, siblings)
 
 
 def _published(what: str, total_ns: int, stages: dict[str, int] | None = None) -> list[str]:

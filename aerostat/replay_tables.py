@@ -44,8 +44,7 @@ def _say_head(results: Results) -> None:
         f"{trace.name}: {trace.requests:,} requests, {trace.pages:,} pages,"
         f" {render.size(trace.memory_bytes)} of guest memory"
     )
-    siblings = siblings_in_words(settings.siblings)
-    siblings += ", one that sleeps" if settings.resting_threads else ""
+    siblings = siblings_in_words(settings.siblings, settings.resting_threads)
     cpu = "on any CPU" if settings.cpu is None else f"on CPU {settings.cpu}"
     thp = f" (THP {settings.thp})" if settings.backing == "anon" else ""
     render.say(

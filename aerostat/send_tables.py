@@ -6,11 +6,16 @@ from aerostat import render
 from replay.results import Results, StrategyResult
 
 
-def siblings_in_words(count: int) -> str:
-    """How many sibling threads ran during stage d, for the heads of tables."""
-    if count == 0:
-        return "no sibling threads"
-    return "1 sibling thread" if count == 1 else f"{count} sibling threads"
+def siblings_in_words(count: int, resting: int = 0) -> str:
+    """How many sibling threads ran during stage d, for the heads of tables.
+
+    Args:
+        count: Those that ran.
+        resting: Those that slept on another CPU.
+    """
+    text = "no sibling threads" if count == 0 else f"{count} sibling threads"
+    text = "1 sibling thread" if count == 1 else text
+    return f"{text}, one that sleeps" if resting else text
 
 
 def draw_sending(results: Results) -> None:

@@ -27,7 +27,7 @@ from replay.ranges import empty
 from replay.requests import Requests, load_requests, memory_map
 from replay.residency import Residency
 from replay.results import StrategyResult
-from replay.rounds import Work, chosen_cpu, run_all
+from replay.rounds import Work, chosen_cpu, resting_cpu, run_all
 from replay.schedule import ReplayOptions, check_options, refuse_loss
 from replay.stability import machine_warnings, read_cpu_time, run_stability
 from replay.stretch import Stretched, recorded_order, stretch
@@ -110,6 +110,7 @@ class Headline:
         recorded_pages: Pages of the order that was stretched, and `copies` of it.
         holes: Between pages of the stretched order; `holes_kept` of them had room.
         inflated_bytes: What is inflated of `memory_bytes`.
+        siblings: Threads that ran beside stage d; `resting_threads` slept on another CPU instead.
     """
 
     created_utc: str
@@ -126,6 +127,7 @@ class Headline:
     warmup: int
     seed: int
     siblings: int
+    resting_threads: int
     cpu: int | None
     environment: Environment
     refused: tuple[Refused, ...]
@@ -169,6 +171,7 @@ def measure_headline(options: HeadlineOptions, progress: Progress = silent) -> H
         warmup=options.warmup,
         seed=options.seed,
         siblings=options.siblings,
+        resting_threads=int(resting_cpu(chosen_cpu(replay), options.siblings) is not None),
         cpu=chosen_cpu(replay),
         environment=environment,
         refused=tuple(refused),

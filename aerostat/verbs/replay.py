@@ -250,5 +250,7 @@ def _draw(results: "Results", beside: "Sequence[Against] | None", label: str) ->
     draw_results(results)
     if beside is not None:
         from aerostat.against_tables import draw_against
+        from aerostat.send_tables import siblings_in_words
 
-        draw_against(results.strategies, beside, label)
+        ran = siblings_in_words(results.settings.siblings, results.settings.resting_threads)
+        draw_against(results.strategies, beside, label, ran)

@@ -1,6 +1,7 @@
 """The seed's experiment at a small scale, really run: every page once, both protocols, all keys."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -36,6 +37,8 @@ def test_it_is_a_stated_part_of_the_seeds_size(document: dict) -> None:
     assert document["inflated_bytes"] == (PAGES << 12) // PART
     assert document["memory_bytes"] == (MEMORY_PAGES << 12) // PART
     assert document["allocate_ns"] is None
+    assert document["siblings"] == 0
+    assert document["resting_threads"] == int(len(os.sched_getaffinity(0)) > 1)
 
 
 def test_it_warns_of_what_makes_its_times_unsure() -> None:

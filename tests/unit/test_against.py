@@ -83,7 +83,7 @@ def test_the_table_names_winners_fastest_first(capsys) -> None:
         make("request", 0.5),
         make("bulk", 0.25, "range_words"),
     ]
-    draw_against(strategies, against(strategies, "range"), "range")
+    draw_against(strategies, against(strategies, "range"), "range", "no sibling threads")
     out = capsys.readouterr().out
     assert out.index("bulk") < out.index("request") < out.index("qemu")
     assert "2 beat range, times as fast: bulk 4, request 2. The best is bulk." in out

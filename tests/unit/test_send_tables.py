@@ -4,8 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from aerostat.headline_tables import draw_headline
 from aerostat.replay_tables import draw_results
 from aerostat.send_tables import draw_sending, siblings_in_words
+from aerostat.verbs.replay import _draw
+from replay.against import against
+from replay.headline import Case, Headline
+from replay.results import Results
 from tests.unit.replay_results import make_results, make_strategy
 
 
@@ -21,6 +26,61 @@ def test_every_head_says_how_many_siblings_ran(count: int, text: str, capsys) ->
     assert f"times: medians of 2 runs with their 50 % intervals in percent, {text}" in printed
     assert f"memory: medians of 2 runs; {text}" in printed
     assert "stage b over virtqueues: medians of 2 runs, no sibling threads" in printed
+
+
+@pytest.mark.parametrize(
+    ("siblings", "resting", "text"),
+    [
+        (0, 1, "no sibling threads, one that sleeps"),
+        (0, 0, "no sibling threads"),
+        (2, 0, "2 sibling threads"),
+    ],
+)
+def test_tables_of_who_is_faster_say_it_too(siblings: int, resting: int, text: str, capsys) -> None:
+    base = make_results(make_strategy("range", [10, 20]), make_strategy("qemu", [10, 20]))
+    settings = replace(base.settings, siblings=siblings, resting_threads=resting)
+    results = replace(base, settings=settings)
+    _draw(results, against(results.strategies, "range"), "range")
+    printed = capsys.readouterr().out
+    assert f"{text}, on CPU 3" in printed
+    assert f"against range: medians of 2 pairs, {text}" in heads(printed)
+    draw_headline(headline(results))
+    printed = capsys.readouterr().out
+    assert f"THP never, {text}, medians of 2 runs" in printed
+    assert f"no page touched before, as in the seed's idle guest; {text}" in heads(printed)
+    assert f"against range: medians of 2 pairs, {text}" in heads(printed)
+
+
+def heads(printed: str) -> list[str]:
+    """Whole lines, without the blanks that a table's title ends with."""
+    return [line.rstrip() for line in printed.splitlines()]
+
+
+def headline(results: Results) -> Headline:
+    """The seed's experiment as if these results had come out of it."""
+    settings, strategies = results.settings, results.strategies
+    pairs = [against(strategies, name) for name in ("qemu", "range")]
+    return Headline(
+        created_utc=results.created_utc,
+        aerostat_version=results.aerostat_version,
+        trace="t.balloon",
+        scale=1,
+        inflated_bytes=7 << 30,
+        memory_bytes=8 << 30,
+        recorded_pages=1,
+        copies=1.0,
+        holes=0,
+        holes_kept=0,
+        runs=settings.runs,
+        warmup=settings.warmup,
+        seed=settings.seed,
+        siblings=settings.siblings,
+        resting_threads=settings.resting_threads,
+        cpu=settings.cpu,
+        environment=results.environment,
+        refused=(),
+        cases=(Case("untouched", 0, (), strategies, *pairs),),
+    )
 
 
 def test_executed_and_projected_stand_side_by_side(capsys) -> None:
