@@ -46,10 +46,16 @@ CHECKED = (
     "mitigations",
     "thp",
     "shmem_thp",
+    "memory_bytes",
     "virtualisation",
 )
-"""Keys that must agree for two results to be comparable. Memory size, load and library versions are
-kept for the reader: they do not change what the kernel does with one operation."""
+"""Keys that must agree for two results to be comparable; sizes of memory within `MEMORY_TOLERANCE`.
+What freeing a page costs depends on how long the kernel's lists of free pages may grow, and that on
+the size of a zone. Load, free memory and library versions are kept for the reader: they do not
+change what the kernel does with one operation."""
+MEMORY_TOLERANCE = 0.1
+"""Share of the larger memory. MemTotal of one machine differs by less between kernels, which keep
+more or less of it for themselves."""
 
 
 def fingerprint(root: Path = Path("/")) -> Environment:
@@ -89,12 +95,20 @@ def fingerprint(root: Path = Path("/")) -> Environment:
 
 def differences(base: Environment, candidate: Environment) -> tuple[str, ...]:
     """Say which checked keys differ, one sentence each."""
-    return tuple(
-        f"{field.name} is {old!r} in the baseline and {new!r} in the candidate"
-        for field in fields(Environment)
-        if field.name in CHECKED
-        and (old := getattr(base, field.name)) != (new := getattr(candidate, field.name))
+    pairs = (
+        (name, getattr(base, name), getattr(candidate, name))
+        for name in (field.name for field in fields(Environment))
+        if name in CHECKED
     )
+    return tuple(
+        f"{name} is {old!r} in the baseline and {new!r} in the candidate"
+        for name, old, new in pairs
+        if (_unlike_sizes(old, new) if name == "memory_bytes" else old != new)
+    )
+
+
+def _unlike_sizes(old: int, new: int) -> bool:
+    return abs(old - new) > MEMORY_TOLERANCE * max(old, new)
 
 
 def _text(path: Path) -> str:

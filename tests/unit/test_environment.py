@@ -1,5 +1,6 @@
 """The machine's fingerprint, from made-up /proc and /sys and from the real ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,15 @@ def test_this_machine() -> None:
     assert found.memory_bytes > 0
     assert found.cpus >= found.cpus_allowed >= 1
     assert differences(found, fingerprint()) == ()
+
+
+@pytest.mark.parametrize(
+    ("share", "unlike"), [(1.0, 0), (0.95, 0), (0.91, 0), (1.09, 0), (0.89, 1), (1.13, 1), (0.5, 1)]
+)
+def test_memory_may_differ_by_a_tenth(share: float, unlike: int) -> None:
+    """A kernel keeps more of it or less for itself; a zone of another size costs something else."""
+    other = replace(MACHINE, memory_bytes=round(MACHINE.memory_bytes * share))
+    assert len(differences(MACHINE, other)) == len(differences(other, MACHINE)) == unlike
 
 
 @pytest.mark.parametrize("key", CHECKED)
