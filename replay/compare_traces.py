@@ -122,8 +122,8 @@ def _machine(trace: Trace) -> dict[str, str | int]:
     vm = trace.manifest.vm
     seen = {"accelerator": vm.accel, "vCPUs": vm.vcpus} if vm is not None else {}
     for name, side in trace.manifest.sides.items():
-        for what in ("arch", "cpus", "thp", "detail"):
-            seen[f"{name} {what}"] = getattr(side, what)
+        for what in ("arch", "cpus", "cpu_model", "thp", "detail"):
+            seen[f"{name} {what.replace('_', ' ')}"] = getattr(side, what)
     return {what: value for what, value in seen.items() if value is not None}
 
 

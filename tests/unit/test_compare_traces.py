@@ -1,11 +1,13 @@
 """Two recordings side by side."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from aerostat.cli import main
 from replay.compare import Comparison, Policy, UnlikeError
 from replay.compare_traces import compare_traces
 from replay.stats import Verdict
@@ -79,9 +81,11 @@ def record_guest(path: Path, *, wait_ns: int) -> Trace:
     return open_trace(path)
 
 
-def record_on(path: Path, *, cpus: int, accel: str, detail: str) -> Trace:
+def record_on(
+    path: Path, *, cpus: int, accel: str, detail: str, cpu_model: str | None = None
+) -> Trace:
     """One empty recording that says of what machine it is."""
-    side = SideInfo(page_size_bytes=4096, begin_ns=0, cpus=cpus, detail=detail)
+    side = SideInfo(page_size_bytes=4096, begin_ns=0, cpus=cpus, cpu_model=cpu_model, detail=detail)
     with TraceWriter(path, Side.HOST) as writer:
         writer.close(Manifest(sides={"host": side}, vm=VmInfo(accel=accel)))
     return open_trace(path)
@@ -102,6 +106,20 @@ def test_traces_of_unlike_machines_are_refused_unless_told(tmp_path: Path) -> No
         compare_traces(base, other)
     told = compare_traces(base, other, Policy(unlike_environments=True)).warnings
     assert any("host cpus is 2 in the baseline" in warning for warning in told)
+
+
+def test_cpus_of_one_count_and_two_kinds_are_unlike_machines(tmp_path: Path) -> None:
+    """What did not tell its CPU, as traces of format 1.2 and before, is not held against them."""
+    zen, other, silent = (
+        record_on(tmp_path / f"{n}.balloon", cpus=2, accel="kvm", detail="calls", cpu_model=model)
+        for n, model in enumerate(("EPYC 9R14", "Xeon 8488C", None))
+    )
+    with pytest.raises(UnlikeError, match=r"host cpu model is 'EPYC 9R14' .* 'Xeon 8488C'"):
+        compare_traces(zen, other)
+    (told,) = compare_traces(zen, other, Policy(unlike_environments=True)).warnings[:1]
+    assert "host cpu model" in told
+    for one, two in ((zen, zen), (zen, silent), (silent, zen), (silent, silent)):
+        assert not any("cpu" in warning for warning in compare_traces(one, two).warnings)
 
 
 def test_traces_of_unlike_detail_are_refused_unless_told(tmp_path: Path) -> None:
@@ -210,3 +228,23 @@ def test_nothing_to_compare_is_inconclusive(tmp_path: Path) -> None:
         writer.close(Manifest(sides={"host": SideInfo(page_size_bytes=4096, begin_ns=0)}))
     empty = open_trace(tmp_path / "e.balloon")
     assert compare_traces(empty, empty).verdict is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("discard_ns", "code", "verdict"),
+    [
+        (1000, ExitCode.OK, "same"),
+        (900, ExitCode.OK, "better"),
+        (1100, ExitCode.REGRESSION, "worse"),
+    ],
+)
+def test_the_command_exits_with_the_verdict_on_two_traces(
+    tmp_path: Path, capsys, discard_ns: float, code: ExitCode, verdict: str
+) -> None:
+    record(tmp_path / "a.balloon", discard_ns=1000, seed=1)
+    record(tmp_path / "b.balloon", discard_ns=discard_ns, seed=2)
+    paths = [str(tmp_path / name) for name in ("a.balloon", "b.balloon")]
+    assert main(["compare", *paths]) == code
+    assert f"Verdict: {verdict}" in capsys.readouterr().out
+    assert main(["compare", *paths, "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["verdict"] == verdict

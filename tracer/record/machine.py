@@ -46,6 +46,13 @@ def thp_setting() -> str | None:
     return text.partition("[")[2].partition("]")[0] or None
 
 
+def cpu_model() -> str | None:
+    """Return the CPU's own name, or None where there is none: only x86 kernels tell it."""
+    lines = (read_text("/proc/cpuinfo") or "").splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or None
+
+
 def balloon_counters() -> dict[str, int]:
     """Read the guest kernel's own count of ballooned pages from /proc/vmstat (since 3.15).
 
@@ -93,6 +100,7 @@ def side_info(
         kernel_release=platform.release(),
         arch=platform.machine(),
         cpus=os.cpu_count(),
+        cpu_model=cpu_model(),
         boot_id=read_text("/proc/sys/kernel/random/boot_id"),
         thp=thp_setting(),
         realtime_anchors=(begin,) if end is None else (begin, end),

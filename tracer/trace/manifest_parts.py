@@ -90,6 +90,7 @@ class SideInfo:
         end_ns: When it ended; None in a trace that was not closed.
         clock: The clock of this side's times.
         realtime_anchors: Pairs of the same instant by `clock` and by CLOCK_REALTIME, ns.
+        cpu_model: The CPU's own name, as that kernel has it.
         detail: How much was recorded: requests, discards or calls.
         thp: The setting of transparent huge pages.
         counters: The kernel's and the device's own counts, before and after; ring drops.
@@ -101,6 +102,7 @@ class SideInfo:
     kernel_release: str | None = field(default=None, metadata=reads(optional(text)))
     arch: str | None = field(default=None, metadata=reads(optional(text)))
     cpus: int | None = field(default=None, metadata=reads(optional(whole(1, 1 << 20))))
+    cpu_model: str | None = field(default=None, metadata=reads(optional(text)))
     boot_id: str | None = field(default=None, metadata=reads(optional(text)))
     thp: str | None = field(default=None, metadata=reads(optional(text)))
     clock: str = field(default="CLOCK_MONOTONIC", metadata=reads(text))

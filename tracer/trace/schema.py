@@ -10,7 +10,7 @@ from enum import IntEnum
 import pyarrow as pa
 
 FORMAT_NAME = "aerostat-trace"
-FORMAT_VERSION = "1.2"
+FORMAT_VERSION = "1.3"
 FINGERPRINT = "0fcdf0ec32a5e19f"
 """`fingerprint()` of this version. A change of columns or codes needs both lines changed."""
 PFN_SHIFT = 12
