@@ -1,5 +1,6 @@
 """Small traces whose discards these tests really carry out."""
 
+import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -116,6 +117,43 @@ def make_trace(tmp_path: Path) -> MakeTrace:
         return path
 
     return make
+
+
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+TRIED_BYTES = 64 << 20
+
+
+def huge_bytes(address: int) -> int:
+    """Bytes in huge pages of the mapping that holds an address (proc(5), smaps)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head, *rest = line.split()
+        if "-" in head and not head.endswith(":"):
+            begin, end = (int(part, 16) for part in head.split("-"))
+            inside = begin <= address < end
+        elif inside and head == "AnonHugePages:":
+            return int(rest[0]) << 10
+    return 0
+
+
+@pytest.fixture
+def transparent_huge_pages() -> None:
+    """Skip where this kernel gives no huge page to memory that asks for them: proven by asking.
+
+    All of what these tests can want is asked for and touched, with nothing of aerostat's.
+    """
+    if not THP.exists():
+        pytest.skip("the kernel has no transparent huge pages (CONFIG_TRANSPARENT_HUGEPAGE)")
+    with mmap.mmap(-1, TRIED_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as tried:
+        tried.madvise(mmap.MADV_HUGEPAGE)
+        for at in range(0, TRIED_BYTES, mmap.PAGESIZE):
+            tried[at] = 1
+        view = np.frombuffer(tried, np.uint8)
+        given = huge_bytes(view.ctypes.data + TRIED_BYTES // 2)
+        del view
+    if given < TRIED_BYTES // 2:
+        setting = THP.read_text().strip()
+        pytest.skip(f"{given >> 20} of {TRIED_BYTES >> 20} MiB came in huge pages (THP: {setting})")
 
 
 POOL = Path("/proc/sys/vm/nr_hugepages")
