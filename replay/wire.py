@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -129,20 +128,6 @@ def decode_pfns(data: bytes) -> Decoded:
     return Decoded(pfns, np.ones(len(pfns), np.int64), rejected)
 
 
-def encode_pfns(pfns: npt.ArrayLike) -> list[bytes]:
-    """Encode PFNs as the Linux driver does: le32, at most 256 a request.
-
-    Raises:
-        ValueError: A PFN has more than 32 bits; the format ends at 16 TiB.
-    """
-    flat = np.asarray(pfns).astype(np.int64, copy=False)
-    if len(flat) and (int(flat.min()) < 0 or int(flat.max()) >= 1 << 32):
-        raise ValueError("a PFN that 32 bits cannot hold")
-    data = flat.astype("<u4").tobytes()
-    step = MAX_PFNS * 4
-    return [data[at : at + step] for at in range(0, len(data), step)]
-
-
 def decode_range_words(data: bytes) -> Decoded:
     """Decode a request of the seed's protocol (F_PAGE_RANGE, 2016).
 
@@ -205,31 +190,6 @@ def range_words(start: Int64s, pages: Int64s) -> tuple[npt.NDArray[np.uint64], I
     words[behind - size] |= np.where(extended, 0, pages).astype(np.uint64)
     words[behind[extended] - 1] = pages[extended]
     return words.astype("<u8", copy=False), size
-
-
-def encode_range_words(start: npt.ArrayLike, pages: npt.ArrayLike) -> list[bytes]:
-    """Encode ranges as the seed's driver should: at most 4096 words a request.
-
-    The driver of the patch used the extended form only above 4096 pages, so that exactly 4096
-    came out as another range; here it begins at 4096.
-
-    Args:
-        start: First PFN of each range, below 2**52.
-        pages: Pages of each, at least 1.
-    """
-    words, size = range_words(
-        np.asarray(start).astype(np.int64), np.asarray(pages).astype(np.int64)
-    )
-    behind = np.cumsum(size)
-    closes = close_requests(size, np.zeros(len(size), np.int64), MAX_WORDS)
-    bounds = np.concatenate(([0], behind[closes])).tolist()
-    return [
-        _header(8 * (end - begin)) + words[begin:end].tobytes() for begin, end in pairwise(bounds)
-    ]
-
-
-def _header(data_len: int) -> bytes:
-    return np.array([(0, 0, 0, data_len)], _HEADER).tobytes()
 
 
 def close_requests(words: Int64s, batch: Int64s, capacity: int) -> Int64s:
@@ -303,13 +263,6 @@ def descriptors(start: Int64s, pages: Int64s) -> npt.NDArray[np.void]:
     entries["len"] = pages << PFN_SHIFT
     entries["flags"] = WRITABLE
     return entries
-
-
-def encode_scatterlist(start: npt.ArrayLike, pages: npt.ArrayLike) -> list[bytes]:
-    """Encode reported blocks as device-writable descriptors, at most 32 a request."""
-    entries = descriptors(np.asarray(start).astype(np.int64), np.asarray(pages).astype(np.int64))
-    steps = range(0, len(entries), MAX_ENTRIES)
-    return [entries[at : at + MAX_ENTRIES].tobytes() for at in steps]
 
 
 def decode_stats(data: bytes) -> tuple[dict[int, int], Counter[Reject]]:

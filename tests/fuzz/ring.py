@@ -20,6 +20,8 @@ ENTRIES = 8
 """Descriptors in the table; the rest of an input is the guest's memory from gpa 0 on."""
 TABLE_BYTES = ENTRIES * DESCRIPTOR.itemsize
 HEAD_BYTES = 2
+"""Queue; and in one byte where the chain begins and the protocol."""
+PROTOCOLS = ("pfns", "scatterlist")
 SECOND_GPA = 1 << 20
 REGIONS = tuple(
     Region("ram", pfn << 12, None, pages << 12, "anon", 4096) for pfn, pages in ((0, 64), (100, 64))
@@ -39,7 +41,8 @@ def one(data: bytes) -> None:
     assert len(chain.readable) <= MAX_REQUEST_BYTES
     assert len(chain.writable) % DESCRIPTOR.itemsize == 0
     assert all(count > 0 for count in chain.rejected.values())
-    model = BalloonDevice(Context(REGIONS))
+    protocol = PROTOCOLS[data[1] // (ENTRIES + 1) % len(PROTOCOLS)]
+    model = BalloonDevice(Context(REGIONS), protocol=protocol)  # type: ignore[arg-type]
     model.ask_for_hints(int.from_bytes(low[:4], "little"))
     for _ in range(2):
         handled = model.take(queue, table, at, ram)

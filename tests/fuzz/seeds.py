@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from replay.ranges import compact
 from replay.requests import Requests, load_requests
-from replay.wire import encode_pfns, encode_range_words, encode_scatterlist
 from tests.fuzz import ring, trace, wire
 from tests.hostile.machine import WRITE, chained, le32
+from tests.unit.encoded import encode_pfns, encode_range_words, encode_scatterlist
 from tests.unit.trace_samples import torn_trace
 from tracer.trace.delta import Form
 from tracer.trace.reader import open_trace
@@ -72,6 +72,9 @@ def _forms(queue: Queue, pfns: np.ndarray) -> Iterator[bytes]:
     yield wire.head(queue, memory=1) + encode_pfns(pfns[:256])[0]
     yield wire.head(queue, unit=1) + encode_pfns(pfns[:256])[0]
     yield wire.head(queue, "range_words") + encode_range_words(runs.start, runs.pages)[0]
+    blocks = encode_scatterlist(runs.start, runs.pages)[0]
+    yield wire.head(queue, "scatterlist") + blocks
+    yield wire.head(queue, "scatterlist", unit=1, memory=1) + blocks
 
 
 def _ring(_: Path) -> Iterator[bytes]:
@@ -88,7 +91,8 @@ def _ring(_: Path) -> Iterator[bytes]:
         for table in tables:
             content = inner if table[0][2] == 4 else data
             raw = chained(table)[: ring.TABLE_BYTES].ljust(ring.TABLE_BYTES, b"\0")
-            yield bytes([queue, 0]) + raw + content
+            for protocol in range(len(ring.PROTOCOLS)):
+                yield bytes([queue, protocol * (ring.ENTRIES + 1)]) + raw + content
 
 
 def _manifests(_: Path) -> Iterator[bytes]:

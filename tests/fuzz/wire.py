@@ -16,7 +16,7 @@ with instrumented("replay"):
     from tracer.trace.schema import PAGE_BYTES, Queue, Wire
 
 HEAD_BYTES = 2
-PROTOCOLS = ("pfns", "range_words")
+PROTOCOLS = ("pfns", "range_words", "scatterlist")
 UNITS = (PAGE_BYTES, 4 * PAGE_BYTES, 512 * PAGE_BYTES)
 MAPS = tuple(
     tuple(Region("ram", pfn << 12, None, pages << 12, "anon", 4096) for pfn, pages in parts)
@@ -26,7 +26,7 @@ MAPS = tuple(
 
 def head(queue: int, protocol: str = "pfns", unit: int = 0, memory: int = 0) -> bytes:
     """The bytes before a request's content that choose queue, protocol, host page and memory."""
-    return bytes([queue, PROTOCOLS.index(protocol) | unit << 1 | memory << 3])
+    return bytes([queue, PROTOCOLS.index(protocol) | unit << 2 | memory << 4])
 
 
 def one(data: bytes) -> None:
@@ -34,11 +34,11 @@ def one(data: bytes) -> None:
     if len(data) < HEAD_BYTES:
         return
     queue, choice = data[0] % 6, data[1]
-    context = Context(MAPS[choice >> 3 & 1], UNITS[(choice >> 1 & 3) % 3])
+    context = Context(MAPS[choice >> 4 & 1], UNITS[(choice >> 2 & 3) % 3])
     model = BalloonDevice(
         context,
-        protocol=PROTOCOLS[choice & 1],
-        inhibited=bool(choice & 16),  # type: ignore[arg-type]
+        protocol=PROTOCOLS[(choice & 3) % 3],  # type: ignore[arg-type]
+        inhibited=bool(choice & 32),
     )
     content = data[HEAD_BYTES:]
     if queue == Queue.FREE_PAGE_HINT:
@@ -49,7 +49,7 @@ def one(data: bytes) -> None:
         assert subtract(handled.runs, context.layout.runs).total_pages == 0
         assert all(count > 0 for count in handled.rejected.values())
         assert model.host_owned.total_pages <= context.layout.guest_pages
-        if choice & 32:
+        if choice & 64:
             model.reset()
             assert model.owed(handled).total_pages == 0
     translated(content, context, handled.runs)

@@ -1,23 +1,71 @@
 """Sends a raw chain to both that read one: the device model, and the C device of stage b."""
 
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 
-from replay.chain import GuestRam, read_chain
+from replay.chain import Chain, GuestRam, read_chain
 from replay.native.binding import load
-from replay.wire import DESCRIPTOR, MAX_REQUEST_BYTES, Reject
+from replay.wire import DESCRIPTOR, MAX_REQUEST_BYTES, WRITABLE, Reject, decode_scatterlist
+from tracer.trace.schema import Wire
 
 HARMLESS = {Reject.UNKNOWN_FLAG, Reject.TOO_LONG}
 """Counted by the model alone; the C device takes fewer bytes and refuses what is longer."""
+
+
+@dataclass(frozen=True)
+class Popped:
+    """What the C device made of a chain: its answer, why it refused it, and what it took."""
+
+    answer: int
+    refused: int
+    content: bytes
 
 
 def assert_agreed(table: bytes, head: int, low: bytes) -> None:
     """Have both read the chain at `head`, in guest memory that is `low` from address 0 on.
 
     Where the C device takes a buffer, the model reads the same; where it refuses one, the model
-    counts something. Tables and rings lie behind the memory, where no descriptor may point.
+    counts something. Read twice: as content, and as descriptors that are themselves the ranges.
     """
+    _, lib = load()
+    chain = read_chain(table, head, GuestRam([(0, low)]))
+    for form, agree in ((Wire.PFNS, _content_agrees), (Wire.SCATTERLIST, _ranges_agree)):
+        popped = _pop(table, head, low, form)
+        if popped.answer == lib.AERO_SKIPPED:
+            assert head >= len(table) // DESCRIPTOR.itemsize
+            assert chain.rejected == {Reject.BAD_CHAIN: 1}
+            continue
+        assert popped.answer == lib.AERO_TAKEN
+        if popped.refused != lib.AERO_TABLE:  # C takes no indirect table behind other descriptors
+            agree(chain, popped, sound=popped.refused == lib.AERO_SOUND)
+
+
+def _content_agrees(chain: Chain, popped: Popped, *, sound: bool) -> None:
+    if not sound:
+        assert chain.rejected or chain.writable
+        return
+    assert set(chain.rejected) <= HARMLESS
+    assert chain.readable == popped.content
+    assert not chain.writable
+
+
+def _ranges_agree(chain: Chain, popped: Popped, *, sound: bool) -> None:
+    """The C device looks at no buffer's memory here, and leaves flags to whoever decodes."""
+    if not sound:
+        assert chain.rejected or decode_scatterlist(chain.writable).rejected
+        return
+    assert set(chain.rejected) <= {*HARMLESS, Reject.NOT_MEMORY}
+    if not chain.void:
+        taken = np.frombuffer(popped.content, DESCRIPTOR)
+        told = np.frombuffer(chain.writable, DESCRIPTOR)
+        taken = taken[taken["flags"] & WRITABLE != 0]
+        assert taken[["addr", "len"]].tolist() == told[["addr", "len"]].tolist()
+
+
+def _pop(table: bytes, head: int, low: bytes, form: Wire) -> Popped:
+    """Have the C device pop one buffer; tables and rings lie behind the memory it may look at."""
     size = len(table) // DESCRIPTOR.itemsize
     avail = struct.pack(f"<HHH{size}H", 0, 1, head, *[0] * size)
     used = bytes(4 + 8 * size + 2)
@@ -33,16 +81,5 @@ def assert_agreed(table: bytes, head: int, low: bytes) -> None:
     content = ffi.new("uint8_t[]", MAX_REQUEST_BYTES)
     buffer = ffi.new("struct aero_buffer *", [content, MAX_REQUEST_BYTES])
     device = ffi.new("struct aero_device *")
-    popped = lib.aero_device_pop(device, ring, 0, buffer)
-    chain = read_chain(table, head, GuestRam([(0, low)]))
-    if popped == lib.AERO_SKIPPED:
-        assert head >= size
-        assert chain.rejected == {Reject.BAD_CHAIN: 1}
-        return
-    assert popped == lib.AERO_TAKEN
-    if buffer.refused == lib.AERO_SOUND:
-        assert set(chain.rejected) <= HARMLESS
-        assert chain.readable == bytes(ffi.buffer(content, buffer.length_bytes))
-        assert not chain.writable
-    elif buffer.refused != lib.AERO_TABLE:  # C takes no indirect table behind other descriptors
-        assert chain.rejected or chain.writable
+    answer = lib.aero_device_pop(device, ring, int(form), buffer)
+    return Popped(answer, buffer.refused, bytes(ffi.buffer(content, buffer.length_bytes)))

@@ -39,9 +39,23 @@ BACKINGS = """
     backing; ENOMEM from the syscall; EINVAL from the syscall; EBUSY from the syscall
 """
 
+SCATTERLIST = """
+    scatterlist empty chain; scatterlist 0-length descriptor; scatterlist device-readable
+    descriptor; scatterlist range crossing end of RAM; scatterlist range crossing a hole;
+    scatterlist range outside RAM; scatterlist range at last page; scatterlist addr+len
+    overflow; scatterlist range of 4 GiB-1; scatterlist range unaligned; scatterlist more than
+    32 ranges; scatterlist chain in a circle; scatterlist chain out of its table; scatterlist
+    indirect within indirect; scatterlist ring reset mid request; scatterlist overlapping ranges
+    in one request; scatterlist same range inflated twice; scatterlist deflated without inflate;
+    scatterlist inflate+deflate of one host page interleaved; scatterlist order descending or
+    random; scatterlist 1-page requests of migration; scatterlist inhibited mode; scatterlist
+    backing page 2 MiB; scatterlist backing page 64 KiB; scatterlist shared and private file
+    backing; scatterlist EINVAL from the syscall; scatterlist all of memory
+"""
+
 
 def entries() -> list[str]:
-    text = ";".join((CHAINS, PFNS, RANGES, QUEUES, BACKINGS))
+    text = ";".join((CHAINS, PFNS, RANGES, QUEUES, BACKINGS, SCATTERLIST))
     return [" ".join(entry.split()) for entry in text.split(";")]
 
 
@@ -64,4 +78,4 @@ def by_file() -> dict[str, list[str]]:
 def test_every_entry_is_a_test_and_every_test_an_entry() -> None:
     written = Counter(name for names in by_file().values() for name in names)
     assert written == Counter(map(named, entries()))
-    assert len(entries()) == 59
+    assert len(entries()) == 86

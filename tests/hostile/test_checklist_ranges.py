@@ -2,7 +2,7 @@
 
 import pytest
 
-from replay.wire import MAX_WORDS, Reject, encode_range_words
+from replay.wire import MAX_WORDS, Reject
 from tests.hostile.machine import (
     FAR_PAGES,
     FAR_PFN,
@@ -16,6 +16,7 @@ from tests.hostile.machine import (
     word,
     words,
 )
+from tests.unit.encoded import encode_range_words
 from tracer.trace.schema import Queue
 
 EVERYTHING = [(0, LOW_PAGES), (HIGH_PFN, HIGH_PAGES), (FAR_PFN, FAR_PAGES)]

@@ -13,7 +13,7 @@ from replay.device import BalloonDevice
 from replay.plan import Context
 from replay.rejections import rejections, rejections_of
 from replay.requests import from_pfns
-from replay.wire import encode_scatterlist
+from tests.unit.encoded import encode_scatterlist
 from tests.unit.trace_samples import described
 from tests.unit.trace_samples import request as trace_request
 from tests.unit.trace_samples import requests as trace_requests

@@ -13,7 +13,7 @@ from replay.requests import Requests, from_pfns
 from replay.strategies import STRATEGIES, load_strategy
 from replay.strategies.adjacent import grow
 from replay.strategies.base import Strategy
-from replay.wire import encode_range_words
+from tests.unit.encoded import encode_range_words
 from tracer.trace.manifest import Region
 from tracer.trace.schema import Queue
 

@@ -1,5 +1,7 @@
 """Wire formats: whatever a driver sends comes back, and whatever a guest sends does no harm."""
 
+import struct
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +16,8 @@ from replay.wire import (
     decode_pfns,
     decode_range_words,
     decode_scatterlist,
-    encode_pfns,
-    encode_range_words,
-    encode_scatterlist,
 )
+from tests.unit.encoded import encode_pfns, encode_range_words, encode_scatterlist
 from tracer.trace.manifest import Region
 
 unhurried = settings(deadline=None)
@@ -109,11 +109,30 @@ def test_any_words_decode_as_they_would_one_by_one(words):
     assert back == words_one_by_one(words)
 
 
+near = st.integers(0, 200)
+"""PFNs and counts about the small memory's size."""
+contents = st.one_of(
+    st.binary(max_size=200),
+    st.lists(near, max_size=60).map(lambda pfns: np.array(pfns, "<u4").tobytes()),
+    st.lists(st.tuples(near, near), max_size=20).map(
+        lambda found: b"".join(
+            struct.pack("<QIHH", pfn << 12, pages << 12, 2, 0) for pfn, pages in found
+        )
+    ),
+    st.lists(st.tuples(near, near), max_size=20).map(
+        lambda found: struct.pack(
+            f"<{len(found) + 1}Q", 8 * len(found) << 32, *(p << 12 | n for p, n in found)
+        )
+    ),
+)
+"""Bytes at random, and what each protocol could mean."""
+
+
 @unhurried
 @given(
-    st.sampled_from(["pfns", "range_words"]),
+    st.sampled_from(["pfns", "range_words", "scatterlist"]),
     st.sampled_from([4096, 16384]),
-    st.lists(st.tuples(st.integers(0, 7), st.binary(max_size=200)), max_size=8),
+    st.lists(st.tuples(st.integers(0, 7), contents), max_size=8),
 )
 def test_any_bytes_on_any_queue_are_answered(protocol, host_page_bytes, requests):
     context = Context(regions(), host_page_bytes)

@@ -12,8 +12,6 @@ from replay.wire import (
     decode_pfns,
     decode_scatterlist,
     decode_stats,
-    encode_pfns,
-    encode_scatterlist,
 )
 
 
@@ -67,14 +65,6 @@ def test_a_request_of_many_megabytes_is_cut():
     assert decoded.rejected[Reject.TOO_LONG] == 8
 
 
-def test_encoding_splits_at_256_and_refuses_what_32_bits_cannot_hold():
-    assert [len(part) for part in encode_pfns(range(600))] == [1024, 1024, 352]
-    assert encode_pfns([1, 0xFFFFFFFF]) == [le32(1, 0xFFFFFFFF)]
-    for bad in (1 << 32, -1):
-        with pytest.raises(ValueError, match="32 bits"):
-            encode_pfns([bad])
-
-
 def test_report_of_mixed_orders():
     decoded = decode_scatterlist(descriptor(4 << 20, 4 << 20) + descriptor(2 << 20, 2 << 20))
     assert runs(decoded) == [(1024, 1024), (512, 512)]
@@ -104,10 +94,6 @@ def test_report_of_the_last_page_of_the_address_space():
 
 def test_report_of_more_than_32_entries_is_counted():
     assert decode_scatterlist(descriptor(0, 4096) * 33).rejected == {Reject.OVERSIZED: 1}
-
-
-def test_scatterlist_is_sent_at_most_32_entries_at_a_time():
-    assert [len(part) for part in encode_scatterlist(range(40), [1] * 40)] == [512, 128]
 
 
 def test_statistics_known_unknown_ragged_and_many():

@@ -15,8 +15,8 @@ from replay.wire import (
     Reject,
     close_requests,
     decode_range_words,
-    encode_range_words,
 )
+from tests.unit.encoded import encode_range_words
 from tracer.trace.manifest import Region
 from tracer.trace.schema import Queue
 
@@ -131,6 +131,6 @@ def test_nothing_to_send_sends_nothing():
 def test_decoder_never_loops_over_pages():
     """The source holds no loop: the bound on work is visible, not only measured."""
     source = Path(__file__).parents[2] / "replay" / "wire.py"
-    body = source.read_text().split("def decode_range_words")[1].split("def encode_range_words")[0]
+    body = source.read_text().split("def decode_range_words")[1].split("def range_words")[0]
     assert "while " not in body
     assert "for " not in body.split('"""')[2]
