@@ -52,6 +52,7 @@ static void add_up(struct exchange *exchange)
         out->buffers += device->buffers;
         out->descriptors += device->descriptors;
         out->payload_bytes += device->payload_bytes;
+        out->written_bytes += lane->driver.written_bytes;
         for (int reason = AERO_SOUND + 1; reason < AERO_REFUSALS; reason++)
             out->refused += device->refused[reason];
     }
@@ -81,7 +82,7 @@ static int prepare_run(struct exchange *exchange)
     const struct aero_service *service = exchange->service;
 
     exchange->run = (struct run){service->memory, service->ops, service->rules,
-                                 service->per_call_ns, service->failed, -1, NULL};
+                                 NULL, service->failed, -1, NULL};
     aero_count_calls(service->ops, service->rules, &exchange->out->outcome);
     if (service->ops->joined && (exchange->run.pidfd = aero_open_self()) < 0)
         return errno;

@@ -33,8 +33,7 @@ struct aero_service {
     const struct aero_ops *ops;
     const struct aero_rules *rules;
     const int64_t *op_end;
-    int64_t *per_call_ns; /* as for aero_execute */
-    uint8_t *failed;
+    uint8_t *failed; /* as for aero_execute */
 };
 
 /* `wall_ns` is the driver's, from the first request added to the last one taken back. Of a device
@@ -48,6 +47,7 @@ struct aero_exchanged {
     int64_t buffers;
     int64_t descriptors;
     uint64_t payload_bytes;
+    uint64_t written_bytes; /* by the device, as the used rings say */
     int64_t refused;
     int64_t translate_ns;
     int64_t discard_ns;

@@ -85,6 +85,7 @@ def exchange(
         interrupts=out.interrupts,
         descriptors=out.descriptors,
         ring_bytes=out.payload_bytes + DESCRIPTOR_BYTES * out.descriptors,
+        written_bytes=out.written_bytes,
         refused=out.refused,
         received=received[: int(received_start[-1])],
         received_start=received_start,
@@ -103,9 +104,6 @@ class _Device:
             raise ValueError("op_end must rise")
         if (int(service.op_end[-1]) if requests else 0) != len(service.operations):
             raise ValueError("op_end must end with the last operation")
-        times = service.per_call_ns
-        if times is not None and len(times) != len(service.operations):
-            raise ValueError("per_call_ns must have one element an operation")
         self.failed = np.zeros(len(service.operations), np.uint8)
         self._arguments = Arguments(service.memory, service.operations, service.rules)
         self._regions = map_struct(service.regions)
@@ -116,7 +114,6 @@ class _Device:
                 operations,
                 rules,
                 array(ffi, service.op_end, np.int64),
-                ffi.NULL if times is None else array(ffi, times, np.int64),
                 array(ffi, self.failed, np.uint8),
             ]
         self.struct = ffi.new("struct aero_service *", self._held)

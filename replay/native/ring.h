@@ -35,6 +35,7 @@ struct aero_driver {
     uint16_t avail_idx;
     uint16_t kicked_idx;
     uint16_t used_idx;
+    uint64_t written_bytes; /* that the device said it wrote into buffers, all of them together */
     uint16_t next[1024];
     uint16_t length[1024]; /* descriptors of the buffer that begins here, 0 where none does */
 };

@@ -110,11 +110,13 @@ int aero_driver_kick(struct aero_driver *driver, const struct aero_ring *ring)
 int aero_driver_take(struct aero_driver *driver, const struct aero_ring *ring)
 {
     uint16_t ready = aero_load16(ring, aero_used_idx_at(ring)) - driver->used_idx, last;
-    uint32_t head;
+    const uint8_t *entry = ring->shared + aero_used_entry_at(ring, driver->used_idx);
+    uint32_t head, written_bytes;
 
     if (ready == 0)
         return 0;
-    head = (uint32_t)aero_load_le(ring->shared + aero_used_entry_at(ring, driver->used_idx), 4);
+    head = (uint32_t)aero_load_le(entry, 4);
+    written_bytes = (uint32_t)aero_load_le(entry + 4, 4);
     if (ready > ring->size || head >= ring->size || driver->length[head] == 0)
         return -1;
     last = (uint16_t)head;
@@ -124,6 +126,7 @@ int aero_driver_take(struct aero_driver *driver, const struct aero_ring *ring)
     driver->free_head = (uint16_t)head;
     driver->free_count += driver->length[head];
     driver->length[head] = 0;
+    driver->written_bytes += written_bytes;
     driver->used_idx++;
     if (ring->event_idx) {
         aero_store16(ring, aero_used_event_at(ring), driver->used_idx);

@@ -231,7 +231,6 @@ class Service:
         regions: (gpa, length_bytes, offset_bytes) of each region of guest memory.
         op_end: int64[requests], rising: request i carries out operations
             `op_end[i - 1]:op_end[i]`.
-        per_call_ns: As for `execute`.
     """
 
     memory: Memory
@@ -239,7 +238,6 @@ class Service:
     rules: dict[int, Rule]
     regions: Sequence[tuple[int, int, int]]
     op_end: Times
-    per_call_ns: Times | None = None
 
 
 @dataclass(frozen=True)
@@ -269,6 +267,8 @@ class Exchange:
         interrupts: Notifications of the driver; the same holds.
         descriptors: That the device read.
         ring_bytes: What the device read to know what a request says: descriptors and content.
+        written_bytes: That the device says it wrote into the driver's buffers: the lengths in the
+            used rings, which the driver reads. A balloon's buffers hold nothing that it writes.
         refused: Buffers that the device would not take as they were.
         received: uint8, what it gathered from the rings.
         received_start: uint64[requests + 1]: request i is
@@ -284,6 +284,7 @@ class Exchange:
     interrupts: int
     descriptors: int
     ring_bytes: int
+    written_bytes: int
     refused: int
     received: Bytes
     received_start: Words

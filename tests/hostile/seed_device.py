@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass, field
 
 PAGE = 4096
+HEADER = 8
 WRAP = 1 << 64
 
 
@@ -33,7 +34,7 @@ class Told:
     steps: int = 0
     lookups: int = 0
     references: int = 0
-    used_length: int = 8
+    used_length: int = 0
 
 
 MAX_STEPS = 100_000
@@ -50,7 +51,8 @@ def seed_device(
         inhibited: The host may not discard.
         order: Byte order of the host, since the patch converts nothing.
     """
-    told = Told()
+    # It pushes with the offset that its reading has reached, which is behind the header.
+    told = Told(used_length=HEADER)
     # A bit field of 64: command, flag, id, and in the upper half the length of the payload.
     header = int.from_bytes(data[:8].ljust(8, b"\xee"), order)  # type: ignore[arg-type]
     told.stale_bytes += max(8 - len(data), 0)

@@ -157,7 +157,7 @@ def test_ebusy_from_the_syscall(backing: str, calls: int, make_trace) -> None:  
     """Through the real command, its calls refused by a filter: counted in results and said."""
     path = make_trace()
     options = ("-s", "qemu", "--runs", "1", "--warmup", "0", "--backing", backing, "--json")
-    refusing = [sys.executable, str(HERE / "refuse_calls.py"), "EBUSY"]
+    refusing = [sys.executable, str(HERE / "refuse_calls.py"), "EBUSY", "discards"]
     done = run(["replay", path, *options], command=[*refusing, *AEROSTAT])
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)

@@ -4,17 +4,24 @@
 defect there, and then that the device model does otherwise, over real memory with real discards.
 """
 
+import errno
 import gc
+import json
 import os
 import re
+import sys
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from replay import chain, wire
+from replay.backings import Advice
 from replay.device import BalloonDevice
-from replay.plan import Context
+from replay.native.exchange import exchange
+from replay.plan import Context, context_of
+from replay.requests import load_requests, memory_map
+from replay.strategies import STRATEGIES
 from replay.wire import Reject, decode_range_words
 from tests.hostile.machine import (
     FAR_PAGES,
@@ -34,7 +41,11 @@ from tests.hostile.machine import (
     words,
 )
 from tests.hostile.seed_device import MAX_STEPS, Told, seed_device
-from tracer.trace.schema import PAGE_BYTES, Queue
+from tests.memory.conftest import make_trace  # noqa: F401  (a fixture)
+from tests.memory.test_exchange import blocks, requests
+from tests.unit.command import AEROSTAT, run
+from tracer.trace.reader import open_trace
+from tracer.trace.schema import PAGE_BYTES, Queue, Wire
 
 DEFECTS = 13
 MEMORY = [
@@ -168,7 +179,16 @@ def resident(machine: Machine) -> int:
     return machine.memory.resident_pages()
 
 
-def test_10_deflate_asks_the_kernel_for_whole_ranges_beyond_memory() -> None:
+ASKING = {"qemu", "range", "scatter"}
+"""Strategies that give WILLNEED on what is deflated, as what they follow does; no other does."""
+
+
+@pytest.mark.parametrize("error", [errno.EBADF, errno.EIO])
+def test_10_deflate_asks_the_kernel_for_whole_ranges_beyond_memory(
+    error: int,
+    make_trace,  # noqa: F811
+) -> None:
+    """A kernel without swap answers EBADF, as one does here: counted, told, and nothing is lost."""
     data = words(word(LAST_PFN - 4, 0), 1 << 20)
     assert of_seed(data).advised[0] == block(LAST_PFN - 4, 1 << 20)
     with running("range_words") as machine:
@@ -179,6 +199,33 @@ def test_10_deflate_asks_the_kernel_for_whole_ranges_beyond_memory() -> None:
         assert machine.outcome is not None
         assert machine.outcome.bytes == 5 * PAGE_BYTES
         assert machine.memory.resident_pages() == before
+    path, refusing = make_trace(), str(Path(__file__).with_name("refuse_calls.py"))
+    options = ("-s", "all", "--runs", "1", "--warmup", "0", "--watched-runs", "0", "--no-predict")
+    done = run(
+        ["replay", path, *options, "--json"],
+        command=[sys.executable, refusing, errno.errorcode[error], "willneed", *AEROSTAT],
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    calls = advice_calls(path, Advice.WILLNEED)
+    assert {name for name, count in calls.items() if count} == ASKING
+    failed = {each["name"]: each["runs"][0]["failures"] for each in document["strategies"]}
+    assert failed == {name: calls[name] for name in failed}
+    for each in document["strategies"]:
+        (measured,) = each["runs"]
+        assert measured["first_errno"] == (error if each["name"] in ASKING else 0)
+        told = [line for line in document["warnings"] if line.startswith(f"{each['name']}: ")]
+        said = f"{calls[each['name']]} of {each['operations']} operations failed"
+        name = errno.errorcode[error]
+        assert (said in "".join(told) and name in "".join(told)) == (each["name"] in ASKING)
+
+
+def advice_calls(path: Path, advice: Advice) -> dict[str, int]:
+    """Operations of one advice in each shipped strategy's plan."""
+    trace = open_trace(path)
+    requests, context = load_requests(trace), context_of(memory_map(trace))
+    plans = {name: strategy.plan(requests, context) for name, strategy in STRATEGIES.items()}
+    return {name: int((plan.advice == advice).sum()) for name, plan in plans.items()}
 
 
 def test_11_bytes_are_read_in_the_order_of_the_host() -> None:
@@ -199,6 +246,7 @@ def test_12_the_guest_is_told_that_its_buffer_was_written(queue: int) -> None:
     """The model writes nothing into guest memory; and what an inhibited device keeps, it says."""
     data = words(word(HIGH_PFN, 7))
     assert of_seed(data).used_length == 8
+    assert_nothing_written(queue)
     assert of_seed(data, inhibited=True).advised == []
     with running("range_words", inhibited=True) as machine:
         before = bytes(machine.low[: 16 << 10])
@@ -207,6 +255,26 @@ def test_12_the_guest_is_told_that_its_buffer_was_written(queue: int) -> None:
         assert bytes(machine.low[: 16 << 10]) == before
         kept = machine.device.rejected[Reject.INHIBITED]
         assert kept == {Queue.INFLATE: 7, Queue.REPORTING: 4}.get(queue, 0)
+
+
+CONTENTS = {
+    Queue.INFLATE: [(Wire.PFNS, le32(1, 2)), (Wire.RANGE_WORDS, words(word(1, 2)))],
+    Queue.DEFLATE: [(Wire.PFNS, le32(1, 2)), (Wire.RANGE_WORDS, words(word(1, 2)))],
+    Queue.REPORTING: [(Wire.SCATTERLIST, blocks((1, 2), (9, 1)))],
+}
+CONTENTS[Queue.INFLATE].append((Wire.SCATTERLIST, blocks((1, 2))))
+CONTENTS[Queue.DEFLATE].append((Wire.SCATTERLIST, blocks((1, 2))))
+
+
+def assert_nothing_written(queue: int) -> None:
+    """The device of stage b says so in its used ring: a length counts written bytes alone.
+
+    It is the sum of what the device wrote into the parts of a buffer that it may write (virtio 1.2,
+    2.7.8): there are none among PFNs and words, and blocks that are discarded are not written to.
+    """
+    for form, content in CONTENTS.get(queue, []):
+        sent = exchange(requests(*[(queue, form, content)] * 3))
+        assert (sent.requests, sent.refused, sent.written_bytes) == (3, 0, 0)
 
 
 def test_13_the_protocol_is_on_by_default() -> None:

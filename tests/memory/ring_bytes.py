@@ -91,8 +91,8 @@ class Ring:
         text = bytes(self.ffi.buffer(content, buffer.length_bytes))
         return Popped(buffer.head, text, buffer.refused)
 
-    def push(self, head: int) -> None:
-        self.lib.aero_device_push(self.device, self.c, head, 0)
+    def push(self, head: int, written_bytes: int = 0) -> None:
+        self.lib.aero_device_push(self.device, self.c, head, written_bytes)
 
     def interrupt_due(self) -> bool:
         return bool(self.lib.aero_device_notify(self.device, self.c))

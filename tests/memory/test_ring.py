@@ -111,6 +111,19 @@ def test_a_driver_adds_no_more_than_there_is_room_for() -> None:
     assert ring.add(*[(gpa, 4, False)] * 4) == ADDED
 
 
+def test_the_driver_reads_how_much_the_device_says_it_wrote() -> None:
+    ring = Ring(payload=64)
+    told = [0, 5, 0xFFFFFFFF]
+    for written_bytes in told:
+        assert ring.add((ring.put(b"1234"), 4, False)) == ADDED
+        found = ring.pop()
+        assert isinstance(found, Popped)
+        ring.push(found.head, written_bytes)
+        assert ring.take() == 1
+    assert [length for _, length in ring.used()[2][: len(told)]] == told
+    assert ring.driver.written_bytes == sum(told)
+
+
 def test_indices_wrap_after_65536_requests() -> None:
     ring = Ring(4)
     for i in range(65536 + 9):
