@@ -11,7 +11,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 
@@ -78,15 +78,26 @@ def word(pfn: int, pages: int) -> int:
     return pfn << 12 | pages
 
 
+class NoRoomError(Exception):
+    """A guard cannot be put where it must be."""
+
+
 class Guards:
-    """A page of somebody else's on either side of a mapping."""
+    """A page of somebody else's on either side of a mapping.
+
+    Raises:
+        NoRoomError: Another mapping lies right beside it.
+    """
 
     def __init__(self, base: int, size_bytes: int) -> None:
-        self.places = (base - PAGE_BYTES, base + size_bytes)
-        for place in self.places:
+        self.places: tuple[int, ...] = ()
+        for place in (base - PAGE_BYTES, base + size_bytes):
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
             got = _libc.mmap(place, PAGE_BYTES, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
-            assert got == place, "no room for a page beside the model's memory"
+            if got != place:
+                self.unmap()
+                raise NoRoomError("no room for a page beside the model's memory")
+            self.places += (place,)
             ctypes.memmove(place, GUARD, PAGE_BYTES)
 
     def intact(self) -> bool:
@@ -100,9 +111,8 @@ class Guards:
 class Machine:
     """A guest's memory, the host's mapping of it, and the device between them; see `running`."""
 
-    def __init__(self, device: BalloonDevice, memory: GuestMemory) -> None:
-        self.device, self.memory = device, memory
-        self.guards = Guards(memory.mapping.base, memory.size_bytes)
+    def __init__(self, device: BalloonDevice, memory: GuestMemory, guards: Guards) -> None:
+        self.device, self.memory, self.guards = device, memory, guards
         self.low = bytearray(LOW_PAGES * PAGE_BYTES)
         self.ram = GuestRam([(0, self.low)])
         self.gone = empty()
@@ -209,14 +219,29 @@ def running(
     low = Runs(context.layout.base_page[:1], np.array([LOW_PAGES], np.int64))
     resident = subtract(context.layout.runs, low)
     resident = Runs(resident.start, np.minimum(resident.pages, populated_pages))
-    with GuestMemory(context.layout.memory_bytes, backing, seed=3) as memory:
+    with guarded(context.layout.memory_bytes, backing) as (memory, guards):
         memory.restore(Residency(resident, empty(), "all but low memory"))
-        machine = Machine(device, memory)
-        try:
-            yield machine
-            machine.check()
-        finally:
-            machine.guards.unmap()
+        machine = Machine(device, memory, guards)
+        yield machine
+        machine.check()
+
+
+@contextmanager
+def guarded(size_bytes: int, backing: str) -> Iterator[tuple[GuestMemory, Guards]]:
+    """Map memory that has room for a guard on either side.
+
+    The kernel may choose a place right beside another mapping: that is kept while more are tried.
+    """
+    guards = None
+    with ExitStack() as held:
+        for _ in range(8):
+            memory = held.enter_context(GuestMemory(size_bytes, backing, seed=3))
+            with suppress(NoRoomError):
+                guards = Guards(memory.mapping.base, memory.size_bytes)
+                break
+        assert guards is not None, "no room for a page beside the model's memory"
+        held.callback(guards.unmap)
+        yield memory, guards
 
 
 def found(runs: Runs) -> list[tuple[int, int]]:
