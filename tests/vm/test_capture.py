@@ -24,6 +24,7 @@ from tracer.account.stages import stage_table
 from tracer.engine import decode
 from tracer.engine.host_engine import HostEngine
 from tracer.engine.vm_probes import Quota, Target
+from tracer.record.machine import cpu_model
 from tracer.sites import host_probes
 from tracer.trace.check import check_trace
 from tracer.trace.reader import open_trace
@@ -202,6 +203,14 @@ def test_probes_used_are_the_cheaper_kinds(trace):
     host = {probe.point: probe for probe in sides["host"].probes}
     assert host["queues-pop"].way == "uprobe"
     assert host["madvise-enter"].cost_ns > 0
+
+
+def test_both_sides_tell_their_cpu(trace):
+    """An emulated guest's CPU is QEMU's and not the host's."""
+    sides = trace.manifest.sides
+    assert sides["host"].cpu_model == cpu_model()
+    emulated = trace.manifest.vm.accel == "tcg"
+    assert ("QEMU" in (sides["guest"].cpu_model or "")) == emulated
 
 
 def test_the_guest_tells_the_negotiated_features(trace):
