@@ -222,6 +222,8 @@ def _turn(
     next_sample_s = begin_s
     requests = 0
     wait_s = DRAIN_SHORTEST_S
+    # Of two samples none is late by more than a fourth of what lies between them.
+    timely_s = max(options.sample_every_s / 4, DRAIN_SHORTEST_S)
     while True:
         now_s = time.monotonic()
         used_share = source.used_share()
@@ -230,13 +232,15 @@ def _turn(
         if now_s >= next_sample_s:
             source.sample()
             progress("record", requests)
-            next_sample_s = now_s + options.sample_every_s
+            next_sample_s += options.sample_every_s
+            if next_sample_s <= now_s:  # what was slept through is not made up for
+                next_sample_s = now_s + options.sample_every_s
         reason = source.ended()
         if reason is not None:
             return reason
         if options.duration_s is not None and now_s - begin_s >= options.duration_s:
             return "duration"
-        wait_s = next_wait_s(wait_s, used_share, source.longest_wait_s)
+        wait_s = next_wait_s(wait_s, used_share, min(source.longest_wait_s, timely_s))
         if stop.wait(wait_s):
             return "stopped"
 
