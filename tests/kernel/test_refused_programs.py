@@ -2,7 +2,10 @@
 
 import ctypes
 import errno
+import os
 import struct
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,9 +13,9 @@ from tests.kernel.as_user import failure
 from tracer.engine import libbpf
 from tracer.engine.bpf_programs import PROG_TYPE_KPROBE, load_program
 from tracer.engine.libbpf import Btf
-from tracer.engine.loader import Program
+from tracer.engine.loader import EmptyPrograms, Program
 from tracer.engine.privilege import LOAD
-from tracer.errors import BccError, ProbeError
+from tracer.errors import REPORT, BccError, ProbeError
 from tracer.sites import host_probes
 
 NR_BPF = 321
@@ -90,3 +93,36 @@ def test_a_kernel_without_btf_is_one_clear_error(no_btf):
     assert "no type information" in caught.value.what
     assert str(no_btf / "vmlinux") in caught.value.reason
     assert "CONFIG_DEBUG_INFO_BTF" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("attach", "reason", "remedy"),
+    [
+        (
+            lambda p: p.attach_uprobe("empty", Path("/nowhere/qemu"), 0, os.getpid()),
+            "there is no such file",
+            "see that the VM still runs",
+        ),
+        (
+            lambda p: p.attach_tracepoint("empty", "syscalls", "sys_enter_nothing"),
+            "the kernel has no such event",
+            "CONFIG_FTRACE_SYSCALLS=y",
+        ),
+        (
+            lambda p: p.attach_raw_tracepoint("empty", "nothing"),
+            "the kernel has no such event",
+            "CONFIG_FTRACE_SYSCALLS=y",
+        ),
+        (
+            lambda p: p.attach_uprobe("empty", Path(sys.executable), 1 << 40, os.getpid()),
+            "Invalid argument",
+            REPORT,
+        ),
+    ],
+)
+def test_a_probe_that_the_kernel_refuses_has_a_next_step(attach, reason, remedy):
+    """Whoever asks: no capability is missing here."""
+    with EmptyPrograms() as programs, pytest.raises(ProbeError) as caught:
+        attach(programs)
+    assert caught.value.reason == reason
+    assert remedy in caught.value.remedy
