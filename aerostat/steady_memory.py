@@ -1,4 +1,4 @@
-"""Keeps the memory of a process that stays on small, and as it was an hour ago."""
+"""Keeps a process that stays on small: its memory as it was an hour ago, its threads few."""
 
 import ctypes
 import os
@@ -7,6 +7,18 @@ from contextlib import suppress
 _M_MMAP_THRESHOLD = -3
 """Of mallopt(3), malloc.h of glibc."""
 _MAPPED_BYTES = 8 << 20
+
+
+def keep_threads_few() -> None:
+    """Have the libraries start no thread for each CPU; for the whole process.
+
+    numpy's OpenBLAS does when it is imported, and has nothing to do for them here. Arrow's pool,
+    which takes its size from OMP_NUM_THREADS, does when the first ledger is closed: 50 threads on
+    64 CPUs, while the VMs want these, and a service may have only so many. To be called before
+    either is imported; what the user has set stays.
+    """
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 
 def keep_memory_steady() -> None:

@@ -25,7 +25,7 @@ from aerostat.record_options import (
     what_options,
 )
 from aerostat.recording import Ended, Listeners, listeners
-from aerostat.steady_memory import keep_memory_steady
+from aerostat.steady_memory import keep_memory_steady, keep_threads_few
 from aerostat.stop import stop_on_signal
 from aerostat.unprivileged import then_drop
 from aerostat.without_pandas import leave_pandas_out
@@ -65,6 +65,7 @@ def command(**given: Any) -> ExitCode:
         return _prove(given)
     _check(given)
     keep_memory_steady()
+    keep_threads_few()
     leave_pandas_out()
     output: Path = given["output"]
     common = capture_options(given)

@@ -59,9 +59,10 @@ def command(**given: Any) -> ExitCode:
         raise click.UsageError("give one of --vm, --uuid, --pid; or --all")
     if given["interval"] < _SHORTEST_NS:
         raise click.UsageError("--interval is at least 100ms")
-    from aerostat.steady_memory import keep_memory_steady
+    from aerostat.steady_memory import keep_memory_steady, keep_threads_few
 
     keep_memory_steady()  # before any of these imports numpy
+    keep_threads_few()
     from aerostat.top_outputs import open_output
     from aerostat.watching import Watching
     from aerostat.without_pandas import leave_pandas_out

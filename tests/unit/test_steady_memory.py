@@ -1,5 +1,6 @@
 """What a recorder frees goes back to the system, as glibc alone would not have it."""
 
+import os
 import subprocess
 import sys
 
@@ -43,3 +44,33 @@ def test_numpy_is_not_there_yet_when_a_verb_asks_for_it(verb: str) -> None:
     code = f"import sys, aerostat.verbs.{verb}; print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+THREADS = """
+import sys
+if sys.argv[1] == "few":
+    from aerostat.steady_memory import keep_threads_few
+    keep_threads_few()
+import os
+import numpy as np
+np.ones((300, 300)) @ np.ones((300, 300))
+found = len(os.listdir("/proc/self/task"))
+import pyarrow
+print(found, pyarrow.cpu_count())
+"""
+
+
+def threads(how: str) -> tuple[int, int]:
+    """Count those that numpy brings, this process's own included, and those Arrow's pool may."""
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    command = [sys.executable, "-c", THREADS, how]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    numpys, arrows = done.stdout.split()
+    return int(numpys), int(arrows)
+
+
+def test_numpy_and_arrow_bring_no_thread_for_each_cpu() -> None:
+    cpus = len(os.sched_getaffinity(0))
+    numpys, arrows = threads("as it comes")
+    assert cpus == 1 or (numpys > 1 and arrows > 1)
+    assert threads("few") == (1, 1)

@@ -129,8 +129,13 @@ class Pump:
         pumped = PumpedRing(ring, longest_wait_s)
         self._rings = (*self._rings, pumped)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="aerostat-pump", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="aerostat-pump", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # There may be no further thread now; another VM may find one.
+                self._rings = ()
+                raise
+            self._thread = thread
         self._changed.set()
         return pumped
 

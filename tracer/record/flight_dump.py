@@ -1,20 +1,23 @@
-"""Writes what a flight recorder held into numbered bundles, in a thread of its own."""
+"""Writes what a flight recorder held into numbered bundles, beside the recording."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tracer.errors import foreseen
+from tracer.record.dump_thread import DUMP_THREAD
 from tracer.record.triggers import Incident
-from tracer.trace.errors import TraceError
+from tracer.trace.errors import AerostatError, TraceError
 from tracer.trace.manifest import Loss, Manifest
 from tracer.trace.replace_bundle import remove_bundle
 from tracer.trace.schema import Mark, Side
@@ -48,7 +51,7 @@ class Dump:
     path: Path
     reason: str
     size_bytes: int
-    problem: TraceError | None
+    problem: AerostatError | None
 
 
 class DumpWriter:
@@ -74,7 +77,6 @@ class DumpWriter:
                 reason=problem.strerror or str(problem),
                 remedy="give a path in a directory that exists and can be written",
             ) from problem
-        self._thread = ThreadPoolExecutor(1, "flight-dump")
         self._under_way: list[Future[Dump]] = []
 
     def begin(self, incident: Incident, items: tuple[Held, ...], manifest: Manifest) -> Path:
@@ -90,7 +92,13 @@ class DumpWriter:
         """
         self._number += 1
         path = self._path_of(self._number)
-        self._under_way.append(self._thread.submit(self._write, path, incident, items, manifest))
+        write = partial(self._write, path, incident, items, manifest)
+        try:
+            dump = DUMP_THREAD.submit(write)
+        except RuntimeError as problem:
+            dump = Future()
+            dump.set_result(Dump(path, _text_of(incident), 0, _no_thread(path, problem)))
+        self._under_way.append(dump)
         return path
 
     @property
@@ -105,8 +113,9 @@ class DumpWriter:
         return over
 
     def close(self) -> None:
-        """Wait for those under way."""
-        self._thread.shutdown(wait=True)
+        """Wait for those under way, and for no other VM's that wait before them."""
+        for dump in self._under_way:
+            DUMP_THREAD.finish(dump)
 
     def _path_of(self, number: int) -> Path:
         return self._path.with_name(f"{self._stem}-{number:05d}.balloon")
@@ -119,15 +128,16 @@ class DumpWriter:
     def _write(
         self, path: Path, incident: Incident, items: tuple[Held, ...], manifest: Manifest
     ) -> Dump:
-        text = f"{incident.kind}: {incident.text}"
+        text = _text_of(incident)
         try:
             with TraceWriter(path, self._side, manifest=manifest, storage=self._storage) as writer:
                 for item in _without_orphans(items):
                     _put(writer, item)
                 writer.mark(Mark.TRIGGER, incident.ts_ns, value=incident.value, text=text)
                 made = writer.close(manifest)
-        except TraceError as problem:
-            return Dump(path, text, 0, problem)
+        except Exception as problem:
+            # Whatever is wrong with one dump, its VM is recorded on.
+            return Dump(path, text, 0, foreseen(problem))
         self._keep_the_newest()
         return Dump(path, text, sum(segment.bytes for segment in made.segments), None)
 
@@ -137,6 +147,18 @@ class DumpWriter:
             for number in self._numbers()[:-KEPT_DUMPS]:
                 with contextlib.suppress(TraceError):
                     remove_bundle(self._path_of(number))
+
+
+def _text_of(incident: Incident) -> str:
+    return f"{incident.kind}: {incident.text}"
+
+
+def _no_thread(path: Path, problem: RuntimeError) -> TraceError:
+    return TraceError(
+        f"cannot write the trace {path}",
+        reason=f"no thread to write it: {problem}",
+        remedy="raise the limit of threads, TasksMax of a service",
+    )
 
 
 def _put(writer: TraceWriter, item: Held) -> None:
