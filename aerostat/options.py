@@ -96,7 +96,10 @@ def force_option(command: Command) -> Command:
 def talk_options(command: Command) -> Command:
     """Add -v and -q: how much is said on stderr while work goes on."""
     command = click.option(
-        "-q", "--quiet", is_flag=True, help="Show no progress, not even on a terminal."
+        "-q",
+        "--quiet",
+        is_flag=True,
+        help="Show no progress, not even on a terminal; problems are told all the same.",
     )(command)
     return click.option(
         "-v", "--verbose", is_flag=True, help="Name each phase on stderr when not on a terminal."

@@ -30,6 +30,11 @@ _SAY_AGAIN_S = 60
 _NAMED_WRONG = 5
 """Recordings that are not whole and are named at the end; a service may see thousands."""
 _SETTLE_NICE = 10
+_CUT_SHORT = {
+    "disk-full": ", to go on in another trace once there is room",
+    "budget": ", and is recorded no further",
+}
+"""Why a trace ends and its VM does not (tracer/trace/side_store.py), and what then."""
 
 
 class Listeners:
@@ -39,7 +44,7 @@ class Listeners:
         output: Where it records to, for the words.
         ready_file: Made once every probe is attached.
         metrics: Told the figures of every VM, where there is one.
-        quiet: Say nothing on stderr.
+        quiet: Say on stderr what is wrong, or was kept, and nothing of what goes as it should.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Listeners:
             try:
                 self._ready_file.touch()
             except OSError as problem:
-                self.say(f"cannot make {self._ready_file}: {problem.strerror or problem}")
+                self.insist(f"cannot make {self._ready_file}: {problem.strerror or problem}")
         self._notifier.ready(f"recording to {self._output}")
         self.say(f"recording to {self._output}; Ctrl-C ends it")
 
@@ -84,19 +89,19 @@ class Listeners:
         now_s = time.monotonic()
         if problem is not None and now_s >= self._silent_until_s:
             self._silent_until_s = now_s + _SAY_AGAIN_S
-            self.say(problem)
+            self.insist(problem)
 
     def dumped(self, dump: Dump) -> None:
         """The flight recorder has made a bundle, or failed to."""
         if dump.problem is not None:
-            self.say(f"cannot keep what led to this: {dump.reason}: {dump.problem}")
+            self.insist(f"cannot keep what led to this: {dump.reason}: {dump.problem}")
             return
         self._kept = [*self.kept, dump.path]
-        self.say(f"kept {dump.path}: {dump.reason}")
+        self.insist(f"kept {dump.path}: {dump.reason}")
 
     def doubt(self, vmm: Vmm) -> None:
         """A process has a VMM's name, and shows no VM."""
-        self.say(
+        self.insist(
             f"{vmm.label or 'a process'} (pid {vmm.pid}, {vmm.kind}) is not recorded: it has the"
             f" name of a VMM and shows no VM; --pid {vmm.pid} records it all the same"
         )
@@ -106,10 +111,17 @@ class Listeners:
         self._notifier.stopping("closing")
 
     def say(self, text: str) -> None:
-        """Write one line to stderr, unless whoever read it is gone."""
+        """Write to stderr what goes as it should; not where quiet was asked for."""
         if not self._quiet:
-            with contextlib.suppress(OSError):
-                click.echo(f"aerostat: {printable(text)}", err=True)
+            self.insist(text)
+
+    def insist(self, text: str) -> None:
+        """Write to stderr what is wrong, quiet or not, unless whoever read it is gone.
+
+        A service may run for months before its exit code tells of it.
+        """
+        with contextlib.suppress(OSError):
+            click.echo(f"aerostat: {printable(text)}", err=True)
 
     def hooks(self) -> dict[str, Any]:
         """The arguments of CaptureOptions that end up here."""
@@ -156,11 +168,10 @@ class Ended:
 
     Args:
         told: Says it to the user.
-        settles: Whether each has a trace whose ledger is to be closed.
     """
 
-    def __init__(self, told: Listeners, *, settles: bool) -> None:
-        self._told, self._settles = told, settles
+    def __init__(self, told: Listeners) -> None:
+        self._told = told
         self._lock = threading.Lock()
         self._wrong: list[str] = []
         self._wrong_count = 0
@@ -171,11 +182,21 @@ class Ended:
         name = f"{end.vmm.label or 'a VM'} (pid {end.vmm.pid})"
         if end.error is not None:
             self._note(f"{name}: {end.error.what}")
-            self._told.say(f"{name} is not recorded: {end.error}")
+            self._told.insist(f"{name} is not recorded: {end.error}")
             return
-        self._told.say(f"{name}: {end.reason}; see: aerostat show {end.trace}")
-        if self._settles and end.trace is not None:
-            self._settling.submit(self._settle, end.trace)
+        say = self._told.insist if end.reason in _CUT_SHORT else self._told.say
+        outlook = _CUT_SHORT.get(end.reason, "")
+        if end.trace is None:
+            say(f"{name}: {end.reason}{outlook}")
+            return
+        say(f"{name}: {end.reason}{outlook}; see: aerostat show {end.trace}")
+        self._settle_later(end.trace)
+
+    def _settle_later(self, bundle: Path) -> None:
+        try:
+            self._settling.submit(self._settle, bundle)
+        except RuntimeError as problem:  # No thread may be started: that ends no recording.
+            self._note(f"{bundle}: its ledger is not closed: {problem}")
 
     def _settle(self, bundle: Path) -> None:
         from tracer.account.merge import settle
@@ -203,7 +224,7 @@ class Ended:
             CaptureIncompleteError: With the first few of what is wrong.
         """
         for bundle in kept:
-            self._settling.submit(self._settle, bundle)
+            self._settle_later(bundle)
         self._settling.shutdown(wait=True)
         if self._wrong_count:
             raise CaptureIncompleteError(

@@ -75,7 +75,7 @@ def command(**given: Any) -> ExitCode:
         listeners(given) as told,
     ):
         common |= {**told.hooks(), "keep": keep}
-        common["ready"] = then_drop(common["ready"], given, told.say)
+        common["ready"] = then_drop(common["ready"], given, told.insist)
         if given["guest"]:
             fentry = None if given["probes"] is None else given["probes"] == "fentry"
             _record_guest(common, fentry, progress, stop)
@@ -178,7 +178,7 @@ def _record_all(
     from tracer.vms.discover import Watch
 
     options["output"].mkdir(parents=True, exist_ok=True)
-    ended = Ended(told, settles=options["flight"] is None)
+    ended = Ended(told)
     watch = Watch()
 
     def appeared() -> "tuple[Vmm, ...]":

@@ -13,7 +13,7 @@ from aerostat.recording import Ended, Listeners, listeners
 from tests.unit.capture_bundle import write_host
 from tracer.host_side.host_session import Ended as HostEnded
 from tracer.record.flight_dump import Dump
-from tracer.trace.errors import AerostatError, CaptureIncompleteError
+from tracer.trace.errors import AerostatError, CaptureIncompleteError, TraceError
 from tracer.trace.layout import lock, read_manifest
 from tracer.vms.vmm import Vmm
 
@@ -51,6 +51,44 @@ def nobody_reads(monkeypatch):
         monkeypatch.undo()
 
 
+def test_quiet_leaves_out_what_goes_well_and_nothing_else(tmp_path: Path, capsys) -> None:
+    """A service's journal has what it says and no exit code, for as long as it runs."""
+    bundle = write_host(tmp_path / "a.balloon")
+    problem = TraceError("cannot write it", reason="No space left on device")
+    said = {}
+    for quiet in (False, True):
+        told = Listeners(tmp_path, tmp_path / "gone" / "ready", None, quiet=quiet)
+        ended = Ended(told)
+        told.ready()
+        for reason in ("vm-exited", "disk-full", "budget"):
+            ended.take(HostEnded(vmm(reason), bundle, reason))
+        ended.take(HostEnded(vmm("refused"), None, "", AerostatError("no probe attaches")))
+        told.dumped(Dump(bundle, "stall", 0, None))
+        told.dumped(Dump(bundle, "stuck", 0, problem))
+        told.doubt(vmm("sleep"))
+        with pytest.raises(CaptureIncompleteError):
+            ended.judge([])
+        said[quiet] = capsys.readouterr().err.splitlines()
+    dropped = [line for line in said[False] if line not in said[True]]
+    assert dropped == [
+        f"aerostat: recording to {tmp_path}; Ctrl-C ends it",
+        f"aerostat: vm-exited (pid 7): vm-exited; see: aerostat show {bundle}",
+    ]
+    kept = "\n".join(said[True])
+    for words in ("cannot make", "7): disk-full", "7): budget", "is not recorded: no probe"):
+        assert words in kept
+    for words in ("kept ", "stall", "No space left", "sleep (pid 7, qemu) is not recorded"):
+        assert words in kept
+
+
+def test_no_trace_is_named_that_was_never_made(told: Listeners, capsys) -> None:
+    """A flight recorder makes others, and says so when it does."""
+    ended = Ended(told)
+    ended.take(HostEnded(vmm("web"), None, "vm-exited"))
+    ended.judge([])
+    assert capsys.readouterr().err == "aerostat: web (pid 7): vm-exited\n"
+
+
 @pytest.mark.usefixtures("nobody_reads")
 def test_a_reader_that_is_gone_ends_no_recording(told: Listeners) -> None:
     told.ready()
@@ -78,7 +116,7 @@ def test_a_ready_file_without_a_directory_is_refused_first(tmp_path: Path) -> No
 
 
 def test_what_a_vm_calls_itself_cannot_write_to_the_terminal(told: Listeners, capsys) -> None:
-    ended = Ended(told, settles=False)
+    ended = Ended(told)
     ended.take(HostEnded(vmm("\x1b]0;owned\x07"), None, "vm-exited"))
     told.say("\x1b[2J")
     assert "\x1b" not in capsys.readouterr().err
@@ -89,7 +127,7 @@ def test_ledgers_are_closed_while_the_others_are_recorded(told: Listeners, tmp_p
     bundle = write_host(tmp_path / "a.balloon")
     assert read_manifest(bundle).ledger is None
     held = threading.Event()
-    ended = Ended(told, settles=True)
+    ended = Ended(told)
     ended._settling.submit(held.wait)  # as long as a large trace takes
     begin_s = time.monotonic()
     ended.take(HostEnded(vmm("a"), bundle, "vm-exited"))
@@ -103,7 +141,7 @@ def test_ledgers_are_closed_while_the_others_are_recorded(told: Listeners, tmp_p
 def test_one_trace_that_cannot_be_settled_ends_no_other(told: Listeners, tmp_path: Path) -> None:
     gone, busy = tmp_path / "gone.balloon", write_host(tmp_path / "busy.balloon")
     descriptor = lock(busy)
-    ended = Ended(told, settles=True)
+    ended = Ended(told)
     for bundle in (gone, busy):
         ended.take(HostEnded(vmm(bundle.name), bundle, "vm-exited"))
     with pytest.raises(CaptureIncompleteError, match="2 recordings are not whole") as raised:
@@ -116,7 +154,7 @@ def test_one_trace_that_cannot_be_settled_ends_no_other(told: Listeners, tmp_pat
 def test_what_is_told_of_thousands_of_vms_is_bounded(told: Listeners, tmp_path: Path) -> None:
     error = AerostatError("cannot record it")
     quiet = Listeners(tmp_path, None, None, quiet=True)
-    ended = Ended(quiet, settles=True)
+    ended = Ended(quiet)
     for number in range(3000):
         ended.take(HostEnded(vmm(f"vm-{number}"), None, "failed", error))
     with pytest.raises(CaptureIncompleteError, match="3000 recordings") as raised:

@@ -19,8 +19,8 @@ from tracer.engine.privilege import (
 )
 from tracer.engine.ring_size import ring_bytes
 from tracer.engine.vm_probes import Quota
+from tracer.host_side.again import Again
 from tracer.host_side.host_account import Settings
-from tracer.host_side.host_events import SUSPENDED
 from tracer.host_side.host_session import Ended, HostSession
 from tracer.record.capture import CaptureOptions, run_loop
 from tracer.trace.errors import AerostatError
@@ -141,30 +141,31 @@ def record_all(
     """Record every VM of this host, each into a bundle of its own, until `stop` is set.
 
     A VM that starts is taken up, one that ends is closed. One that was suspended goes on in a new
-    bundle, which begins at once.
+    bundle, which begins at once; one whose recording failed, or found the disk full, in another
+    later (`Again`).
 
     Args:
         options: How; `output` is the directory of the bundles.
         appeared: Gives the VMs that it has not given before; asked with every row of samples.
-        on_end: Told of each VM whose trace is closed, or that could not be recorded.
+        on_end: Told of each VM whose trace is closed, or that could not be recorded; once of one
+            that still cannot.
         progress: Told how many requests were recorded.
         stop: Set it to end the capture.
 
     Raises:
         MissingPrivilegeError: Not root, in a PID namespace, or no BCC.
     """
-    settings, suspended = options.settings(), []
+    settings = options.settings()
+    again = Again(None if options.counts_only else options.output)
     require_first_pid_namespace()
     require("the VMs of this host", LOAD | VM_PROCESS)
 
     def ended(end: Ended) -> None:
-        if end.reason == SUSPENDED:
-            suspended.append(end.vmm)
-        on_end(end)
+        if again.note(end):
+            on_end(end)
 
     def follow() -> Iterator[tuple[Vmm, Path]]:
-        resumed, suspended[:] = list(suspended), []
-        for vmm in (*resumed, *appeared()):
+        for vmm in (*again.due(), *appeared()):
             yield vmm, next_bundle(options.output, vmm)
 
     progress("compile and attach")

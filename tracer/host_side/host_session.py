@@ -17,9 +17,11 @@ from tracer.record.clock_watch import ClockEvent, ClockWatch
 from tracer.record.flight import FlightRecorder
 from tracer.record.live import VmStats
 from tracer.sites import host_probes
-from tracer.trace.errors import AerostatError
+from tracer.trace.errors import AerostatError, TraceError
 from tracer.trace.progress import Progress
+from tracer.trace.replace_bundle import remove_bundle
 from tracer.trace.schema import Side
+from tracer.trace.writer import TraceWriter
 from tracer.vms.vmm import Vmm
 
 _LOOK_S = 0.25
@@ -33,7 +35,8 @@ class Ended:
 
     Attributes:
         vmm: The VM.
-        trace: Its bundle; None where none was begun.
+        trace: Its bundle; None where none was begun, and where a flight recorder or nothing at all
+            kept its rows.
         reason: Why it ended, such as vm-exited; for one that failed, the error's text.
         error: What went wrong, or None.
     """
@@ -66,11 +69,24 @@ class Recorded:
         output: Path,
         progress: Progress,
     ) -> None:
-        self.vmm, self.output, self._options = subject.vmm, output, options
+        self.vmm, self._options = subject.vmm, options
         self._next_look_s = 0.0
+        self.trace: Path | None = None
         self._resources = contextlib.ExitStack()
+        try:
+            self._begin(engine, subject, output, progress)
+        except Exception:
+            if self.trace is not None:  # Nothing is in it, and it may be tried many times.
+                with contextlib.suppress(TraceError):
+                    remove_bundle(self.trace)
+            raise
+
+    def _begin(
+        self, engine: HostEngine, subject: Subject, output: Path, progress: Progress
+    ) -> None:
         with self._resources:
-            self.sink = self._resources.enter_context(options.open_sink(output, Side.HOST))
+            self.sink = self._resources.enter_context(self._options.open_sink(output, Side.HOST))
+            self.trace = output if isinstance(self.sink, TraceWriter) else None
             self.capture = HostCapture(engine, subject, self.sink, progress)
             self._resources.callback(self.capture.close)
             self._resources = self._resources.pop_all()
@@ -118,8 +134,8 @@ class Recorded:
             self._options.tell_dumps(self.sink)
         except Exception as problem:
             error = foreseen(problem)
-            return Ended(self.vmm, self.output, str(error), error)
-        return Ended(self.vmm, self.output, reason)
+            return Ended(self.vmm, self.trace, str(error), error)
+        return Ended(self.vmm, self.trace, reason)
 
     def fail(self, problem: BaseException) -> None:
         """Free the probes and leave the trace as it is, with what happened as its reason."""
@@ -242,7 +258,7 @@ class HostSession:
         """End one VM alone: what went wrong with it, foreseen or not, is no other VM's matter."""
         recorded.fail(problem)
         error = foreseen(problem)
-        self._drop(recorded, Ended(recorded.vmm, recorded.output, str(error), error))
+        self._drop(recorded, Ended(recorded.vmm, recorded.trace, str(error), error))
 
     def _drop(self, recorded: Recorded, end: Ended) -> None:
         self._recorded.remove(recorded)

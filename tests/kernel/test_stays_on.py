@@ -1,0 +1,84 @@
+"""A recorder that stays on: what it does when the disk fills, or a budget is spent."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.test_record_all import WAIT_S, attached, pages, recording_all, until
+from tests.kernel.test_record_verb import recording
+from tests.standins.build import qemu_like
+from tracer.trace.check import check_trace
+from tracer.trace.errors import ExitCode
+from tracer.trace.reader import open_trace
+from tracer.trace.storage import LEAST_BUDGET_BYTES
+
+SMALL_BYTES, FREE_BYTES = 40 << 20, 6 << 20
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    size = f"size={SMALL_BYTES}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def end_reasons(directory: Path) -> list[str]:
+    return [open_trace(path).manifest.end_reason for path in sorted(directory.glob("*.balloon"))]
+
+
+def test_a_full_disk_ends_the_trace_and_room_begins_the_next(small):
+    """The recorder is never started anew; what it says is what a service's journal has."""
+    ballast = small / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, SMALL_BYTES - FREE_BYTES)
+    with (
+        qemu_like("-m", "256M", "-name", "guest=web") as vm,
+        recording_all(small, "--detail", "calls", "--quiet") as recorder,
+    ):
+        until(lambda: attached(small, "web"))
+        vm.send("flood", 8)
+        until(lambda: end_reasons(small) == ["disk-full"])
+        said = recorder.stderr.readline()
+        assert f"web (pid {vm.pid}): disk-full, to go on in another trace" in said
+        time.sleep(12)
+        assert len(end_reasons(small)) == 1, "there is no room yet"
+        ballast.unlink()
+        until(lambda: list(small.glob("web-*-002.balloon/marks/*")))
+        did = vm.send("inflate", 1000, 3000, 1)
+        recorder.send_signal(signal.SIGTERM)
+        assert recorder.wait(WAIT_S) == ExitCode.CAPTURE_INCOMPLETE
+        assert "1 recordings are not whole" in recorder.stderr.read()
+    assert end_reasons(small) == ["disk-full", "stopped"]
+    full, after = (open_trace(path) for path in sorted(small.glob("*.balloon")))
+    assert full.is_complete
+    assert "disk" in {loss.cause for loss in full.losses}
+    assert pages(full) > 0
+    assert after.losses == ()
+    assert pages(after) == did.pages == 3000
+    assert check_trace(after) == []
+
+
+def test_a_spent_budget_stops_where_the_user_asks_for_that(tmp_path):
+    output = tmp_path / "host.balloon"
+    options = ["--detail", "calls", "--budget", "4M", "--when-spent", "stop"]
+    with qemu_like("-m", "256M") as vm, recording(vm, output, *options) as recorder:
+        did = vm.send("flood", 8)
+        assert recorder.process.wait(WAIT_S) == ExitCode.CAPTURE_INCOMPLETE
+        assert "events were lost" in recorder.process.stderr.read()
+    trace = open_trace(output)
+    assert (trace.is_complete, trace.manifest.end_reason) == (True, "budget")
+    files = (path for path in output.rglob("*") if path.is_file())
+    size_bytes = sum(path.stat().st_size for path in files)
+    assert LEAST_BUDGET_BYTES * 3 // 4 < size_bytes <= LEAST_BUDGET_BYTES
+    assert "budget" in {loss.cause for loss in trace.losses}
+    assert {finding.code for finding in check_trace(trace)} <= {"loss", "call-orphan"}
+    recorded = trace.table("requests").num_rows
+    assert 0 < recorded < did.requests
