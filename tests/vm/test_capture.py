@@ -45,7 +45,11 @@ def nothing(phase: str, done: int = 0, total: int | None = None) -> None:
     pass
 
 
-@pytest.fixture(scope="module", params=["7.2", "10.0"])
+KERNELS = {"7.2": "6.1.", "10.0": "6.12."}
+"""How `uname -r` begins in the guest, by the QEMU that it comes with."""
+
+
+@pytest.fixture(scope="module", params=list(KERNELS))
 def vm(request):
     options = LabOptions(
         output=Path("unused.balloon"), memory_bytes=MEMORY_BYTES, pair=request.param, record=False
@@ -85,6 +89,15 @@ def target_of(pid: int, sites: host_probes.QemuSites) -> Target:
         requests_ring_bytes=4 << 20,
         quota=Quota(),
     )
+
+
+def test_the_pair_is_what_its_name_says(vm, trace, request):
+    name = request.node.callspec.params["vm"]
+    release = vm.agent.run(["busybox", "uname", "-r"]).strip()
+    assert vm.qmp.version().startswith(f"{name}.")
+    assert release.startswith(KERNELS[name])
+    assert trace.manifest.vm.vmm_version.startswith(f"{name}.")
+    assert trace.manifest.sides["guest"].kernel_release == release
 
 
 def test_recovered_functions_are_the_handlers_of_the_live_queues(vm):
