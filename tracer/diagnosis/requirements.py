@@ -138,7 +138,7 @@ def _lockdown(machine: Machine) -> Check:
 
 
 def _addresses() -> Check:
-    """Addresses of kernel variables: without them free page reports cannot be read in a guest."""
+    """Addresses in the kernel: a guest's reports, hints and targets cannot be read without them."""
     if kernel_symbol("_text"):
         return Check(ENVIRONMENT, "kernel addresses", proven=True)
     missing = lacking(KERNEL_ADDRESSES)
@@ -146,6 +146,6 @@ def _addresses() -> Check:
         ENVIRONMENT,
         "kernel addresses",
         proven=False,
-        reason="/proc/kallsyms hides addresses, so free page reports cannot be read",
+        reason="/proc/kallsyms hides addresses: no free page reports, no hints, no targets",
         remedy=remedy_for(missing) if missing else "sysctl kernel.kptr_restrict=1",
     )

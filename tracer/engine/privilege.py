@@ -48,7 +48,7 @@ SAMPLE: Needs = VM_PROCESS
 """Read /proc/PID/smaps_rollup and pagemap while recording: of another user's VMM, and of one with
 more capabilities than the recorder has left."""
 KERNEL_ADDRESSES: Needs = frozenset({_C.CAP_SYSLOG})
-"""See addresses in /proc/kallsyms: for free page reports in the guest."""
+"""See addresses in /proc/kallsyms: for reports, hints and changes of the target in the guest."""
 
 PARANOID: Needs = frozenset({_C.CAP_SYS_ADMIN})
 """Open any perf event where perf_event_paranoid is above 2, a level that Debian and Ubuntu add."""
