@@ -13,7 +13,16 @@ from aerostat.options import PATH, duration, json_option, size
 Command = TypeVar("Command", bound=Callable[..., Any])
 NS_PER_S = 1_000_000_000
 DETAILS = ("requests", "discards", "calls")
+_USUAL_DETAIL = "discards"
 _PAGE_BYTES = 4096
+HOST_ONLY = {
+    "detail": "a guest's requests are recorded with every page, and it discards nothing",
+    "quota_records": "--ring bounds what a guest's recorder takes",
+    "quota_bytes": "--ring bounds what a guest's recorder takes",
+    "metrics_file": "metrics are of VMs, seen from their host",
+    "metrics_listen": "metrics are of VMs, seen from their host",
+}
+"""Options that a guest's recorder has no use for, and why."""
 
 
 def _group(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -59,9 +68,9 @@ detail_options = _group(
     click.option(
         "--detail",
         type=click.Choice(DETAILS),
-        default="discards",
-        show_default=True,
-        help="requests: every page; discards: and the discard calls, merged; calls: every call.",
+        show_default=_USUAL_DETAIL,
+        help="requests: every page; discards: and the discard calls, merged; calls: every call. "
+        "Not with --guest.",
     ),
     click.option(
         "--probes",
@@ -75,16 +84,19 @@ detail_options = _group(
         show_default=True,
         help="Time between two samples of memory and pressure.",
     ),
-    click.option("--ring", type=_ring, help="Size of each of a VM's two rings; chosen otherwise."),
+    click.option(
+        "--ring",
+        type=_ring,
+        help="Size of each of a VM's two rings, in a guest of each of three; chosen otherwise.",
+    ),
     click.option(
         "--quota-records",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Records that one VM may cause in a second; more are counted as lost.",
+        help="Records that one VM may cause in a second; more are counted as lost. "
+        "Not with --guest.",
     ),
-    click.option(
-        "--quota-bytes", type=size, help="The same in bytes of its rings, such as 64M a second."
-    ),
+    click.option("--quota-bytes", type=size, help="The same in bytes of its rings, such as 64M."),
 )
 """How much is recorded."""
 
@@ -214,4 +226,11 @@ def host_options(given: dict[str, Any]) -> dict[str, Any]:
     quota = Quota(
         given["quota_records"] or usual.records_per_s, given["quota_bytes"] or usual.bytes_per_s
     )
-    return {"detail": given["detail"], "ring_bytes": given["ring"], "quota": quota}
+    detail = given["detail"] or _USUAL_DETAIL
+    return {"detail": detail, "ring_bytes": given["ring"], "quota": quota}
+
+
+def guest_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Turn what was given into the further arguments of GuestOptions."""
+    fentry = None if given["probes"] is None else given["probes"] == "fentry"
+    return {"fentry": fentry, "ring_bytes": given["ring"]}

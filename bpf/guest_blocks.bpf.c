@@ -106,6 +106,7 @@ static __always_inline int begin_work(u64 vq_field, u32 hints)
 /* void report_free_page_func(struct work_struct *) (since 5.0): one run sends a burst of hints */
 int on_hint_enter(CONTEXT *ctx)
 {
+	count(GUEST_HIT_HINT);
 	return begin_work(ARG1(ctx) - VB_REPORT_FREE_PAGE_WORK + VB_FREE_PAGE_VQ, 1);
 }
 
@@ -125,7 +126,6 @@ static __always_inline struct worker *hinting(u64 vq)
 	/* An interrupt may use another device's queue in the same thread. */
 	if (!worker || !worker->hints || worker->vq != vq)
 		return 0;
-	count(GUEST_HIT_HINT);
 	worker->event.send_ns = bpf_ktime_get_ns();
 	worker->event.flags = 0;
 	worker->filled = 1;
@@ -143,6 +143,7 @@ int on_add_outbuf(CONTEXT *ctx)
 
 	if (!worker)
 		return 0;
+	count(GUEST_HIT_HINT_ID);
 	if (bpf_probe_read_kernel(&id, 4, (void *)ARG4(ctx)))
 		worker->event.flags = FLAG_PAYLOAD_FAULT;
 	worker->event.kind = GUEST_EVENT_HINT_ID;
@@ -159,6 +160,7 @@ int on_add_inbuf(CONTEXT *ctx)
 
 	if (!worker)
 		return 0;
+	count(GUEST_HIT_HINT_BLOCK);
 	if (read_entry(ARG2(ctx), vmemmap_base(), &gpa, &length_bytes))
 		worker->event.flags = FLAG_PAYLOAD_FAULT;
 	worker->event.kind = GUEST_EVENT_HINT_BLOCK;

@@ -28,9 +28,10 @@
 #define ARG1_AT_RETURN(ctx, unknown) (unknown)
 #endif
 
-BPF_RINGBUF_OUTPUT(requests, REQUESTS_PAGES);
-BPF_RINGBUF_OUTPUT(singles, SINGLES_PAGES);
-BPF_RINGBUF_OUTPUT(events, EVENTS_PAGES);
+/* Their sizes are chosen when they are made (tracer/sites/guest_probes.py), not here. */
+BPF_RINGBUF_OUTPUT(requests, 1);
+BPF_RINGBUF_OUTPUT(singles, 1);
+BPF_RINGBUF_OUTPUT(events, 1);
 BPF_PERCPU_ARRAY(counters, u64, GUEST_COUNTS);
 BPF_ARRAY(state, struct guest_state, 1);
 
@@ -53,14 +54,30 @@ BPF_ARRAY(fresh, struct slot, 1);
 /* When the device last used a buffer of a virtqueue, by its interrupt. */
 BPF_HASH(acks, u64, u64, 16);
 
-static __always_inline void count(int which)
+static __always_inline void add(int which, u64 much)
 {
 	u64 *value = counters.lookup(&which);
 
 	/* An interrupt, or a thread that takes over, may count on this CPU meanwhile. */
 	if (value)
-		__sync_fetch_and_add(value, 1);
+		__sync_fetch_and_add(value, much);
 }
+
+static __always_inline void count(int which) { add(which, 1); }
+
+/* Counts a request that its ring has no room for, and its pages as the kernel itself counts them. */
+static __always_inline void lose(struct guest_request *request)
+{
+	count(GUEST_LOST_REQUESTS);
+	/* balloon_inflate and balloon_deflate of /proc/vmstat leave page migrations out. */
+	if (request->caller == CALLER_MIGRATION)
+		return;
+	if (request->queue == QUEUE_INFLATE)
+		add(GUEST_LOST_INFLATE_PAGES, request->total);
+	else if (request->queue == QUEUE_DEFLATE)
+		add(GUEST_LOST_DEFLATE_PAGES, request->total);
+}
+
 static __always_inline void clear(struct guest_request *request)
 {
 	request->send_ns = 0;
@@ -103,7 +120,7 @@ static __always_inline void emit(struct slot *slot)
 	else if (slot->sent)
 		full = requests.ringbuf_output(request, sizeof(*request), BPF_RB_NO_WAKEUP);
 	if (full)
-		count(GUEST_LOST_REQUESTS);
+		lose(request);
 	slot->sent = 0;
 }
 
@@ -160,9 +177,10 @@ static __always_inline int leave(void)
 
 	if (!slot)
 		return 0;
-	if (slot->sent)
+	/* The work function writes the size to the device even where it could move no page. */
+	if (slot->sent || slot->request.caller == CALLER_TARGET)
 		note_actual(slot);
-	else if (slot->request.puffs)
+	if (!slot->sent && slot->request.puffs)
 		/* A sleep after which there was not one page to send: no request carries it. */
 		emit_value(GUEST_EVENT_PUFF, slot->request.puffs);
 	if (slot->sent && slot->request.caller == CALLER_TARGET)

@@ -255,11 +255,15 @@ enum guest_count {
 	GUEST_LOST_REQUESTS,    /* ring full, or too many threads: inflates, deflates, reports */
 	GUEST_LOST_EVENTS,      /* hints and statistics */
 	GUEST_LOST_MARKS,       /* single events */
+	GUEST_LOST_INFLATE_PAGES, /* named by requests that were lost, page migrations left out */
+	GUEST_LOST_DEFLATE_PAGES,
 	GUEST_HIT_TELL,
 	GUEST_HIT_REPORT,
 	GUEST_HIT_KICK,
 	GUEST_HIT_ACK,
-	GUEST_HIT_HINT,
+	GUEST_HIT_HINT,         /* runs of the work function that sends hints */
+	GUEST_HIT_HINT_ID,
+	GUEST_HIT_HINT_BLOCK,
 	GUEST_HIT_STATS,
 	GUEST_COUNTS,
 };

@@ -15,9 +15,11 @@ from aerostat.options import PATH, force_option, talk_options
 from aerostat.output import refuse_existing
 from aerostat.progress import progress_on_stderr
 from aerostat.record_options import (
+    HOST_ONLY,
     capture_options,
     detail_options,
     flight_options,
+    guest_options,
     host_options,
     prove_options,
     service_options,
@@ -77,8 +79,7 @@ def command(**given: Any) -> ExitCode:
         common |= {**told.hooks(), "keep": keep}
         common["ready"] = then_drop(common["ready"], given, told.insist)
         if given["guest"]:
-            fentry = None if given["probes"] is None else given["probes"] == "fentry"
-            _record_guest(common, fentry, progress, stop)
+            _record_guest({**common, **guest_options(given)}, progress, stop)
         elif given["every"]:
             _record_all({**common, **host_options(given)}, told, progress, stop)
             return ExitCode.OK
@@ -113,6 +114,10 @@ def _check(given: dict[str, Any]) -> None:
         raise click.UsageError("give one of --vm, --uuid, --pid; or --all; or --guest")
     if given["probes"] is not None and not given["guest"]:
         raise click.UsageError("--probes is for --guest; the host's probes are chosen by cost")
+    for name, why in HOST_ONLY.items():
+        if given["guest"] and given[name] is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} does not go with --guest: {why}; leave it out")
     if not given["every"]:
         refuse_existing(given["output"], force=given["force"])
     elif given["force"]:
@@ -128,9 +133,7 @@ def _judge(trace: Path, told: Listeners) -> None:
     told.say(f"{trace} is complete; see: aerostat show {trace}")
 
 
-def _record_guest(
-    options: dict[str, Any], fentry: bool | None, progress: Progress, stop: threading.Event
-) -> None:
+def _record_guest(options: dict[str, Any], progress: Progress, stop: threading.Event) -> None:
     """Attach the probes while the libraries that write the trace are still being loaded.
 
     Both take seconds in an emulated guest, and the compiler runs outside the interpreter's lock.
@@ -138,7 +141,8 @@ def _record_guest(
     from tracer.sites.guest_probes import attach_driver
 
     with ThreadPoolExecutor(1) as worker:
-        attaching = worker.submit(attach_driver, fentry=fentry)
+        given = {name: options[name] for name in ("fentry", "ring_bytes")}
+        attaching = worker.submit(attach_driver, **given)
         from tracer.guest_side.guest import GuestOptions, record_guest
 
         driver = attaching.result()

@@ -36,7 +36,7 @@ def test_a_source_that_does_not_compile_says_where(capfd):
     with pytest.raises(BccError) as caught:
         Program(("guest_threads.bpf.c",), {})
     assert caught.value.what == "cannot compile guest_threads.bpf.c"
-    assert "error: use of undeclared identifier 'REQUESTS_PAGES'" in caught.value.reason
+    assert "error: use of undeclared identifier 'VB_NUM_PAGES'" in caught.value.reason
     assert caught.value.remedy
     assert capfd.readouterr().err == ""
 

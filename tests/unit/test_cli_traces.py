@@ -160,6 +160,33 @@ def test_record_needs_one_side(capsys) -> None:
     assert "give one of --vm, --uuid, --pid; or --all; or --guest" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        (["--detail", "discards"], "recorded with every page"),
+        (["--quota-records", "5"], "--ring bounds"),
+        (["--quota-bytes", "1M"], "--ring bounds"),
+        (["--metrics-file", "x.prom"], "from their host"),
+        (["--metrics-listen", ":9105"], "from their host"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_only_a_host_can_do_is_refused_in_a_guest(given, hint, tmp_path, capsys) -> None:
+    output = tmp_path / "x.balloon"
+    assert main(["record", "--guest", *given, "-o", str(output)]) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert f"{given[0]} does not go with --guest" in said
+    assert hint in said
+    assert "leave it out" in said
+    assert not output.exists()
+
+
+def test_what_only_a_host_can_do_is_what_the_page_says() -> None:
+    named = {f"--{name.replace('_', '-')}" for name in record_options.HOST_ONLY}
+    rows = re.findall(r"^\| (`--[^|]*) \| host only: ", CLI_MD, re.MULTILINE)
+    assert {name for row in rows for name in re.findall("--[a-z-]+", row)} == named
+
+
 @pytest.mark.parametrize("arguments", [["record", "--pid", "1"], ["lab"]])
 def test_a_trace_is_not_overwritten(arguments: list[str], host: Path, capsys) -> None:
     before = sorted(host.rglob("*"))

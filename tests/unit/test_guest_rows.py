@@ -65,7 +65,7 @@ def rows(tmp_path):
 
 def closed(rows):
     """Close the trace and read it."""
-    rows.flush()
+    rows.finish()
     rows.marks.flush(0, final=True)
     writer = rows._writer
     writer.close(Manifest(sides={"guest": SideInfo(4096, 0, 10**12)}))

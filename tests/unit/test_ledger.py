@@ -301,3 +301,20 @@ def test_actual_is_not_compared_where_it_was_seen_once_or_requests_are_missing(t
     marks = (1_060_000, AFTER_FIRST), (1_345_000, AFTER_SECOND)
     lossy = with_actual(tmp_path / "lossy.balloon", *marks, losses=[loss])
     assert lines(lossy)["device: change of actual"] == (128, "not compared")
+
+
+def test_pages_that_a_guest_lost_are_held_against_what_its_kernel_and_the_host_counted(tmp_path):
+    lost = {"lost_requests": 1, "lost_inflate_pages": 128, "lost_deflate_pages": 0}
+    kept = [GUEST_ROWS[0], *GUEST_ROWS[2:]]
+    loss = Loss("guest", "requests", 1, 80_000, 360_000, "ring")
+    changes = {"rows": kept, "counters": GUEST_COUNTERS | lost, "losses": [loss]}
+    book = ledger(both(tmp_path, guest=changes))
+    found = lines(book)
+    assert found["inflate: guest driver"] == (256, "not compared")
+    assert found["inflate: guest driver and lost"] == (384, "not compared")
+    assert found["inflate: guest kernel counter"] == (384, "equal")
+    assert found["inflate: host requests"] == (384, "equal")
+    assert found["device: change of actual"] == (256, "equal")
+    assert found["loss: guest requests"] == (1, "differs by +1")
+    assert "deflate: guest driver and lost" not in found
+    assert book.balanced is False

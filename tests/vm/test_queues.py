@@ -124,6 +124,18 @@ def test_probes_are_hit_once_a_block_however_often_qemu_polls(session):
     assert host["reporting-pop"].hits <= 2 * found["reporting"] + 2
 
 
+def test_each_hint_is_a_hit_of_its_probe_in_the_guest(session):
+    """QEMU's queue alone counts: the same functions serve every other virtio device."""
+    for trace in (session.trace, session.kprobe):
+        hits = {probe.point: probe.hits for probe in trace.manifest.sides["guest"].probes}
+        hints = rows(trace, Side.GUEST, Queue.FREE_PAGE_HINT)
+        identities = [row for row in hints if row["hint_id"] is not None]
+        assert hits["hint-id"] == len(identities) == 2
+        assert hits["hint-block"] == len(hints) - len(identities)
+        assert hits["hint-enter"] == hits["hint-exit"] >= 1
+        assert hits["stats-exit"] == len(rows(trace, Side.GUEST, Queue.STATS))
+
+
 def test_nothing_is_lost_and_all_balances(session):
     for trace in (session.trace, session.kprobe):
         assert trace.is_complete

@@ -103,17 +103,21 @@ class _Book:
         host = self._pages(Side.HOST, queue, self._host)
         apart, early = (self._sums.of(side, queue).apart_pages for side in (Side.HOST, Side.GUEST))
         rejected = self._sums.of(Side.HOST, queue).rejected.known
+        unseen = self._lost_pages(self._guest, name)
         # The device's own count goes over the host's recording.
-        moved = host if guest is None or apart or early else guest
+        moved = host if guest is None or apart or early else guest + unseen
         self._moved[queue] = None if moved is None else moved - rejected
         if not guest and not host and self._counter_pages(queue) in (None, 0):
             return
         self._line(f"{name}: guest driver", guest, "guest requests", None)
+        if unseen and guest is not None:
+            source = "guest requests, and the pages that lost ones named"
+            self._line(f"{name}: guest driver and lost", guest + unseen, source, None)
         if queue in _COUNTED:
             self._counted(queue, name)
         within = None if host is None else host - apart
-        expected = None if guest is None else guest - early
-        lost = self._lost_pages(name)
+        expected = None if guest is None else guest + unseen - early
+        lost = self._lost_pages(self._host, name)
         self._line(f"{name}: host requests", within, "host requests", None if lost else expected)
         if lost and within is not None:
             source = "host requests, and the pages that lost ones named"
@@ -258,9 +262,9 @@ class _Book:
             return None
         return self._sums.of(side, queue).pages.known
 
-    def _lost_pages(self, name: str) -> int:
-        """Pages of requests that the host's probes saw and could not keep."""
-        return _counter(self._host, f"lost_{name}_pages") or 0
+    def _lost_pages(self, info: SideInfo | None, name: str) -> int:
+        """Pages of requests that one side's probes saw and could not keep."""
+        return _counter(info, f"lost_{name}_pages") or 0
 
     def _counted(self, queue: Queue, name: str) -> None:
         """Hold the guest kernel's own counter against the driver's requests.
@@ -275,7 +279,8 @@ class _Book:
         source, expected = f"/proc/vmstat {counter}, end less begin", None
         if self._guest is not None:
             sent = self._sums.counted[name]
-            expected = sent.pages if sent.is_exact else None
+            lost = self._lost_pages(self._guest, name)
+            expected = sent.pages + lost if sent.is_exact else None
             source += "" if sent.is_exact else "; a request was under way at one of them"
         self._line(f"{name}: guest kernel counter", self._vmstat_pages(counter), source, expected)
 

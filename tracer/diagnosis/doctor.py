@@ -151,7 +151,7 @@ def _guest_driver(rows: list[Row]) -> list[Check]:
     readable = [row for row in rows if layout.lacks(row[0]) is None]
     for fentry, kinds in ((True, _TRAMPOLINES), (False, _KPROBES)):
         family = [row for row in readable if row[1].kind in kinds]
-        mechanisms = guest_probes.guest_mechanisms(fentry=fentry)
+        mechanisms = guest_probes.guest_mechanisms(layout, fentry=fentry)
         try:
             with guest_probes.compile_guest(layout, fentry=fentry) as program:
                 checks += prove_functions(program, family, mechanisms, floors_ns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 from tracer.engine.attachments import Attachments
 from tracer.engine.bpf_programs import EMPTY, load_program
 from tracer.engine.compile_cache import compile_once
-from tracer.engine.compiled import MapDescription
-from tracer.engine.map_creation import make_map, put_descriptor
+from tracer.engine.compiled import Compiled, MapDescription
+from tracer.engine.map_creation import create_ring, make_map, put_descriptor
 from tracer.engine.maps import Map
-from tracer.errors import BccError
+from tracer.trace.errors import AerostatError
 
 _LOAD_IMMEDIATE, _OPCODE = 0x18, 0xFF
 _PSEUDO_MAP_FD = 1
@@ -53,29 +54,64 @@ class Program(Attachments):
     Args:
         sources: File names in bpf/ that make one source together, in this order.
         defines: Macros: constants come in this way, the text is never edited.
+        ring_bytes: Sizes of rings by name, in place of the source's: each a power of two of pages.
 
     Raises:
         BccError: BCC is missing, does not compile the source, or may not make its maps.
+        ProbeError: The kernel makes no ring of that size.
     """
 
-    def __init__(self, sources: tuple[str, ...], defines: dict[str, int]) -> None:
+    def __init__(
+        self,
+        sources: tuple[str, ...],
+        defines: dict[str, int],
+        ring_bytes: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
-        root = Path(str(importlib.resources.files("bpf")))
-        flags = [f"-I{root}", *(f"-D{name}={value:#x}" for name, value in defines.items())]
-        text = _joined(root, sources)
-        compiled = compile_once(", ".join(sources), text, flags, root)
-        self._functions, self._described = compiled.functions, compiled.maps
+        self._sources = sources
+        compiled = self._compiled(defines)
+        self._described = compiled.maps
+        self._ring_bytes = ring_bytes or {}
         self._fds: dict[str, int] = {}
         self._maps: dict[str, Map] = {}
         self._loaded: dict[tuple[str, int], int] = {}
         try:
             for name, described in compiled.maps.items():
                 self._fds[name] = self._made(name, described)
-        except BccError:
+        except AerostatError:
             self.close()
             raise
+        self._functions = self._texts(compiled)
+        self._variants: dict[tuple[tuple[str, int], ...], dict[str, bytes]] = {}
+
+    def _compiled(self, defines: dict[str, int]) -> Compiled:
+        root = Path(str(importlib.resources.files("bpf")))
+        flags = [f"-I{root}", *(f"-D{name}={value:#x}" for name, value in defines.items())]
+        return compile_once(", ".join(self._sources), _joined(root, self._sources), flags, root)
+
+    def _texts(self, compiled: Compiled) -> dict[str, bytes]:
+        """Instructions of each program, with the maps that are there."""
+        ours = {each.number: self._fds[name] for name, each in compiled.maps.items()}
+        return {name: with_maps(text, ours) for name, text in compiled.functions.items()}
+
+    def switch(self, function: str, defines: dict[str, int]) -> None:
+        """Take one program from the same source compiled with other macros; the maps stay.
+
+        Args:
+            function: The program, which is not attached yet.
+            defines: All macros; the maps that they make are those that are there.
+
+        Raises:
+            BccError: BCC does not compile the source with these.
+        """
+        key = tuple(sorted(defines.items()))
+        if key not in self._variants:
+            self._variants[key] = self._texts(self._compiled(defines))
+        self._functions[function] = self._variants[key][function]
 
     def _made(self, name: str, described: MapDescription) -> int:
+        if name in self._ring_bytes:
+            return create_ring(name, self._ring_bytes[name])
         inner = self._fds[_INNER + name] if described.shape.holds_maps else None
         return make_map(name, described.shape, inner)
 
@@ -121,8 +157,7 @@ class Program(Attachments):
             put_descriptor(self._fds[_AGAIN + function], 0, program, f"{function} for itself")
 
     def _text(self, function: str) -> bytes:
-        ours = {each.number: self._fds[name] for name, each in self._described.items()}
-        return with_maps(self._functions[function], ours)
+        return self._functions[function]
 
 
 class EmptyPrograms(Attachments):

@@ -62,9 +62,13 @@ class GuestRows:
         self._events.add(events)
         return len(requests) + len(singles) + len(events)
 
-    def flush(self) -> None:
-        """Write all that waits."""
+    def finish(self) -> None:
+        """Write all that waits; nothing more comes."""
         self._requests.add(self._held)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits to become a batch, but not what still waits for its turn."""
         self._requests.flush()
         self._events.flush()
 

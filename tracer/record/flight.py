@@ -15,8 +15,8 @@ from typing import Self
 import pyarrow as pa
 
 from tracer.record.flight_dump import Dump, DumpWriter, Held
-from tracer.record.live import UnderWay, VmStats
-from tracer.record.triggers import Incident, TriggerRules, Triggers
+from tracer.record.live import UnderWay
+from tracer.record.triggers import Balloon, Incident, TriggerRules, Triggers
 from tracer.trace.manifest import Loss, Manifest, SideInfo
 from tracer.trace.rows import checked, mark_row, span_of
 from tracer.trace.schema import Mark, Side
@@ -144,7 +144,7 @@ class FlightRecorder:
             side = self._side.name.lower()
             self._hold("marks", 0, Loss(side, stream, count, since_ns, until_ns, cause))
 
-    def watch(self, stats: VmStats) -> None:
+    def watch(self, stats: Balloon) -> None:
         """Let the triggers see how the VM is doing; about once a second."""
         self._triggers.stats(stats)
 

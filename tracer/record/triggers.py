@@ -6,11 +6,12 @@ Pure: it is fed with rows, marks and figures, and asked what is due. It reads no
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracer.record.live import UnderWay, VmStats
+from tracer.record.live import UnderWay
 from tracer.trace.schema import Mark, Queue
 
 _MIB = 1 << 20
@@ -54,6 +55,26 @@ class TriggerRules:
     stuck_ns: int = 60 * 10**9
     stall_ns: int = 10**9
     quiet_ns: int = 60 * 10**9
+
+
+class Balloon(Protocol):
+    """How large a balloon is, and is to be; `VmStats` says it too.
+
+    Both sizes are the guest's memory less the balloon, None where not observed. Where they are
+    counted from does not matter, as long as it is the same for both.
+    """
+
+    @property
+    def ts_ns(self) -> int:
+        """When, CLOCK_MONOTONIC."""
+
+    @property
+    def actual_bytes(self) -> int | None:
+        """What it is."""
+
+    @property
+    def target_bytes(self) -> int | None:
+        """What was asked of the guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +191,7 @@ class Triggers:
             self._last_seen_ns[Kind.STALL] = now_ns  # goes on: its end will be no new incident
         self._stalled_ns = frozenset(stalled)
 
-    def stats(self, stats: VmStats) -> None:
+    def stats(self, stats: Balloon) -> None:
         """New figures of the VM; a balloon that does not follow its target is an incident."""
         actual, target = stats.actual_bytes, stats.target_bytes
         if actual is None or target is None:

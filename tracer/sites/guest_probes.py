@@ -21,12 +21,13 @@ from tracer.sites.probes import GUEST_POINTS, Kind, Point, Way
 from tracer.trace.errors import AerostatError
 
 RINGS = {
-    "requests": (4 << 20, decode.GUEST_REQUEST),
-    "singles": (4 << 20, decode.GUEST_SINGLE),
-    "events": (1 << 20, GUEST_EVENT),
+    "requests": decode.GUEST_REQUEST,
+    "singles": decode.GUEST_SINGLE,
+    "events": GUEST_EVENT,
 }
-"""Size and record of each ring: 3700 requests of 256 pages, 37,000 of one page as compaction sends
-them, 14,000 hints."""
+"""Record of each ring."""
+_USUAL_BYTES = {"requests": 4 << 20, "singles": 4 << 20, "events": 1 << 20}
+"""3700 requests of 256 pages, 37,000 of one page as compaction sends them, 14,000 hints."""
 SOURCES = (
     "guest_threads.bpf.c",
     "guest_requests.bpf.c",
@@ -35,7 +36,6 @@ SOURCES = (
 )
 MODULES = (MODULE, "virtio_ring")
 """Modules whose functions are probed, where they are modules."""
-_PAGE_BYTES = 4096
 _ALWAYS_KPROBES = ("on_target_enter", "on_target_exit")
 """Programs that are kprobes whatever the others were compiled for, at functions of one name."""
 
@@ -46,12 +46,16 @@ class Count(IntEnum):
     LOST_REQUESTS = 0
     LOST_EVENTS = 1
     LOST_MARKS = 2
-    HIT_TELL = 3
-    HIT_REPORT = 4
-    HIT_KICK = 5
-    HIT_ACK = 6
-    HIT_HINT = 7
-    HIT_STATS = 8
+    LOST_INFLATE_PAGES = 3
+    LOST_DEFLATE_PAGES = 4
+    HIT_TELL = 5
+    HIT_REPORT = 6
+    HIT_KICK = 7
+    HIT_ACK = 8
+    HIT_HINT = 9
+    HIT_HINT_ID = 10
+    HIT_HINT_BLOCK = 11
+    HIT_STATS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +66,33 @@ class KernelSymbol:
     module: str | None
 
 
-def compile_guest(layout: DriverLayout, *, fentry: bool) -> Program:
+def ring_sizes(each_bytes: int | None = None) -> dict[str, int]:
+    """Say how large each ring is to be, in bytes.
+
+    Args:
+        each_bytes: Of every ring, a power of two of pages; None for what is usual.
+    """
+    return {name: each_bytes or usual for name, usual in _USUAL_BYTES.items()}
+
+
+def compile_guest(
+    layout: DriverLayout, *, fentry: bool, ring_bytes: Mapping[str, int] | None = None
+) -> Program:
     """Compile bpf/guest_*.bpf.c for the running kernel, as fentry or as kprobe programs.
+
+    Args:
+        layout: Of the driver.
+        fentry: Which of the two.
+        ring_bytes: Size of each ring; the usual ones where None.
 
     Raises:
         BccError: BCC is missing or refuses.
+        ProbeError: The kernel makes no rings of these sizes.
     """
-    rings = {f"{name.upper()}_PAGES": size // _PAGE_BYTES for name, (size, _) in RINGS.items()}
-    defines = rings | layout.defines
+    defines = dict(layout.defines)
     if fentry:
         defines["FENTRY"] = 1
-    program = Program(SOURCES, defines)
+    program = Program(SOURCES, defines, ring_bytes or ring_sizes())
     if "TRACE_BLOCKS" in defines:
         symbol = program["vmemmap_symbol"]
         symbol[0] = symbol.Leaf(layout.vmemmap_symbol)
@@ -84,20 +104,28 @@ def readable_points(layout: DriverLayout) -> tuple[Point, ...]:
     return tuple(point for point in GUEST_POINTS if layout.lacks(point) is None)
 
 
-def attach_guest(program: Program, layout: DriverLayout, *, fentry: bool) -> list[Attachment]:
+def attach_guest(
+    program: Program, layout: DriverLayout, mechanisms: Mapping[Kind, Attach]
+) -> list[Attachment]:
     """Attach the probes of the balloon driver.
 
     Raises:
         ProbeError: tell_host cannot be probed.
     """
-    points = readable_points(layout)
-    attached = attach_all(program, points, guest_mechanisms(fentry=fentry))
+    attached = attach_all(program, readable_points(layout), mechanisms)
     lacking = ((point, layout.lacks(point)) for point in GUEST_POINTS)
     return attached + [Attachment(point, None, lack.what) for point, lack in lacking if lack]
 
 
-def guest_mechanisms(*, fentry: bool) -> Mapping[Kind, Attach]:
-    """How each kind of guest probe is attached; a program is compiled for one family of them."""
+def guest_mechanisms(layout: DriverLayout, *, fentry: bool | None) -> Mapping[Kind, Attach]:
+    """How each kind of guest probe is attached.
+
+    Args:
+        layout: Of the driver.
+        fentry: True or False for a program that was compiled for one of the two and is attached so
+            alone; None for one that was compiled for fentry, where each point that fentry does not
+            reach is to be reached by kprobe.
+    """
 
     def trampoline(program: Program, way: Way) -> None:
         described = [btf for btf in map(Btf, MODULES) if btf.function_id(way.target) is not None]
@@ -109,19 +137,25 @@ def guest_mechanisms(*, fentry: bool) -> Mapping[Kind, Attach]:
         )
 
     def kprobe(program: Program, way: Way) -> None:
-        if fentry and way.program not in _ALWAYS_KPROBES:
-            raise ProbeError(f"cannot attach to {way.target}", reason="compiled for fentry")
         at_return = way.kind is Kind.KRETPROBE
         if way.program in _ALWAYS_KPROBES:
             _attach_everywhere(program, way, at_return=at_return)
             return
+        if fentry:
+            raise ProbeError(
+                f"cannot attach to {way.target}",
+                reason="fentry is insisted on",
+                remedy="leave --probes out",
+            )
         symbol = unambiguous(way.target, kernel_symbols().get(way.target, ()))
+        if fentry is None:
+            program.switch(way.program, dict(layout.defines))
         program.attach_kprobe(way.program, symbol, at_return=at_return)
 
     kprobes: dict[Kind, Attach] = {Kind.KPROBE: kprobe, Kind.KRETPROBE: kprobe}
-    if fentry:
-        return {Kind.FENTRY: trampoline, Kind.FEXIT: trampoline} | kprobes
-    return kprobes
+    if fentry is False:
+        return kprobes
+    return {Kind.FENTRY: trampoline, Kind.FEXIT: trampoline} | kprobes
 
 
 def _attach_everywhere(program: Program, way: Way, *, at_return: bool) -> None:
@@ -185,21 +219,25 @@ class Driver:
         program: bpf/guest_*.bpf.c, loaded; closing it detaches.
         attached: What became of each probe point.
         cost: Measures what they cost, from the moment they are attached.
+        ring_bytes: Size of each ring.
     """
 
     program: Program
     attached: list[Attachment]
     cost: GuestCost
+    ring_bytes: Mapping[str, int]
 
 
-def attach_driver(*, fentry: bool | None = None) -> Driver:
-    """Compile and attach the guest's probes, by fentry where the kernel takes it, else by kprobe.
+def attach_driver(*, fentry: bool | None = None, ring_bytes: int | None = None) -> Driver:
+    """Compile and attach the guest's probes, each by fentry where the kernel takes it, else kprobe.
 
     Args:
         fentry: True or False to insist on one of the two.
+        ring_bytes: Size of each ring, a power of two of pages; None for what is usual.
 
     Raises:
-        MissingPrivilegeError: Not root, no BCC, no BTF, no balloon driver, or neither way attaches.
+        MissingPrivilegeError: Not root, no BCC, no BTF, no balloon driver, no rings of this size,
+            or neither way attaches.
     """
     require("the balloon driver", LOAD)
     if not DRIVER.exists():
@@ -208,14 +246,11 @@ def attach_driver(*, fentry: bool | None = None) -> Driver:
             reason=f"{DRIVER} is absent",
             remedy="run inside a guest, or record a VM from its host with --pid",
         )
-    layout = driver_layout(Btf(MODULE))
-    refused: AerostatError | None = None
-    for trampoline in (True, False) if fentry is None else (fentry,):
-        program = compile_guest(layout, fentry=trampoline)
-        try:
-            attached = attach_guest(program, layout, fentry=trampoline)
-            return Driver(program, attached, GuestCost(program, attached))
-        except AerostatError as error:
-            program.close()
-            refused = error
-    raise refused or ProbeError("no way to attach the driver's probes")
+    layout, sizes = driver_layout(Btf(MODULE)), ring_sizes(ring_bytes)
+    program = compile_guest(layout, fentry=fentry is not False, ring_bytes=sizes)
+    try:
+        attached = attach_guest(program, layout, guest_mechanisms(layout, fentry=fentry))
+        return Driver(program, attached, GuestCost(program, attached), sizes)
+    except AerostatError:
+        program.close()
+        raise
