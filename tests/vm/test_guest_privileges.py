@@ -40,7 +40,7 @@ def kept(vm, recorder: int) -> list[tuple[str, str, str]]:
     """Permitted and effective capabilities and no_new_privs of each thread of a recorder."""
     text = vm.agent.run(["sh", "-c", f"cat /proc/{recorder}/task/*/status"])
     found = re.findall(r"CapPrm:\t(\w+)\nCapEff:\t(\w+)\n.*?NoNewPrivs:\t(\d)", text, re.DOTALL)
-    assert len(found) == text.count("CapPrm:") >= 2
+    assert len(found) == text.count("CapPrm:") >= 1
     return found
 
 
