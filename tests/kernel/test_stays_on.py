@@ -1,5 +1,6 @@
-"""A recorder that stays on: what it does when the disk fills, or a budget is spent."""
+"""A recorder that stays on: what it does when the disk fills, a budget is spent, many VMs dump."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from tracer.trace.reader import open_trace
 from tracer.trace.storage import LEAST_BUDGET_BYTES
 
 SMALL_BYTES, FREE_BYTES = 40 << 20, 6 << 20
+THREADS = 8
+"""More than a recorder has; with a thread for each VM it would have more."""
 
 
 @pytest.fixture
@@ -82,3 +85,46 @@ def test_a_spent_budget_stops_where_the_user_asks_for_that(tmp_path):
     assert {finding.code for finding in check_trace(trace)} <= {"loss", "call-orphan"}
     recorded = trace.table("requests").num_rows
     assert 0 < recorded < did.requests
+
+
+def test_every_vm_is_kept_by_one_thread_that_goes_and_no_trace_is_named_that_is_not(tmp_path):
+    directory = tmp_path / "traces.d"
+    names = [f"web{number}" for number in range(6)]
+    ready = tmp_path / "ready"
+    options = ["--flight", "60s", "--ready-file", str(ready)]
+    with contextlib.ExitStack() as stack:
+        vms = [stack.enter_context(qemu_like("-m", "64M", "-name", name)) for name in names]
+        recorder = stack.enter_context(recording_all(directory, *options))
+        until(ready.exists)
+        tasks = Path(f"/proc/{recorder.pid}/task")
+        before = len(list(tasks.iterdir()))
+        assert before < THREADS
+        for number in (1, 2):
+            for vm in vms:
+                vm.send("inflate", 1000 * number, 256, 1)
+            recorder.send_signal(signal.SIGUSR1)
+            wanted = [f"{name}-*-0000{number}.balloon" for name in names]
+            until(lambda wanted=wanted: all(kept(directory, each) for each in wanted))
+        until(lambda: len(list(tasks.iterdir())) <= before)
+        vms[0].send("runstate", 11)
+        vms[0].end()
+        until(lambda: not Path(f"/proc/{vms[0].pid}").exists())
+        time.sleep(1)
+        recorder.send_signal(signal.SIGTERM)
+        assert recorder.wait(WAIT_S) == ExitCode.OK
+        said = recorder.stderr.read()
+    for name in names:
+        traces = [open_trace(path) for path in sorted(directory.glob(f"{name}-*.balloon"))]
+        assert [pages(trace) for trace in traces] == [256, 512]
+        assert {trace.manifest.end_reason for trace in traces} == {"trigger: signal"}
+        assert all(trace.manifest.ledger for trace in traces)
+        assert said.count(f"{directory}/{name}-") == 2, said
+    assert f"web0 (pid {vms[0].pid}): vm-exited\n" in said
+    assert said.count(": stopped\n") == 5
+    assert "aerostat show" not in said
+
+
+def kept(directory: Path, pattern: str) -> bool:
+    """Whether there is such a trace, and it is closed."""
+    found = directory.glob(f"{pattern}/manifest.json")
+    return any(open_trace(path.parent).is_complete for path in found)

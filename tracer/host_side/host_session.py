@@ -108,15 +108,20 @@ class Recorded:
             self._next_look_s = now_s + _LOOK_S
             flight.under_way(self.capture.under_way())
 
-    def sample(self, clocks: Iterable[ClockEvent]) -> None:
-        """Write a row of samples and what the clocks did; let the flight recorder look."""
+    def sample(self, clocks: Iterable[ClockEvent], *, keep: bool) -> None:
+        """Write a row of samples and what the clocks did; let the flight recorder look.
+
+        Args:
+            clocks: What they did since the last row.
+            keep: Somebody asks for what a flight recorder holds.
+        """
         if self._options.counts_only:
             self.capture.flush()  # Its figures are all there is to it, so none of them may wait.
         self.capture.sample()
         self.capture.note_clocks(clocks)
         if isinstance(self.sink, FlightRecorder):
             self.sink.watch(self.capture.stats())
-            if self._options.keep.is_set():
+            if keep:
                 self.capture.flush()
                 self.sink.request()
 
@@ -220,13 +225,15 @@ class HostSession:
     def sample(self) -> None:
         """Write a row of samples for every VM, and take up those that have appeared."""
         clocks = self._clocks.check()
+        keep = self._options.keep.is_set()
+        if keep:  # Not later: who asks again from here on is heard the next time.
+            self._options.keep.clear()
         for recorded in list(self._recorded):
             try:
-                recorded.sample(clocks)
+                recorded.sample(clocks, keep=keep)
             except Exception as problem:
                 self._lose(recorded, problem)
         self.take_up()
-        self._options.keep.clear()
         self._options.told(self.stats())
 
     def ended(self) -> str | None:
