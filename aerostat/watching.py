@@ -10,10 +10,12 @@ import click
 
 from aerostat.output import printable, warn
 from aerostat.top_outputs import Output
+from aerostat.unprivileged import then_drop, watcher_needs
 from aerostat.watched import Gone, Readings
 from tracer.host_side.host import HostOptions, record_all
 from tracer.host_side.host_events import SUSPENDED
 from tracer.host_side.host_session import Ended
+from tracer.record.capture import nothing
 from tracer.record.live import VmStats
 from tracer.trace.errors import ExitCode
 from tracer.vms.vmm import Vmm
@@ -38,9 +40,10 @@ class Watching:
         self._end: Ended | None = None
         self._lost: dict[int | None, int] = {}
         self._lost_before = 0
+        self._doubts: list[str] = []
 
     def run(self, appeared: Callable[[], Iterable[Vmm]], *, detail: str, interval_s: float) -> None:
-        """Attach, show, detach.
+        """Attach, give up privileges for good, show, detach.
 
         Args:
             appeared: Gives the VMs that it has not given before.
@@ -53,6 +56,7 @@ class Watching:
         options = HostOptions(
             output=Path(),
             counts_only=True,
+            ready=then_drop(nothing, watcher_needs, self._doubts.append),
             alive=self._output.look,
             told=self._told,
             sample_every_s=interval_s,
@@ -69,6 +73,8 @@ class Watching:
         Raises:
             AerostatError: It could not be watched.
         """
+        for doubt in self._doubts:  # A screen would have hidden them.
+            warn(doubt)
         if self._end is not None:
             if self._end.error is not None:
                 raise self._end.error

@@ -29,7 +29,7 @@ from aerostat.record_options import (
 from aerostat.recording import Ended, Listeners, listeners
 from aerostat.steady_memory import keep_memory_steady, keep_threads_few
 from aerostat.stop import stop_on_signal
-from aerostat.unprivileged import then_drop
+from aerostat.unprivileged import recorder_needs, then_drop
 from aerostat.without_pandas import leave_pandas_out
 from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
@@ -77,7 +77,7 @@ def command(**given: Any) -> ExitCode:
         listeners(given) as told,
     ):
         common |= {**told.hooks(), "keep": keep}
-        common["ready"] = then_drop(common["ready"], given, told.insist)
+        common["ready"] = then_drop(common["ready"], lambda: recorder_needs(given), told.insist)
         if given["guest"]:
             _record_guest({**common, **guest_options(given)}, progress, stop)
         elif given["every"]:

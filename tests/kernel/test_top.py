@@ -15,12 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyte
 import pytest
 
 from tests.standins.build import StandIn, configured, firecracker_like, qemu_like
+from tracer.engine.privilege import ALL_VMS
+from tracer.engine.privilege_drop import reading_needs
 from tracer.trace.errors import ExitCode
 
 WAIT_S = 60
@@ -65,6 +68,12 @@ def lines(*options: object) -> Iterator[Lines]:
         process.communicate()
 
 
+def capabilities(pid: int) -> set[tuple[str, ...]]:
+    """What each of its threads may do, and whether an exec could bring more."""
+    texts = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return {tuple(re.findall(r"^(?:Cap(?:Prm|Eff)|NoNewPrivs):\t(\w+)", t, re.M)) for t in texts}
+
+
 def named(update: dict[str, Any], name: str) -> dict[str, Any]:
     (vm,) = (vm for vm in update["vms"] if vm["name"] == name)
     return vm
@@ -93,6 +102,31 @@ def test_rates_over_their_intervals_add_up_to_what_was_done():
         assert sums["probe_ns"] > 0
         assert set(web["lost"].values()) == {0}
         assert top.until(lambda u: u["vms"][0]["state"] == "stalled")
+
+
+@pytest.mark.parametrize("is_one", [True, False])
+def test_what_attaching_does_not_take_is_given_up_and_all_is_seen_all_the_same(is_one):
+    """A suspended VM is attached to anew, and one that starts later for the first time."""
+    bits = f"{sum(1 << capability for capability in ALL_VMS | reading_needs()):016x}"
+    with (
+        qemu_like("-m", "256M", "-name", "guest=web") as vm,
+        lines(*(("--pid", vm.pid) if is_one else ())) as top,
+    ):
+        top.until(lambda u: "web" in names(u))
+        assert capabilities(top.process.pid) == {(bits, bits, "1")}
+        if is_one:
+            vm.send("inflate", 1000, 300, 1)
+            top.until(lambda u: named(u, "web")["since_attach"]["pages"] == {"inflate": 300})
+            vm.send("runstate", 4)
+            top.until(lambda u: named(u, "web")["since_attach"]["pages"] == {})
+            vm.send("runstate", 9)
+            vm.send("inflate", 9000, 500, -1)
+            top.until(lambda u: named(u, "web")["since_attach"]["pages"] == {"inflate": 500})
+            return
+        with qemu_like("-m", "256M", "-name", "guest=later") as later:
+            top.until(lambda u: "later" in names(u))
+            later.send("inflate", 9000, 500, -1)
+            top.until(lambda u: named(u, "later")["since_attach"]["pages"] == {"inflate": 500})
 
 
 def test_without_system_call_probes_discards_are_null():
