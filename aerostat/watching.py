@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -18,7 +18,7 @@ from tracer.host_side.host_session import Ended
 from tracer.record.capture import nothing
 from tracer.record.live import VmStats
 from tracer.trace.errors import ExitCode
-from tracer.vms.vmm import Vmm
+from tracer.vms.discover import Changes
 
 
 class Watching:
@@ -42,11 +42,11 @@ class Watching:
         self._lost_before = 0
         self._doubts: list[str] = []
 
-    def run(self, appeared: Callable[[], Iterable[Vmm]], *, detail: str, interval_s: float) -> None:
+    def run(self, changes: Callable[[], Changes], *, detail: str, interval_s: float) -> None:
         """Attach, give up privileges for good, show, detach.
 
         Args:
-            appeared: Gives the VMs that it has not given before.
+            changes: Says which VMs ended and appeared since it was last asked.
             detail: requests or discards.
             interval_s: Time between two updates.
 
@@ -62,7 +62,7 @@ class Watching:
             sample_every_s=interval_s,
             detail=detail,
         )
-        record_all(options, appeared, self._ended, self._phase, self._stop)
+        record_all(options, changes, self._ended, self._phase, self._stop)
 
     def conclude(self) -> ExitCode:
         """Say why the one VM is watched no more, unless the user ended it; and what was lost.

@@ -35,7 +35,7 @@ from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
 
 if TYPE_CHECKING:
-    from tracer.vms.vmm import Vmm
+    from tracer.vms.discover import Changes
 
 
 @click.command("record")
@@ -185,11 +185,11 @@ def _record_all(
     ended = Ended(told)
     watch = Watch()
 
-    def appeared() -> "tuple[Vmm, ...]":
-        changes = watch.poll()
-        for vmm in changes.doubted:
+    def changes() -> "Changes":
+        found = watch.poll()
+        for vmm in found.doubted:
             told.doubt(vmm)
-        return changes.appeared
+        return found
 
-    record_all(HostOptions(**options), appeared, ended.take, progress, stop)
+    record_all(HostOptions(**options), changes, ended.take, progress, stop)
     ended.judge(told.kept)

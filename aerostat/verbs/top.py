@@ -12,9 +12,9 @@ from aerostat.stop import stop_on_signal
 from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from tracer.vms.vmm import Vmm
+    from tracer.vms.discover import Changes
 
 _SHORTEST_NS = 100_000_000
 
@@ -71,7 +71,7 @@ def command(**given: Any) -> ExitCode:
     leave_pandas_out()
     # Before any process is looked at: without privilege that fails for a lesser reason.
     require("a VM", LOAD)
-    appeared = _one(given) if is_one else _every()
+    changes = _one(given) if is_one else _every()
     detail, interval_ns = given["detail"], given["interval"]
     with (
         stop_on_signal() as (stop, _),
@@ -80,26 +80,25 @@ def command(**given: Any) -> ExitCode:
         ) as output,
     ):
         watching = Watching(output, stop, count=given["count"], is_one=is_one)
-        watching.run(appeared, detail=detail, interval_s=interval_ns / NS_PER_S)
+        watching.run(changes, detail=detail, interval_s=interval_ns / NS_PER_S)
     return watching.conclude()
 
 
-def _one(given: dict[str, Any]) -> Callable[[], Iterable[Vmm]]:
+def _one(given: dict[str, Any]) -> Callable[[], Changes]:
     """Give one VM, once."""
-    from tracer.vms.discover import find_vm
+    from tracer.vms.discover import Changes, find_vm
 
     waiting = [find_vm(pid=given["pid"], name=given["name"], uuid=given["uuid"])]
 
-    def appeared() -> Iterable[Vmm]:
-        while waiting:
-            yield waiting.pop()
+    def changes() -> Changes:
+        appeared, waiting[:] = tuple(waiting), []
+        return Changes(appeared, ())
 
-    return appeared
+    return changes
 
 
-def _every() -> Callable[[], Iterable[Vmm]]:
-    """Give each VM when it is first seen."""
+def _every() -> Callable[[], Changes]:
+    """Give each VM when it is first seen, and again when it is gone."""
     from tracer.vms.discover import Watch
 
-    watch = Watch()
-    return lambda: watch.poll().appeared
+    return Watch().poll

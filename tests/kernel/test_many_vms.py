@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.conftest import NO_SITES, RING_BYTES
 from tests.standins.build import qemu_like
+from tracer.engine.host_engine import HostEngine
+from tracer.engine.vm_probes import Quota, Target
 from tracer.errors import ProbeError
 from tracer.host_side.host import VmOptions, record_host
 from tracer.sites import host_probes
@@ -67,6 +70,18 @@ def _in_pairs(numbers) -> tuple[int, int, int, int]:
 
 def _no_sites(exe: Path) -> host_probes.QemuSites:
     return host_probes.QemuSites(exe, None, None, (), {}, 0, {})
+
+
+def test_a_process_that_is_recorded_is_not_taken_a_second_time():
+    with HostEngine(calls=False) as engine:
+        target = Target(os.getpid(), NO_SITES, (), (), True, RING_BYTES, RING_BYTES, Quota())
+        probes = engine.add(target)
+        with pytest.raises(ProbeError) as error:
+            engine.add(target)
+        assert "already" in error.value.reason
+        assert sum(probes.counts()) == 0
+        probes.close()
+        engine.add(target).close()
 
 
 def test_a_request_of_a_thread_that_there_is_no_room_for_is_a_lost_request(monkeypatch, tmp_path):

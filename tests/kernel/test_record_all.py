@@ -45,10 +45,10 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def attached(directory: Path, name: str) -> bool:
-    """Whether a VM of this name has a trace whose probes are attached."""
+def attached(directory: Path, name: str, traces: int = 1) -> bool:
+    """Whether a VM of this name has so many traces whose probes are, or were, attached."""
     bundles = directory.glob(f"{name}-*.balloon")
-    return any(list(bundle.glob("marks/*")) for bundle in bundles)
+    return sum(bool(list(bundle.glob("marks/*"))) for bundle in bundles) >= traces
 
 
 def trace_of(directory: Path, name: str) -> Trace:
@@ -127,6 +127,32 @@ def test_a_flooding_guest_costs_no_other_vm_an_event(tmp_path):
     recorded = flood_trace.table("requests").num_rows
     assert recorded + sum(loss.count for loss in lost) == flooded.requests
     assert {loss.cause for loss in flood_trace.losses} >= {"quota"}
+
+
+def test_a_vmm_that_executes_another_in_its_place_goes_on_in_the_next_trace(tmp_path):
+    directory = tmp_path / "traces.d"
+    reborn = qemu_like("-m", "256M", "-name", "guest=reborn")
+    other = qemu_like("-m", "256M", "-name", "guest=other")
+    with reborn as vm, other as bystander, recording_all(directory) as recorder:
+        until(lambda: attached(directory, "reborn") and attached(directory, "other"))
+        before = vm.send("inflate", 1000, 256, 1)
+        vm.replace()
+        until(lambda: attached(directory, "reborn", 2))
+        between = vm.send("inflate", 2000, 512, 1)
+        vm.replace()  # now with the same arguments
+        until(lambda: attached(directory, "reborn", 3))
+        after = vm.send("inflate", 3000, 768, 1)
+        also = bystander.send("inflate", 1000, 256, 1)
+        recorder.send_signal(signal.SIGINT)
+        assert recorder.wait(WAIT_S) == ExitCode.OK
+    traces = [open_trace(path) for path in sorted(directory.glob("reborn-*.balloon"))]
+    assert [trace.manifest.end_reason for trace in traces] == [*["vm-replaced"] * 2, "stopped"]
+    moved = [before.pages, between.pages, after.pages]
+    assert [pages(trace) for trace in traces] == moved
+    assert pc.sum(traces[2].table("calls")["count"]).as_py() == after.calls
+    assert all(trace.is_complete for trace in traces)
+    assert Mark.VM_EXIT not in traces[0].table("marks")["mark"].to_pylist()
+    assert pages(trace_of(directory, "other")) == also.pages
 
 
 def test_a_vm_that_was_suspended_goes_on_in_the_next_trace(tmp_path):

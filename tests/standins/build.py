@@ -105,6 +105,12 @@ class StandIn:
         assert line, f"the stand-in ended with {self._process.wait()}"
         return dict(json.loads(line))
 
+    def replace(self) -> None:
+        """Let it run another program of its kind in its place, in the same process."""
+        assert self._process.stdin is not None
+        print("exec", file=self._process.stdin, flush=True)
+        self.parts = self._read()["parts"]
+
     def end(self) -> None:
         """Let it end, as a VM that shuts down, and wait for it."""
         assert self._process.stdin is not None

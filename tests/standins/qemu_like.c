@@ -16,6 +16,7 @@
  *   touch GPA LENGTH               the guest writes to its memory
  *   noise COUNT                    another device's requests, and discards outside any request
  *   target BYTES, actual BYTES, runstate N
+ *   exec                           run itself in its place, with `-incoming defer`, as cpr-exec does
  *
  * Takes QEMU's -m, -machine, -object memory-backend-*, -numa node,memdev= and -device
  * virtio-balloon-pci,free-page-hint=,free-page-reporting=; any other option is taken and ignored.
@@ -23,11 +24,15 @@
 #define _GNU_SOURCE
 #include "qemu_balloon.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 static uint64_t request_pfns = 256, driver_gpa = 1 << 20;
+static char **own_arguments;
+static int own_argument_count;
 
 static void *host_of(uint64_t gpa, uint64_t length)
 {
@@ -207,19 +212,37 @@ static void run_runstate(int argc, const uint64_t *argv)
 	runstate_set(argv[0]);
 }
 
+/* No reply: what comes next is the ready line of the program that runs then. */
+static void run_exec(int argc, const uint64_t *argv)
+{
+	char **next = calloc(own_argument_count + 3, sizeof(*next)), path[PATH_MAX] = "";
+
+	(void)argc, (void)argv;
+	memcpy(next, own_arguments, own_argument_count * sizeof(*next));
+	if (!last_option(own_argument_count, own_arguments, "-incoming", "")) {
+		next[own_argument_count] = "-incoming";
+		next[own_argument_count + 1] = "defer";
+	}
+	if (readlink("/proc/self/exe", path, sizeof(path) - 1) > 0)
+		execv(path, next);
+	die("exec");
+}
+
 static const struct command commands[] = {
 	{ "inflate", run_inflate, 2 }, { "deflate", run_deflate, 2 }, { "report", run_report, 2 },
 	{ "hint", run_hint, 2 },       { "stats", run_stats, 0 },     { "garbage", run_garbage, 1 },
 	{ "poll", run_poll, 1 },       { "hang", run_hang, 2 },
 	{ "flood", run_flood, 1 },     { "size", run_size, 1 },       { "driver", run_driver, 1 },
 	{ "touch", run_touch, 2 },     { "noise", run_noise, 1 },     { "target", run_target, 1 },
-	{ "actual", run_actual, 1 },   { "runstate", run_runstate, 1 }, {},
+	{ "actual", run_actual, 1 },   { "runstate", run_runstate, 1 }, { "exec", run_exec, 0 }, {},
 };
 
 int main(int argc, char **argv)
 {
 	const char *device = last_option(argc, argv, "-device", "virtio-balloon-pci");
 
+	own_arguments = argv;
+	own_argument_count = argc;
 	map_guest_memory(argc, argv);
 	realize(device && strstr(device, "free-page-hint=on"),
 		device && strstr(device, "free-page-reporting=on"));

@@ -122,3 +122,13 @@ def test_nothing_is_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(again_module, "_LATEST_S", 0.0)
     again.due()
     assert again._failures == {}
+
+
+def test_a_vm_that_is_there_no_more_is_let_go() -> None:
+    again = Again(None)
+    again.note(Ended(vmm("web"), BUNDLE, SUSPENDED))
+    again.forget([vmm("web")])
+    again.note(failed())
+    again.forget([vmm("other"), vmm("web")])
+    time.sleep(2 * SOON_S)
+    assert again.due() == []

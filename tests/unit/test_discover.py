@@ -164,6 +164,14 @@ class TestWatch:
         add_process(tree, 50, [QEMU, "-name", "a", "-incoming", "defer"], exe=QEMU, maps=RAM)
         assert self.seen(watch.poll()) == ([50], [50])
 
+    def test_a_second_successor_with_the_same_arguments_is_another_vm(self, tree, clock):
+        watch = Watch(tree)
+        watch.poll()
+        add_process(tree, 50, [QEMU, "-name", "a"], exe=QEMU, maps=RAM, stack=0x7FFD00000000)
+        assert self.seen(watch.poll()) == ([50], [50])
+        add_process(tree, 50, [QEMU, "-name", "a"], exe=QEMU, maps=RAM, stack=0)
+        assert self.seen(watch.poll()) == ([], []), "what may not be read tells nothing"
+
     def test_a_program_replaced_on_disk_is_the_same_vm(self, tree, clock):
         watch = Watch(tree)
         watch.poll()

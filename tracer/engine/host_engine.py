@@ -46,6 +46,7 @@ class HostEngine:
         self.costs = ProbeCosts()
         self._bodies: BodyTimes | None = None
         self._free = list(range(host_probes.MAX_VMS - 1, _OWN_SLOT, -1))
+        self._slots: dict[int, int] = {}
         self._detach_calls: list[Callable[[], None]] = []
         self._watch_calls(HOST_CALL_POINTS if calls else ())
 
@@ -107,19 +108,27 @@ class HostEngine:
         """Make a VM known to the programs, with rings of its own; no handler is probed yet.
 
         Raises:
-            ProbeError: There is no room, or the kernel refuses its rings.
+            ProbeError: It is known already, there is no room, or the kernel refuses its rings.
         """
+        if target.pid in self._slots:
+            # Its counts are found by its pid, and would be those of both.
+            raise ProbeError(
+                f"cannot record process {target.pid}",
+                reason="this recorder records it already",
+                remedy="end that recording first",
+            )
         if not self._free:
             raise ProbeError(
                 f"cannot record process {target.pid}",
                 reason=f"{host_probes.MAX_VMS - 1} VMs are recorded already",
                 remedy="start another recorder for it",
             )
-        return VmProbes(self, target, self._free.pop())
+        self._slots[target.pid] = self._free.pop()
+        return VmProbes(self, target, self._slots[target.pid])
 
-    def release(self, slot: int) -> None:
+    def release(self, pid: int) -> None:
         """Take a VM's place back."""
-        self._free.append(slot)
+        self._free.append(self._slots.pop(pid))
 
     @contextlib.contextmanager
     def as_if_in_request(self) -> Iterator[Callable[[], int]]:

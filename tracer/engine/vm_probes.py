@@ -142,7 +142,7 @@ class VmProbes:
         self._detach: Callable[[], None] = lambda: None
         self._resources = contextlib.ExitStack()
         with self._resources:
-            self._resources.callback(engine.release, slot)
+            self._resources.callback(engine.release, target.pid)
             self.requests = self._ring("requests", decode.HOST_REQUEST, target.requests_ring_bytes)
             of_calls = decode.HOST_CALLS if target.merge else decode_calls.HOST_CALL
             self.calls = self._ring("calls", of_calls, target.ring_bytes)

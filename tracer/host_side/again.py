@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,12 @@ class Again:
             due_s = time.monotonic() + wait_s
             self._failures[key] = _Failure(end.vmm, end.reason, wait_s, due_s, of_disk)
         return before is None or end.trace is not None or end.reason != before.text
+
+    def forget(self, ended: Iterable[Vmm]) -> None:
+        """Let go of VMs that are there no more: their process may be another VM's by now."""
+        for vmm in ended:
+            self._suspended = [other for other in self._suspended if other != vmm]
+            self._failures.pop((vmm.pid, vmm.start_ticks), None)
 
     def due(self) -> list[Vmm]:
         """Take the VMs whose time has come; one that has ended meanwhile may be among them."""

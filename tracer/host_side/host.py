@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from tracer.engine.ring_size import ring_bytes
 from tracer.engine.vm_probes import Quota
 from tracer.host_side.again import Again
 from tracer.host_side.host_account import Settings
-from tracer.host_side.host_session import Ended, HostSession
+from tracer.host_side.host_session import Ended, Followed, HostSession
 from tracer.record.capture import CaptureOptions, run_loop
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
+from tracer.vms.discover import Changes
 from tracer.vms.vmm import Vmm
 
 DETAILS = ("requests", "discards", "calls")
@@ -133,20 +134,21 @@ def record_host(
 
 def record_all(
     options: HostOptions,
-    appeared: Callable[[], Iterable[Vmm]],
+    changes: Callable[[], Changes],
     on_end: Callable[[Ended], None],
     progress: Progress = silent,
     stop: threading.Event | None = None,
 ) -> None:
     """Record every VM of this host, each into a bundle of its own, until `stop` is set.
 
-    A VM that starts is taken up, one that ends is closed. One that was suspended goes on in a new
-    bundle, which begins at once; one whose recording failed, or found the disk full, in another
-    later (`Again`).
+    A VM that starts is taken up, one that ends is closed. One that was suspended, or whose VMM
+    executed another in its place, goes on in a new bundle, which begins at once; one whose
+    recording failed, or found the disk full, in another later (`Again`).
 
     Args:
         options: How; `output` is the directory of the bundles.
-        appeared: Gives the VMs that it has not given before; asked with every row of samples.
+        changes: Says which VMs ended and appeared since it was last asked; asked with every row of
+            samples.
         on_end: Told of each VM whose trace is closed, or that could not be recorded; once of one
             that still cannot.
         progress: Told how many requests were recorded.
@@ -164,9 +166,15 @@ def record_all(
         if again.note(end):
             on_end(end)
 
-    def follow() -> Iterator[tuple[Vmm, Path]]:
-        for vmm in (*again.due(), *appeared()):
+    def named(found: Changes) -> Iterator[tuple[Vmm, Path]]:
+        # By now those that ended are closed, and noted if that failed.
+        again.forget(found.ended)
+        for vmm in (*again.due(), *found.appeared):
             yield vmm, next_bundle(options.output, vmm)
+
+    def follow() -> Followed:
+        found = changes()
+        return Followed(found.ended, named(found))
 
     progress("compile and attach")
     with HostEngine(calls=options.detail != "requests") as engine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from tracer.trace.schema import Side
 from tracer.trace.writer import TraceWriter
 from tracer.vms.vmm import Vmm
 
+REPLACED = "vm-replaced"
+"""Why a trace ends whose VM's process runs another program now."""
 _LOOK_S = 0.25
 """Time between two looks of a flight recorder at requests that do not end. A look takes three
 system calls, and two more for each thread of any VM that is in a request."""
@@ -45,6 +47,19 @@ class Ended:
     trace: Path | None
     reason: str
     error: AerostatError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What became of the VMs since they were last asked about.
+
+    Attributes:
+        ended: VMs that are there no more, recorded or not; another may have their process.
+        appeared: VMs that are there now, with the bundle to make of each.
+    """
+
+    ended: Collection[Vmm]
+    appeared: Iterable[tuple[Vmm, Path]]
 
 
 class Recorded:
@@ -158,8 +173,8 @@ class HostSession:
         options: Where to and for how long; its `output` is not looked at.
         on_end: Told of each VM that is recorded no more.
         progress: Told what takes time.
-        follow: Gives VMs that have appeared since it was last asked, with the bundle to make of
-            each; None where the session is over when its last VM is.
+        follow: Says which VMs have ended and appeared since it was last asked; None where the
+            session is over when its last VM is.
     """
 
     def __init__(  # noqa: PLR0913  three things it works with and three that it tells
@@ -170,7 +185,7 @@ class HostSession:
         *,
         on_end: Callable[[Ended], None],
         progress: Progress,
-        follow: Callable[[], Iterable[tuple[Vmm, Path]]] | None = None,
+        follow: Callable[[], Followed] | None = None,
     ) -> None:
         self._engine, self._settings, self._options = engine, settings, options
         self._clocks = ClockWatch()
@@ -190,8 +205,18 @@ class HostSession:
         self._recorded.append(recorded)
 
     def take_up(self) -> None:
-        """Begin to record the VMs that have appeared; one that cannot be is told of."""
-        for vmm, output in self._follow() if self._follow is not None else ():
+        """Begin to record the VMs that have appeared; one that cannot be is told of.
+
+        Those that have ended are closed before: a VMM that executes another in its place, as QEMU's
+        cpr-exec does (since 10.2), leaves the process to the next VM.
+        """
+        if self._follow is None:
+            return
+        followed = self._follow()
+        for recorded in [each for each in self._recorded if each.vmm in followed.ended]:
+            reason = recorded.capture.ended() or REPLACED
+            self._drop(recorded, recorded.finish(reason))
+        for vmm, output in followed.appeared:
             # Each may take seconds, and there may be hundreds at the begin.
             self._options.alive()
             try:

@@ -11,6 +11,7 @@ import os
 import select
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tracer.errors import ProcessEndedError, ProcessError
 
@@ -35,6 +36,9 @@ class Process:
         exe_deleted: The file was removed or replaced since: only /proc/PID/exe still leads to it.
         arguments: Its argument vector.
         namespace_pids: Its pid in this namespace and each one below it (NSpid); empty if unknown.
+        stack: Where its stack begins (proc(5) stat field 28), by which a program that it executes
+            in its place can be told from itself: the kernel chooses anew for each. 0 where that may
+            not be read.
     """
 
     pid: int
@@ -44,6 +48,7 @@ class Process:
     exe_deleted: bool
     arguments: tuple[str, ...]
     namespace_pids: tuple[int, ...]
+    stack: int = 0
 
 
 def read_process(pid: int, proc: Path = PROC) -> Process:
@@ -59,12 +64,12 @@ def read_process(pid: int, proc: Path = PROC) -> Process:
     """
     root = proc / str(pid)
     try:
-        parent, start_ticks = _stat(root)
+        stat = _stat(root)
         exe, deleted = _exe(root)
         arguments = _arguments(root)
         namespace_pids = _namespace_pids(root)
         # Whatever was read between belongs to one process only if it is still the same.
-        same = _stat(root)[1] == start_ticks
+        same = _stat(root)[1:] == stat[1:]
     except OSError as error:
         if error.errno in GONE:
             raise no_process(pid, str(error)) from error
@@ -73,7 +78,8 @@ def read_process(pid: int, proc: Path = PROC) -> Process:
         ) from error
     if not same:
         raise no_process(pid, "it ended while it was looked at")
-    return Process(pid, start_ticks, parent, exe, deleted, arguments, namespace_pids)
+    parent, start, stack = stat.parent, stat.start_ticks, stat.stack
+    return Process(pid, start, parent, exe, deleted, arguments, namespace_pids, stack)
 
 
 def pids(proc: Path = PROC) -> list[int]:
@@ -107,7 +113,7 @@ def open_pidfd(pid: int, start_ticks: int) -> int:
         raise no_process(pid, str(error)) from error
     try:
         # After pidfd_open: what is read now is of the process that the pidfd holds, or of none.
-        if _stat(PROC / str(pid))[1] == start_ticks:
+        if _stat(PROC / str(pid)).start_ticks == start_ticks:
             return pidfd
         reason = "another process has its pid now"
     except OSError as error:
@@ -130,12 +136,19 @@ def no_process(pid: int, reason: str) -> ProcessEndedError:
     )
 
 
-def _stat(root: Path) -> tuple[int, int]:
-    """Return the parent's pid and the start time, fields 4 and 22 of proc(5) stat."""
+class _Stat(NamedTuple):
+    """Fields 4, 22 and 28 of proc(5) stat."""
+
+    parent: int
+    start_ticks: int
+    stack: int
+
+
+def _stat(root: Path) -> _Stat:
     # Counted after the name, which may hold spaces and parentheses.
     fields = (root / "stat").read_bytes().rpartition(b")")[2].split()
     try:
-        return int(fields[1]), int(fields[19])
+        return _Stat(int(fields[1]), int(fields[19]), int(fields[25]))
     except (IndexError, ValueError) as error:
         raise FileNotFoundError(errno.ENOENT, "unreadable stat", str(root / "stat")) from error
 

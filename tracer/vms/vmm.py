@@ -53,6 +53,8 @@ class Vmm:
         container: Whether it runs in a pid namespace of its own; None if not known.
         exe_deleted: Its program file was removed or replaced, as by an upgrade.
         parent: Its parent's pid.
+        stack: Where its stack begins: tells it from a program that its process executes later; 0
+            where that may not be read.
     """
 
     pid: int
@@ -71,6 +73,7 @@ class Vmm:
     container: bool | None = None
     exe_deleted: bool = False
     parent: int = 0
+    stack: int = 0
 
     @property
     def label(self) -> str | None:
@@ -143,6 +146,7 @@ def recognise(process: Process, proc: Path = PROC) -> Vmm | None:
         container=depth > 1 if depth else None,
         exe_deleted=process.exe_deleted,
         parent=process.parent,
+        stack=process.stack,
     )
 
 
