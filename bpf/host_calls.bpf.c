@@ -66,11 +66,14 @@ static __always_inline struct inflight *begin_call(u64 *thread, struct inflight 
 	return in ? in : open_thread(thread, vm, HOST_LOST_THREADS);
 }
 
+/* Calls are probed for every process or none, so a VM whose own are not wanted is passed over here. */
 static __always_inline int call_enter(struct arguments arguments)
 {
 	u64 thread = bpf_get_current_pid_tgid();
 	struct inflight *in = inflight.lookup(&thread);
 
+	if (in && in->no_calls)
+		return 0;
 	if (!in || in->token == NO_REQUEST)
 		in = begin_call(&thread, in, &arguments);
 	if (!in)

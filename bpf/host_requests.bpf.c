@@ -210,6 +210,7 @@ static __always_inline int pop(struct pt_regs *ctx, u32 handler)
 	*next += 1;
 	in->element = element;
 	in->handler = handler;
+	in->no_calls = vm->flags & VM_NO_CALLS;
 	in->pop_ns = bpf_ktime_get_ns();
 	if (handler == HANDLER_STATS) {
 		emit_chunks(vm, in, thread, 0);

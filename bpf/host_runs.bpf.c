@@ -30,7 +30,7 @@ struct inflight {
 	u32 call;
 	u32 fd;
 	u32 handler;
-	u32 pad;
+	u32 no_calls;           /* VM_NO_CALLS of its VM */
 	u64 last_address;
 	u64 vector;             /* of a process_madvise that has returned: where its next piece is told, */
 	u64 vector_bytes;       /* what of its result those take that are not recorded yet, */

@@ -87,6 +87,7 @@ enum aerostat_count {
 enum aerostat_vm_flag {
 	VM_MERGE = 1,           /* merge adjacent calls: its ring holds host_calls, else host_call */
 	VM_ALL_CALLS = 2,       /* its handlers are not known: record every call on guest memory */
+	VM_NO_CALLS = 4,        /* its requests alone are wanted, though another VM has calls probed */
 };
 
 enum aerostat_event {

@@ -172,6 +172,28 @@ def test_a_vm_that_was_suspended_goes_on_in_the_next_trace(tmp_path):
     assert (second.manifest.end_reason, pages(second)) == ("stopped", 512)
 
 
+def test_calls_probed_for_another_vmm_are_in_no_trace_of_requests(tmp_path):
+    directory = tmp_path / "traces.d"
+    micro = firecracker_like("--id", "micro", *configured(tmp_path, 256))
+    with micro as other, recording_all(directory, "--detail", "requests") as recorder:
+        until(lambda: attached(directory, "micro"))
+        with qemu_like("-m", "256M", "-name", "guest=plain") as vm:
+            until(lambda: attached(directory, "plain"))
+            did = vm.send("inflate", 1000, 600, 2)
+            also = other.send("inflate", 1000, 600, 2)
+            recorder.send_signal(signal.SIGINT)
+            assert recorder.wait(WAIT_S) == ExitCode.OK
+    assert did.calls == also.calls == 600
+    requests, calls = trace_of(directory, "plain"), trace_of(directory, "micro")
+    assert pages(requests) == did.pages
+    assert requests.table("calls").num_rows == 0
+    assert requests.table("requests")["discard_calls"].null_count == did.requests
+    points = {probe.point for probe in requests.manifest.sides["host"].probes}
+    assert "queues-pop" in points
+    assert "madvise-enter" not in points
+    assert pc.sum(calls.table("calls")["count"]).as_py() == also.calls
+
+
 @pytest.mark.parametrize(
     ("backing", "discard", "call"),
     [

@@ -24,7 +24,7 @@ from tracer.trace.schema import Call
 if TYPE_CHECKING:
     from tracer.engine.host_engine import HostEngine
 
-_FLAG_MERGE, _FLAG_ALL_CALLS = 1, 2
+_FLAG_MERGE, _FLAG_ALL_CALLS, _FLAG_NO_CALLS = 1, 2, 4
 _REGIONS = 8
 """AEROSTAT_REGIONS of bpf/records.h."""
 
@@ -108,6 +108,8 @@ class Target:
         ring_bytes: Size of its ring of calls, a power of two of pages.
         requests_ring_bytes: Size of its ring of requests, likewise.
         quota: Its share of this host's recorder.
+        calls: Whether the calls of its requests are recorded; where not, they are passed over even
+            if another VM has them probed.
     """
 
     pid: int
@@ -118,6 +120,7 @@ class Target:
     ring_bytes: int
     requests_ring_bytes: int
     quota: Quota
+    calls: bool = True
 
 
 class VmProbes:
@@ -163,6 +166,7 @@ class VmProbes:
     def _leaf(self) -> Any:
         target = self._target
         flags = (_FLAG_MERGE if target.merge else 0) | (0 if target.sites else _FLAG_ALL_CALLS)
+        flags |= 0 if target.calls else _FLAG_NO_CALLS
         return self._vms.Leaf(
             slot=self._slot,
             flags=flags,

@@ -72,6 +72,7 @@ class HostCapture:
                     ring_bytes=subject.settings.ring_bytes,
                     requests_ring_bytes=subject.settings.requests_ring_bytes,
                     quota=subject.settings.quota,
+                    calls=subject.calls_observed,
                 )
             )
             self._resources.callback(self._probes.close)
@@ -92,7 +93,9 @@ class HostCapture:
             if subject.sites is None:
                 engine.watch_other_calls()
             attached = (*self._probes.attach(), *subject.unreached())
-            self._account.attached = [*engine.call_attachments, *attached]
+            # Calls that are probed for another VM's sake alone are none of this one's points.
+            of_calls = engine.call_attachments if subject.calls_observed else ()
+            self._account.attached = [*of_calls, *attached]
             self._begin = clock_anchor()
             self._read_ns = self._begin[0]
             self._actual_begin = self._ask_actual()
