@@ -83,6 +83,51 @@ def test_memory_taken_back_unasked(triggers):
     assert watch(triggers, steps) == [(4, Kind.OOM)]
 
 
+def taking(triggers, steps):
+    """Feed (second, pages inflated, pages deflated) of a VM whose target is not known."""
+    found = []
+    for second, inflated, deflated in steps:
+        pages = {Queue.INFLATE: inflated, Queue.DEFLATE: deflated}
+        stats = dataclasses.replace(
+            BUSY, ts_ns=second * S, actual_bytes=None, target_bytes=None, pages=pages
+        )
+        triggers.stats(stats)
+        incident = triggers.due(second * S)
+        if incident is not None:
+            found.append((second, incident.kind, incident.value))
+    return found
+
+
+def test_memory_taken_back_where_the_target_was_set_before_the_recording(triggers):
+    steps = [(s, 0, 0) for s in range(20)] + [(s, 0, 256) for s in range(20, 30)]
+    assert taking(triggers, steps) == [(20, Kind.OOM, MIB)]
+
+
+def test_memory_taken_back_while_an_inflate_is_under_way_that_began_before(triggers):
+    steps = [(s, 1000 * s, 0) for s in range(20)] + [(20, 19_000, 512), (21, 20_000, 512)]
+    assert taking(triggers, steps) == [(20, Kind.OOM, 2 * MIB)]
+
+
+def test_a_deflate_that_was_under_way_at_the_begin_is_no_oom(triggers):
+    steps = [(s, 0, 1000 * s) for s in range(20)] + [(s, 0, 20_000) for s in range(20, 26)]
+    assert taking(triggers, steps) == []
+    assert taking(triggers, [(30, 0, 20_256)]) == [(30, Kind.OOM, MIB)]
+
+
+def test_a_pause_in_a_deflate_that_was_under_way_at_the_begin_is_no_rest(triggers):
+    steps = [(s, 0, 1000 * (s // 4)) for s in range(60)]
+    assert taking(triggers, steps) == []
+
+
+def test_seldom_looks_tell_memory_taken_back_too(triggers):
+    steps = [(0, 0, 0), (60, 0, 0), (120, 0, 256)]
+    assert taking(triggers, steps) == [(120, Kind.OOM, MIB)]
+
+
+def test_pages_that_compaction_moves_are_not_taken_back(triggers):
+    assert taking(triggers, [(s, 7 * s, 7 * s) for s in range(60)]) == []
+
+
 def test_memory_given_back_on_request_is_no_oom(triggers):
     steps = [(s, GIB, GIB) for s in range(10)]
     steps += [(10 + s, GIB + 100 * s * MIB, 2 * GIB) for s in range(11)]

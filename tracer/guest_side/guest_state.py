@@ -20,11 +20,13 @@ class BalloonSize:
         ts_ns: When it was read, CLOCK_MONOTONIC.
         actual_bytes: What the balloon takes from the guest's memory, below 0; None where not known.
         target_bytes: What it is to take, likewise.
+        taken_bytes: Not counted here: the driver itself tells of an OOM deflate.
     """
 
     ts_ns: int
     actual_bytes: int | None
     target_bytes: int | None
+    taken_bytes: None = None
 
 
 def balloon_size(state: Any, now_ns: int) -> BalloonSize:

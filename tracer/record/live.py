@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tracer.trace.schema import Queue
+from tracer.trace.schema import PAGE_BYTES, Queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +62,9 @@ class VmStats:
     written_bytes: int
     probe_ns: float | None
     queues: frozenset[Queue] = frozenset(Queue)
+
+    @property
+    def taken_bytes(self) -> int:
+        """What the guest has taken back, by the pages that deflates named, less what it gave."""
+        deflated, inflated = (self.pages.get(q, 0) for q in (Queue.DEFLATE, Queue.INFLATE))
+        return (deflated - inflated) * PAGE_BYTES

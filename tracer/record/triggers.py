@@ -17,6 +17,8 @@ from tracer.trace.schema import Mark, Queue
 _MIB = 1 << 20
 _SETTLING_NS = 2 * 10**9
 """After a new target the guest may still be busy with the one before."""
+_REST_NS = 5 * 10**9
+"""A guest that takes no memory back for so long is not busy with a target that nobody here saw."""
 _STALLS = ((("pop_ns", "push_ns"), "host"), (("send_ns", "wake_ns"), "guest"))
 _STALL_QUEUES = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
 _MOST_TEXT = 500
@@ -76,6 +78,10 @@ class Balloon(Protocol):
     def target_bytes(self) -> int | None:
         """What was asked of the guest."""
 
+    @property
+    def taken_bytes(self) -> int | None:
+        """What the guest has taken back since the recording began, less what it gave."""
+
 
 @dataclass(frozen=True, slots=True)
 class Incident:
@@ -105,6 +111,9 @@ class Triggers:
         self._target: tuple[int, int] | None = None
         self._nearest: tuple[int, int] | None = None
         self._lowest_bytes: int | None = None
+        self._taken_bytes: int | None = None
+        self._at_rest_since_ns = 0
+        self._has_rested = False
         self._exited_ns: int | None = None
         self._is_shut_down = False
         self._stalled_ns: frozenset[int] = frozenset()
@@ -192,8 +201,14 @@ class Triggers:
         self._stalled_ns = frozenset(stalled)
 
     def stats(self, stats: Balloon) -> None:
-        """New figures of the VM; a balloon that does not follow its target is an incident."""
+        """New figures of the VM; a balloon that does not follow its target is an incident.
+
+        A target is known from its first change on. Before that the requests alone tell that a guest
+        takes memory back, and nothing tells that it should have moved.
+        """
         actual, target = stats.actual_bytes, stats.target_bytes
+        if target is None and stats.taken_bytes is not None:
+            self._look_without_target(stats.taken_bytes, stats.ts_ns)
         if actual is None or target is None:
             return
         if self._target is None or self._target[0] != target:
@@ -224,6 +239,27 @@ class Triggers:
             self._lowest_bytes = actual
         else:
             self._lowest_bytes = min(actual, lowest)
+
+    def _look_without_target(self, taken: int, ts_ns: int) -> None:
+        """Look for memory taken back while the target is not known.
+
+        The recorder may have begun in a deflate that was asked for before: that counts for nothing
+        until the guest has rested once.
+
+        Args:
+            taken: What the guest has taken back since the recording began, less what it gave.
+            ts_ns: When.
+        """
+        before, self._taken_bytes = self._taken_bytes, taken
+        rise = 0 if before is None else taken - before
+        if self._has_rested:
+            if rise > 0:
+                text = f"the guest took {rise // 1024} KiB back, with no target set meanwhile"
+                self._see(Kind.OOM, ts_ns, rise, text)
+        elif before is None or rise > 0:
+            self._at_rest_since_ns = ts_ns
+        else:
+            self._has_rested = ts_ns - self._at_rest_since_ns >= _REST_NS
 
     def _see(self, kind: Kind, ts_ns: int, value: int | None, text: str) -> None:
         last_ns = self._last_seen_ns.get(kind)
