@@ -9,7 +9,7 @@ from tests.kernel.recording import recording
 from tests.standins.build import qemu_like
 from tracer.cost.call_cost import CallCost
 from tracer.cost.costs import BodyTimes, CostMeter, ProbeCosts
-from tracer.cost.trap_cost import INSTRUCTIONS, trap_costs
+from tracer.cost.trap_cost import INSTRUCTIONS, site_cost, trap_costs
 from tracer.engine.host_engine import HostEngine
 from tracer.engine.loader import EmptyPrograms
 from tracer.engine.vm_probes import Quota, Target
@@ -94,6 +94,27 @@ def test_our_own_programs_are_timed_over_their_first_requests(engine):
         pop = Way(Kind.UPROBE, "0:pop", "on_pop_0")
         assert costs.hit_ns(pop, sites, pop_ns) == 300.0 + pop_ns
         engine.program.detach()
+        probes.close()
+
+
+def test_a_hit_has_a_cost_once_its_program_was_timed(engine):
+    device = "virtio-balloon-pci,free-page-reporting=on,free-page-hint=on"
+    with qemu_like("-m", "256M", "-device", device) as vm:
+        sites = host_probes.find_sites(vm.pid)
+        probes = engine.add(Target(vm.pid, sites, (), (), True, 1 << 20, 1 << 20, Quota()))
+        attached = {attachment.point.name: attachment for attachment in probes.attach()}
+        assert {engine.hit_ns(attachment, sites) for attachment in attached.values()} == {None}
+        vm.send("inflate", 4000, 512, -1)
+        vm.send("report", "64m", "2m")
+        vm.send("actual", 1 << 20)
+        costs = {name: engine.hit_ns(attached[name], sites) for name in attached}
+        for name in ("queues-pop", "queues-push", "reporting-pop", "reporting-push", "actual"):
+            way = attached[name].way
+            body_ns = engine.program.runs(way.program).mean_ns
+            trap_ns = site_cost(sites.exe, sites.file_offsets[way.target], engine.costs.traps_ns)
+            assert costs[name] == trap_ns + body_ns
+        assert costs["hint-pop"] > 0  # It did not run, but is the same program as those that did.
+        assert {costs[name] for name in ("stats-pop", "target", "run-state")} == {None}
         probes.close()
 
 

@@ -1,13 +1,16 @@
 """What a guest that sends faster than its rings or its quota hold costs: its own trace alone."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
 
 from tests.kernel.recording import recording
-from tests.standins.build import Did, qemu_like
+from tests.standins.build import Did, program, qemu_like
+from tracer.account.ledger import ledger
 from tracer.engine.vm_probes import Quota
+from tracer.sites import host_probes
 from tracer.trace.check import check_trace
 from tracer.trace.reader import Trace, open_trace
 from tracer.trace.schema import Mark, Queue, Side
@@ -89,6 +92,23 @@ def test_a_quota_of_bytes_holds_too(tmp_path: Path):
     refused = lost(trace, "requests", "quota")
     assert trace.table("requests").num_rows + refused == did.requests
     assert trace.table("requests").num_rows <= 2 * (64 << 10) // 1000
+
+
+def test_pages_of_lost_requests_are_counted_where_their_queue_cannot_be_read(monkeypatch, tmp_path):
+    """The index of a queue is looked for where this QEMU has a pointer."""
+    monkeypatch.setattr(host_probes, "queue_index_offset", lambda _: 0x58)
+    copy = tmp_path / "qemu-system-x86_64"  # What was found in the program itself is kept.
+    shutil.copy(program(copy.name), copy)
+    output, quota = tmp_path / "quota.balloon", Quota(records_per_s=0)
+    with qemu_like("-m", "64M", path=copy) as vm, recording(vm, output, quota=quota):
+        did = vm.send("inflate", 100, 300, 1)
+    trace = open_trace(output)
+    assert lost(trace, "requests", "quota") == did.requests == 2
+    counters = trace.manifest.sides["host"].counters
+    names = ("inflate", "deflate", "other")
+    assert [counters[f"lost_{name}_pages"] for name in names] == [0, 0, did.pages]
+    (line,) = [line for line in ledger(trace).lines if "either queue" in line.name]
+    assert line.pages == did.pages
 
 
 def test_garbage_is_kept_and_counted_as_rejected(tmp_path: Path):

@@ -63,6 +63,22 @@ def test_a_missing_host_row_shows_where_and_by_how_much(tmp_path):
     assert found["device: change of actual"] == (256, "equal")
 
 
+def test_pages_lost_of_either_queue_are_named_and_held_against_neither(tmp_path):
+    counters = HOST_COUNTERS | {"lost_requests": 1, "lost_other_pages": 128}
+    rows = [HOST_ROWS[0], *HOST_ROWS[2:]]
+    book = ledger(both(tmp_path, host={"rows": rows, "counters": counters}))
+    assert book.balanced is False
+    found = lines(book)
+    assert found["inflate: host requests"] == (256, "not compared")
+    assert found["deflate: host requests"] == (128, "not compared")
+    assert found["reporting: host requests"] == (1024, "equal")
+    assert found["loss: host pages of either queue"] == (128, "differs by +128")
+    counters |= {"lost_inflate_pages": 9}
+    (tmp_path / "more").mkdir()
+    more = ledger(both(tmp_path / "more", host={"rows": rows, "counters": counters}))
+    assert lines(more)["inflate: host requests and lost"] == (265, "not compared")
+
+
 def test_failed_calls_discard_nothing(tmp_path):
     calls = [call(10, DONTNEED, 256), call(11, DONTNEED, 128, errno=22), *CALL_ROWS[2:]]
     found = lines(ledger(both(tmp_path, host={"calls": calls})))

@@ -118,9 +118,12 @@ class _Book:
         within = None if host is None else host - apart
         expected = None if guest is None else guest + unseen - early
         lost = self._lost_pages(self._host, name)
-        self._line(f"{name}: host requests", within, "host requests", None if lost else expected)
+        unclear = queue in _COUNTED and self._lost_pages(self._host, "other") > 0
+        whole = None if lost or unclear else expected
+        self._line(f"{name}: host requests", within, "host requests", whole)
         if lost and within is not None:
             source = "host requests, and the pages that lost ones named"
+            expected = None if unclear else expected
             self._line(f"{name}: host requests and lost", within + lost, source, expected)
         if apart:
             source = "host requests while the guest was not recorded"
@@ -223,6 +226,10 @@ class _Book:
             counted = _counter(info, f"lost_{stream}") or 0
             lost = max(listed, counted)
             self._line(f"loss: {side} {stream}", lost, "events not delivered", 0, is_moved=False)
+        other = self._lost_pages(self._host, "other")
+        if other:
+            source = "pages of lost requests, whether in- or deflates could not be read"
+            self._line("loss: host pages of either queue", other, source, 0, is_moved=False)
 
     def _line(
         self,

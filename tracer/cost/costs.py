@@ -43,12 +43,11 @@ class ProbeCosts:
         Args:
             way: How it is attached.
             sites: Where the uprobes of this VM are.
-            body_ns: One run of our own program (BodyTimes); of a system-call probe it is measured
-                already.
+            body_ns: One run of our own program (BodyTimes), None where it was not timed; of a
+                system-call probe it is measured already.
 
         Returns:
-            Nanoseconds; without our own program's share where that was not timed. None where
-            nothing was measured.
+            Nanoseconds. None where a part of it was not measured: the trap alone is not the cost.
         """
         if way.kind is not Kind.UPROBE:
             return None if self.call_pair_ns is None else self.call_pair_ns / 2
@@ -56,7 +55,7 @@ class ProbeCosts:
         if sites is None or offset is None:
             return None
         trap_ns = site_cost(sites.exe, offset, self.traps_ns)
-        return None if trap_ns is None else trap_ns + (body_ns or 0)
+        return None if trap_ns is None or body_ns is None else trap_ns + body_ns
 
     def others_ns(self, way: Way) -> float | None:
         """Say what one attached probe adds to every system call of every other process."""

@@ -17,8 +17,10 @@ from tracer.sites.host_probes import QemuSites
 from tracer.sites.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Point
 from tracer.trace.schema import Call
 
-_TIMED = ("on_pop_0", "on_push")
-"""Programs that run for every request."""
+_ONE_A_REQUEST = ("on_push",)
+"""Runs for every request but a statistics buffer: all are timed until it ran often enough."""
+_ALIKE = ("on_pop_0", "on_pop_1", "on_pop_3")
+"""The same program three times, but for the number of the handler; on_pop_2 also emits."""
 _OWN_SLOT = 0
 """Place of this process itself, without rings: for measuring what the probes cost."""
 
@@ -68,9 +70,9 @@ class HostEngine:
         self._detach_calls.append(self.program.claim())
 
     def time_programs(self) -> None:
-        """Have the kernel time the programs in the handlers over their first runs from now on."""
+        """Have the kernel time the programs in VMMs over their first runs from now on."""
         if self._bodies is None:
-            self._bodies = BodyTimes(self.program, _TIMED)
+            self._bodies = BodyTimes(self.program, _ONE_A_REQUEST)
 
     def poll(self) -> None:
         """Stop timing once there were runs enough; call it now and then."""
@@ -78,7 +80,7 @@ class HostEngine:
             self._bodies.poll()
 
     def hit_ns(self, attachment: Attachment, sites: QemuSites | None) -> float | None:
-        """What one hit of an attached probe costs the traced VM; None where nothing was measured.
+        """What one hit of an attached probe costs the traced VM; None where that was not measured.
 
         Args:
             attachment: The probe.
@@ -86,9 +88,15 @@ class HostEngine:
         """
         if attachment.way is None:
             return None
-        timed = self._bodies is not None and attachment.way.program in _TIMED
-        body_ns = self._bodies.mean_ns(attachment.way.program) if self._bodies and timed else None
-        return self.costs.hit_ns(attachment.way, sites, body_ns)
+        return self.costs.hit_ns(attachment.way, sites, self._body_ns(attachment.way.program))
+
+    def _body_ns(self, program: str) -> float | None:
+        """What one run of a program takes; None where neither it nor one like it was timed."""
+        if self._bodies is None:
+            return None
+        like = (each for each in _ALIKE if program in _ALIKE and each != program)
+        means = (self._bodies.mean_ns(each) for each in (program, *like))
+        return next((mean_ns for mean_ns in means if mean_ns is not None), None)
 
     def close(self) -> None:
         """Detach what serves every VM, and free the maps."""

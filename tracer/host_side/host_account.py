@@ -147,6 +147,7 @@ class Account:
         return sums | {
             "lost_inflate_pages": counts[Count.LOST_INFLATE_PAGES],
             "lost_deflate_pages": counts[Count.LOST_DEFLATE_PAGES],
+            "lost_other_pages": counts[Count.LOST_OTHER_PAGES],
             "outside_calls": counts[Count.OUTSIDE_CALLS],
             "lone_pushes": counts[Count.LONE_PUSHES],
         }

@@ -99,7 +99,7 @@ class HostCapture:
             self._begin = clock_anchor()
             self._read_ns = self._begin[0]
             self._actual_begin = self._ask_actual()
-            writer.describe(self._manifest(None, {}, ""))
+            self.describe()
             writer.append("residency", residency)
             writer.mark(Mark.ATTACH, self._begin[0], text=f"pid {subject.vmm.pid}")
             self._resources = self._resources.pop_all()
@@ -139,6 +139,10 @@ class HostCapture:
         """Write every row that waits to become a batch worth its while."""
         self.drain()
         self._rows.flush()
+
+    def describe(self) -> None:
+        """Tell the trace what is known by now: what probes cost is, once they have run."""
+        self._writer.describe(self._manifest(None, {}, ""))
 
     def note_clocks(self, events: Iterable[ClockEvent]) -> None:
         """Mark that this machine slept, or that its wall clock was set."""

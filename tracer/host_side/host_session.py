@@ -113,6 +113,7 @@ class Recorded:
             self._look_for_stalls(self.sink)
             if self.sink.is_due:
                 self.capture.flush()  # A request is kept with its calls, or no ledger would close.
+                self.capture.describe()
         self._options.tend(self.sink)
         return taken
 
