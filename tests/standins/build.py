@@ -47,18 +47,19 @@ def _directory() -> Path:
 
 
 @cache
-def program(name: str, *macros: str) -> Path:
+def program(name: str, *macros: str, cet: bool = False) -> Path:
     """Build one stand-in, stripped like a distribution's program; return its path.
 
     Args:
         name: A key of PROGRAMS; the file has this name.
         macros: What spoils it, as the top of its sources says.
+        cet: Whether its functions begin with an endbr64, as those of many distributions do.
     """
-    path = _directory() / "-".join(("program", *macros)) / name
+    path = _directory() / "-".join(("program", *macros, *(["cet"] if cet else []))) / name
     path.parent.mkdir(exist_ok=True)
     sources = [str(SOURCES / source) for source in (*PROGRAMS[name], "control.c")]
-    defines = [f"-D{macro}" for macro in macros]
-    subprocess.run(["gcc", *FLAGS, *defines, "-o", str(path), *sources], check=True)
+    more = [f"-D{macro}" for macro in macros] + ["-fcf-protection"] * cet
+    subprocess.run(["gcc", *FLAGS, *more, "-o", str(path), *sources], check=True)
     subprocess.run(["strip", str(path)], check=True)
     return path
 
@@ -99,17 +100,17 @@ class StandIn:
         assert reply.pop("command", None) == command, reply
         return Did(**reply)
 
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, f"the stand-in ended with {self._process.wait()}"
-        return dict(json.loads(line))
-
     def replace(self) -> None:
         """Let it run another program of its kind in its place, in the same process."""
         assert self._process.stdin is not None
         print("exec", file=self._process.stdin, flush=True)
         self.parts = self._read()["parts"]
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"the stand-in ended with {self._process.wait()}"
+        return dict(json.loads(line))
 
     def end(self) -> None:
         """Let it end, as a VM that shuts down, and wait for it."""

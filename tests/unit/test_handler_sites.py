@@ -1,12 +1,14 @@
 """Where an element leads after virtqueue_pop, read from a few bytes of machine code."""
 
+import contextlib
+import subprocess
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 
-from tracer.sites.elf import Function
-from tracer.sites.handler_sites import find_sites
+from tracer.sites.elf import Binary, Function
+from tracer.sites.handler_sites import find_entry, find_sites
 
 START = 0x1000
 TEST = bytes.fromhex("4885c0")
@@ -66,3 +68,42 @@ def test_without_a_test_at_once_the_first_instruction_is_probed():
     function = Function(START, START + len(code.text))
     found = find_sites(code, "handler", function, pushes=True, polls=True)
     assert (found.pop - START, found.pop_is_emulated) == (5, False)
+
+
+ENTRIES = """
+volatile long sink;
+__attribute__((noipa)) void other(void) { sink++; }
+void saves_a_register(long told) { other(); sink = told; }
+void begins_otherwise(long told) { sink = told; }
+"""
+
+
+@pytest.mark.parametrize(("flag", "skipped"), [("full", 4), ("none", 0)])
+def test_a_function_is_probed_behind_its_endbr64_where_that_is_cheaper(flag, skipped, tmp_path):
+    source, library = tmp_path / "entries.c", tmp_path / "entries.so"
+    source.write_text(ENTRIES)
+    argv = ["gcc", "-O2", "-shared", "-fPIC", f"-fcf-protection={flag}", source, "-o", library]
+    subprocess.run(argv, check=True)
+    with contextlib.closing(Binary(library)) as binary:
+        saves, otherwise = (binary.symbols[n] for n in ("saves_a_register", "begins_otherwise"))
+        assert binary.code(saves, 4).hex() == "f30f1efa" or not skipped
+        assert find_entry(binary, saves) == saves + skipped
+        assert find_entry(binary, otherwise) == otherwise
+
+
+class Entered(Code):
+    def function_at(self, _: int) -> Function:
+        return Function(START, START + len(self.text))
+
+
+@pytest.mark.parametrize(
+    ("code", "behind"),
+    [
+        ("f30f1efa 90 c3", 4),
+        ("f30f1efa 90 ebfd", 0),  # runs again without an entry
+        ("f30f1efa", 0),
+        ("f30f1efb 90 c3", 0),
+    ],
+)
+def test_only_an_instruction_that_each_entry_runs_once_stands_for_the_entry(code, behind):
+    assert find_entry(Entered(bytes.fromhex(code)), START) == START + behind

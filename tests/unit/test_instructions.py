@@ -39,7 +39,7 @@ def kernel_emulates(code: bytes, text: str) -> bool:
     if words[0] == "bnd":
         name = words[1]
     operand = words[-1]
-    if name in {"nop", "pause"}:
+    if name == "nop":
         return code[-1] == 0x90 and 0x66 not in code
     if re.fullmatch(r"j[a-z]+", name) and name not in {"jrcxz", "jecxz"}:
         return not operand.startswith("*")
@@ -81,7 +81,7 @@ def test_every_instruction_of_real_code_is_told_as_the_kernel_does(program: Path
         ("e900000000", True),
         ("e800000000", True),
         ("90", True),
-        ("f390", True),
+        ("f390", False),
         ("6690", False),
         ("55", True),
         ("4157", True),

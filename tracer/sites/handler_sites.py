@@ -1,4 +1,4 @@
-"""Chooses the instructions inside a QEMU handler that are probed, from its machine code."""
+"""Chooses the instructions of a QEMU that are probed, from its machine code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from tracer.errors import SymbolError
 from tracer.sites.elf import Binary, Function
-from tracer.sites.instructions import LONGEST_INSTRUCTION_BYTES, cheapest_site, is_emulated
+from tracer.sites.instructions import (
+    ENDBR64,
+    LONGEST_INSTRUCTION_BYTES,
+    cheapest_site,
+    is_emulated,
+)
 
 _CALL_BYTES = 5
 _ERROR_PATH_BYTES = 32
@@ -53,6 +58,29 @@ def find_sites(
         )
     site, emulated = _after_pop(binary, function, pops[0], polls=polls)
     return Sites(site, returns[0] if returns else None, emulated)
+
+
+def find_entry(binary: Binary, address: int) -> int:
+    """Choose where a function is probed as it is entered.
+
+    In a QEMU built for CET that is behind the endbr64 it begins with, where the kernel emulates
+    what follows: endbr64 changes nothing, and is single-stepped (tracer/sites/instructions.py).
+
+    Args:
+        binary: QEMU.
+        address: The function's.
+
+    Returns:
+        Address of an instruction that runs once each time the function is entered.
+    """
+    behind = address + len(ENDBR64)
+    code = binary.code(address, len(ENDBR64) + LONGEST_INSTRUCTION_BYTES)
+    if not code.startswith(ENDBR64) or not is_emulated(code[len(ENDBR64) :]):
+        return address
+    function = binary.function_at(address)
+    if function is None or not function.holds(behind) or _jumps_to(binary, function, behind):
+        return address
+    return behind
 
 
 def _without_errors(binary: Binary, function: Function) -> list[int]:

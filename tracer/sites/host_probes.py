@@ -13,6 +13,7 @@ from tracer.engine.loader import Program
 from tracer.errors import ProbeError, SymbolError
 from tracer.sites.elf import Binary
 from tracer.sites.elf_bounds import odd_file
+from tracer.sites.handler_sites import find_entry
 from tracer.sites.probes import HOST_EVENT_POINTS, Kind, Point, Way, host_request_points
 from tracer.sites.recover import HANDLERS, Handler, find_handlers, queue_index_offset
 
@@ -135,7 +136,7 @@ def _file_offsets(binary: Binary, handlers: tuple[Handler, ...]) -> dict[str, in
     for way in (way for point in HOST_EVENT_POINTS for way in point.ways):
         address = binary.symbols.get(way.target)
         if address is not None:
-            offsets[way.target] = binary.file_offset(address)
+            offsets[way.target] = binary.file_offset(find_entry(binary, address))
     return offsets
 
 

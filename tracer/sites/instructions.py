@@ -4,15 +4,21 @@ A single-stepped instruction takes a second trap, so a hit on it costs about ten
 (docs/measuring.md). The rules are those of arch/x86/kernel/uprobes.c: branch_setup_xol_ops (since
 3.16) emulates relative jumps and calls and nops, push_setup_xol_ops (since 5.0) pushes of one
 register. What a newer kernel emulates besides is counted as single-stepped: never the other way.
+
+endbr64, with which functions begin in a program built for CET, is no nop to it:
+branch_setup_xol_ops knows 0x90, since 6.16 also the long nops (0f 1f), and none of the other hints
+(0f 1e). A pause, 0x90 behind a prefix, it takes for one no more since 6.19 (insn_is_nop of
+arch/x86/lib/insn-eval.c).
 """
 
 from collections.abc import Iterable
 
 LONGEST_INSTRUCTION_BYTES = 15
+ENDBR64 = b"\xf3\x0f\x1e\xfa"
 _LEGACY_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
 _REFUSED_PREFIXES = frozenset(b"\x26\x2e\x36\x3e\xf0")
 """is_prefix_bad of the same file: no uprobe is set on an instruction with one of these."""
-_OPERAND_SIZE = 0x66
+_OPERAND_SIZE, _REPEAT = 0x66, 0xF3
 _REX = range(0x40, 0x50)
 _REX_B = 0x41
 _NOP = 0x90
@@ -46,7 +52,7 @@ def is_emulated(code: bytes) -> bool:
         # Refused; since 6.2 (and in stable series) emulated if it is a nop.
         return False
     if opcode[0] == _NOP:
-        return rex is None
+        return rex is None and _REPEAT not in prefixes
     if opcode[0] == _TWO_BYTES:
         return len(opcode) > 1 and opcode[1] in _NEAR_CONDITIONAL_JUMPS
     return opcode[0] in (_CALL, _JUMP, _SHORT_JUMP) or opcode[0] in _SHORT_CONDITIONAL_JUMPS
