@@ -22,6 +22,7 @@ SOURCES = (
     "host_runs.bpf.c",
     "host_requests.bpf.c",
     "host_calls.bpf.c",
+    "host_vectors.bpf.c",
     "host_events.bpf.c",
 )
 MAX_VMS = 256
