@@ -4,6 +4,7 @@ Prints one JSON object: for each mechanism how every point was reached, and the 
 """
 
 import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -13,12 +14,15 @@ from pathlib import Path
 
 from tracer.engine.attach import attach_all
 from tracer.engine.host_engine import HostEngine
-from tracer.engine.vm_probes import Quota, Target, VmProbes
+from tracer.engine.vm_probes import Count, Quota, Target, VmProbes
 from tracer.sites import host_probes
 from tracer.sites.host_probes import QemuSites
 from tracer.sites.probes import HOST_CALL_POINTS, HOST_OTHER_CALL_POINTS, Kind
+from tracer.trace.schema import Call
 
 PAGES = 1000
+NR_PROCESS_MADVISE = 440
+MADV_COLD = 20
 WAYS = {
     "fentry": (Kind.FENTRY, Kind.FEXIT),
     "kprobe": (Kind.KPROBE, Kind.KRETPROBE),
@@ -36,23 +40,44 @@ def discard_pages() -> None:
     memory.close()
 
 
+def discard_vector() -> None:
+    """One process_madvise of every second page: more pieces than one run of a program looks at."""
+    memory = mmap.mmap(-1, 2 * PAGES * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    page = ctypes.c_char.from_buffer(memory)
+    begin = ctypes.addressof(page)
+    words = [w for i in range(PAGES) for w in (begin + 2 * i * mmap.PAGESIZE, mmap.PAGESIZE)]
+    vector = (ctypes.c_uint64 * len(words))(*words)
+    pidfd = os.pidfd_open(os.getpid())
+    # Cold pages: the one advice that kernels before 6.14 take as well, of one's own memory or not.
+    arguments = (pidfd, ctypes.byref(vector), PAGES, MADV_COLD, 0)
+    done = ctypes.CDLL(None, use_errno=True).syscall(NR_PROCESS_MADVISE, *arguments)
+    assert done == PAGES * mmap.PAGESIZE, os.strerror(ctypes.get_errno())
+    os.close(pidfd)
+    del page
+    memory.close()
+
+
 def seen_by(engine: HostEngine, probes: VmProbes, kinds: tuple[Kind, ...]) -> dict[str, object]:
     every = host_probes.host_mechanisms(None, 0)
     points = (*HOST_CALL_POINTS, *HOST_OTHER_CALL_POINTS)
     attached = attach_all(engine.program, points, {kind: every[kind] for kind in kinds})
     inflight = engine.program["inflight"]
     thread = inflight.Key(os.getpid() << 32 | threading.get_native_id())
-    before = probes.calls_seen()
+    before, lost = probes.calls_seen(), probes.counts()[Count.LOST_PIECES]
     inflight[thread] = inflight.Leaf(token=7)
     discard_pages()
+    calls, runs = probes.calls_seen() - before, probes.calls.read()
+    discard_vector()
+    discard_pages()  # ends the run of the last piece
     del inflight[thread]
     engine.program.detach()
+    after = probes.calls.read()
     return {
         "ways": {a.point.name: a.way.kind.value if a.way else a.reason for a in attached},
-        "runs": [
-            [int(run[name]) for name in ("count", "step", "advice")] for run in probes.calls.read()
-        ],
-        "calls": probes.calls_seen() - before,
+        "runs": [[int(run[name]) for name in ("count", "step", "advice")] for run in runs],
+        "calls": calls,
+        "pieces": sum(int(run["count"]) for run in after if run["call"] == Call.PROCESS_MADVISE),
+        "lost_pieces": probes.counts()[Count.LOST_PIECES] - lost,
     }
 
 

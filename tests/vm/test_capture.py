@@ -275,6 +275,7 @@ def test_every_way_to_the_system_calls_sees_the_same_ones(vm):
         assert set(found["ways"].values()) == kinds, found["ways"]
         assert found["runs"] == [[1000, -1, 4], [1, 0, 3]]
         assert found["calls"] == 1002
+        assert (found["pieces"], found["lost_pieces"]) == (1000, 0)
 
 
 def start_recorder(vm, bundle: Path, *more: str) -> subprocess.Popen:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,10 +69,27 @@ def attempts(vm, wanted: list[tuple[str, set[Capability]]]) -> list[str]:
     return json.loads(vm.agent.run([vm.agent.python, "-c", source, plan], LONGEST_S))
 
 
-def test_every_way_works_in_the_guest_and_the_cheapest_is_chosen(vm):
+def diagnosed(vm) -> dict[str, Any]:
     text, _, code = doctor(vm, "--json").rpartition("exit code ")
     assert code.strip() == "0"
-    document = json.loads(text[text.index("{") :])
+    return json.loads(text[text.index("{") :])
+
+
+def test_kprobes_that_were_turned_off_are_told_with_what_turns_them_on(vm):
+    """First of all: what it was told to do is done, and the next test needs it."""
+    debugfs = "mount -t debugfs none /sys/kernel/debug 2>/dev/null; "
+    vm.agent.run(["sh", "-c", f"{debugfs} echo 0 > /sys/kernel/debug/kprobes/enabled"])
+    rows = [row for row in diagnosed(vm)["checks"] if row["group"] == HOST_CALLS]
+    off = [row for row in rows if row["way"].startswith(("kprobe", "kretprobe"))]
+    assert {(row["proven"], row["fired"]) for row in off} == {(False, False)}
+    assert {row["reason"] for row in off} == {"it attached, but did not run when it should"}
+    (remedy,) = {row["remedy"] for row in off}
+    vm.agent.run(["sh", "-c", remedy])
+    assert all(row["fired"] for row in rows if row not in off)
+
+
+def test_every_way_works_in_the_guest_and_the_cheapest_is_chosen(vm):
+    document = diagnosed(vm)
     assert document["can_record"] == {"qemu": True, "other_vmm": True, "guest": True}
     fields = {field.name for field in dataclasses.fields(Check)}
     assert {frozenset(check) for check in document["checks"]} == {frozenset(fields)}

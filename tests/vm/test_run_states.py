@@ -1,4 +1,4 @@
-"""What a real QEMU says of a VM that stops, or is migrated away, ends the VM's trace."""
+"""What a real QEMU says of a VM that is stopped, migrated away or asleep ends the VM's trace."""
 
 from pathlib import Path
 
@@ -66,3 +66,16 @@ def test_a_vm_that_is_migrated_to_its_end_ends_its_trace(vm, tmp_path):
     assert vm.qmp.execute("query-migrate")["status"] == "completed"
     assert trace.manifest.end_reason == "vm-migrated"
     assert states(trace) == ["finish-migrate", "postmigrate"]
+
+
+def test_a_guest_that_suspends_to_memory_ends_its_trace(vm, tmp_path):
+    """Last of all: it is not woken up."""
+    output = tmp_path / "asleep.balloon"
+    with recording(vm, output) as recorder:
+        vm.agent.spawn(["sh", "-c", "sleep 1; echo mem > /sys/power/state"], "/tmp/suspend.log")
+        assert recorder.process.wait(WAIT_S) == ExitCode.OK
+    assert vm.qmp.execute("query-status")["status"] == "suspended"
+    trace = open_trace(output)
+    assert trace.is_complete
+    assert trace.manifest.end_reason == "vm-suspended"
+    assert states(trace) == ["suspended"]
