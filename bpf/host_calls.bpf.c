@@ -106,17 +106,24 @@ static __always_inline void end_call(struct host_vm *vm, struct inflight *in, st
 	in->enter_ns = 0;
 }
 
-static __always_inline int call_exit(long result)
+/* The call of this thread that ends now, and its VM; 0 where none is recorded. */
+static __always_inline struct host_vm *ending_call(struct inflight **in, struct outcome *end)
 {
 	u64 thread = bpf_get_current_pid_tgid();
-	struct inflight *in = inflight.lookup(&thread);
-	struct outcome end = {};
-	struct host_vm *vm;
 
-	if (!in || !in->enter_ns)
+	*in = inflight.lookup(&thread);
+	if (!*in || !(*in)->enter_ns)
 		return 0;
-	end.now = bpf_ktime_get_ns();
-	vm = vm_of(thread);
+	end->now = bpf_ktime_get_ns();
+	return vm_of(thread);
+}
+
+static __always_inline int call_exit(long result)
+{
+	struct outcome end = {};
+	struct inflight *in;
+	struct host_vm *vm = ending_call(&in, &end);
+
 	if (!vm)
 		return 0;
 	count_call(vm, in, &end, result);

@@ -54,15 +54,10 @@ static __always_inline void add_pieces(struct host_vm *vm, struct inflight *in)
 /* As call_exit, where the call may be a vector; 1 where pieces of it are left for another run. */
 static __always_inline int vector_exit(long result)
 {
-	u64 thread = bpf_get_current_pid_tgid();
-	struct inflight *in = inflight.lookup(&thread);
 	struct outcome end = {};
-	struct host_vm *vm;
+	struct inflight *in;
+	struct host_vm *vm = ending_call(&in, &end);
 
-	if (!in || !in->enter_ns)
-		return 0;
-	end.now = bpf_ktime_get_ns();
-	vm = vm_of(thread);
 	if (!vm)
 		return 0;
 	if (!in->vector_pieces) {
