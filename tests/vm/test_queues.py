@@ -312,9 +312,12 @@ def test_sleeps_for_want_of_memory_are_marked_and_timed(pressed):
     trace, *_ = pressed
     found = marks(trace, Side.GUEST, Mark.OUT_OF_PUFF)
     assert sum(mark["value"] for mark in found) > 0
-    slept = [row["puff_ns"] for row in rows(trace, Side.GUEST, Queue.INFLATE) if row["puff_ns"]]
-    # msleep(200) of fill_balloon(), by the guest's clock.
-    assert all(0.19e9 < puff < 5e9 for puff in slept)
+    inflates = rows(trace, Side.GUEST, Queue.INFLATE)
+    slept = [row["puff_ns"] for row in inflates if row["puff_ns"]]
+    # msleep(200) of fill_balloon(), by the guest's clock; on a host that has little time for the
+    # guest it is late, but never longer than all inflates together.
+    sent = [row["send_ns"] for row in inflates if row["send_ns"]]
+    assert all(0.19e9 < puff < max(sent) - min(sent) for puff in slept)
 
 
 def test_a_driver_that_leaves_takes_its_pages_back_by_that_name(pressed):
