@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from replay.backings import BACKINGS, Advice
 from replay.budget import (
@@ -18,7 +19,7 @@ from replay.budget import (
 from replay.check import check_plan
 from replay.merging import Merging, merging
 from replay.plan import Context, Plan
-from replay.planning import Refused, make_plan
+from replay.planning import Refused, attempt, make_plan
 from replay.requests import Requests
 from replay.residency import Residency
 from replay.sending import Sending, sending
@@ -82,7 +83,12 @@ def plan_all(
         # nop, the first of all, sends what was recorded.
         sent = sending(requests, plan, planned[0].sending if planned else None)
         recorded = planned[0].sending if planned else sent
-        merged = merging(strategy, requests, recorded, context.layout.memory_pages)
+        size_pages = context.layout.memory_pages
+        # What it merges is the strategy's own word too, and anyone may have written it.
+        merged = attempt(
+            strategy, context, partial(merging, strategy, requests, recorded, size_pages)
+        )
+        assert not isinstance(merged, Refused)  # or it would have been above
         planned.append(Planned(strategy, plan, sent, merged))
         del plan, sent, merged  # or the last ones would be kept while they move
     requests.memo.clear()

@@ -5,10 +5,13 @@ import pytest
 
 from replay.merging import Merging, merging
 from replay.plan import Context
+from replay.planning import StrategyError
+from replay.prepare import plan_all
 from replay.requests import Requests, from_pfns
 from replay.sending import sending
 from replay.strategies import load_strategy
 from tracer.trace.manifest import Region
+from tracer.trace.progress import silent
 from tracer.trace.schema import Queue
 
 FOR_EVER = "deferred:hold_bytes=none,hold_ns=none"
@@ -107,6 +110,9 @@ def test_what_is_merged_is_one_number_for_each_request(tmp_path, says: str) -> N
     )
     with pytest.raises(TypeError, match="must give one int64 for each request"):
         merged(f"{path}:Mine")
+    with pytest.raises(StrategyError) as caught:
+        plan_all((f"{path}:Mine",), REQUESTS, CONTEXT, silent)
+    assert "must give one int64 for each request" in str(caught.value)
 
 
 def test_the_driver_and_the_device_of_bulk() -> None:
