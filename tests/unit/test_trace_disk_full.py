@@ -141,11 +141,14 @@ def test_a_disk_without_room_for_the_end_leaves_a_readable_trace(small_disk, tmp
     assert open_trace(report.path).manifest.end_reason.startswith("salvaged")
 
 
-def test_a_disk_that_is_full_from_the_start(small_disk):
-    (small_disk / "ballast").write_bytes(bytes(free_bytes(small_disk)))
+@pytest.mark.parametrize("left_bytes", [0, 4096, 8192, 64 << 10])
+def test_a_disk_that_is_full_from_the_start_is_left_as_it_was(small_disk, left_bytes):
+    (small_disk / "ballast").write_bytes(bytes(free_bytes(small_disk) - left_bytes))
     with pytest.raises(TraceError, match="cannot") as caught:
         TraceWriter(small_disk / "a.balloon", Side.HOST)
     assert "free space" in caught.value.remedy
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+    assert free_bytes(small_disk) == left_bytes
 
 
 def test_a_read_only_file_system(small_disk):

@@ -1,6 +1,7 @@
 """Writes one side of a trace: a crash, a full disk or a kill costs at most the batch in hand."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -40,7 +41,7 @@ class TraceWriter:
         storage: When segments close, their compression, and the budget.
 
     Raises:
-        TraceError: The bundle exists, or cannot be created.
+        TraceError: The bundle exists, or cannot be created; nothing of it is left then.
     """
 
     def __init__(
@@ -58,7 +59,13 @@ class TraceWriter:
         make_bundle(self.path, force=force)
         self._lock = lock(self.path)
         self._store = SideStore(self.path, side, manifest or Manifest(), storage)
-        self._guard(self._store.begin)
+        try:
+            self._store.begin()
+        except OSError as problem:
+            # Nothing is in it, and a recorder of every VM would leave one for each that starts.
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._unlock()
+            raise _write_error("create", self.path, problem) from problem
 
     @property
     def manifest(self) -> Manifest:
@@ -237,7 +244,7 @@ class TraceWriter:
         try:
             step()
         except OSError as problem:
-            self._failure = _write_error(self.path, problem)
+            self._failure = _write_error("write", self.path, problem)
             self._store.save_rest(f"write failed: {problem.strerror or problem}")
             self._unlock()
             raise self._failure from problem
@@ -247,10 +254,10 @@ class TraceWriter:
         self._lock = -1
 
 
-def _write_error(path: Path, problem: OSError) -> TraceError:
+def _write_error(verb: str, path: Path, problem: OSError) -> TraceError:
     remedy = "free space there or record elsewhere" if is_full(problem) else "check the disk"
+    if verb == "write":
+        remedy += "; what was recorded up to here can still be read"
     return TraceError(
-        f"cannot write the trace {path}",
-        reason=problem.strerror or str(problem),
-        remedy=f"{remedy}; what was recorded up to here can still be read",
+        f"cannot {verb} the trace {path}", reason=problem.strerror or str(problem), remedy=remedy
     )
