@@ -99,7 +99,7 @@ def test_another_process_with_the_pid_is_another_vm() -> None:
 def test_without_room_it_waits_and_with_room_not_for_long(
     end: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bound is moved, not the disk: tests/kernel/test_stays_on.py fills a real one."""
+    """The bound is moved, not the disk: tests/kernel/all_vms/test_stays_on.py fills a real one."""
     again = Again(tmp_path)
     for _ in range(3):
         with monkeypatch.context() as patch:

@@ -3,61 +3,28 @@
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from tests.kernel.all_vms.recording_all import (
+    WAIT_S,
+    attached,
+    pages,
+    recording_all,
+    trace_of,
+    until,
+)
 from tests.kernel.recording import recording
 from tests.standins.build import configured, firecracker_like, qemu_like
 from tracer.engine.vm_probes import Quota
 from tracer.trace.errors import ExitCode
-from tracer.trace.reader import Trace, open_trace
+from tracer.trace.reader import open_trace
 from tracer.trace.schema import Call, Mark
 
 PAGE = 4096
-WAIT_S = 60
-
-
-@contextmanager
-def recording_all(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    argv = [sys.executable, "-m", "aerostat", "record", "--all", "-o", str(directory)]
-    argv += ["--sample-every", "200ms", *options]
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def attached(directory: Path, name: str, traces: int = 1) -> bool:
-    """Whether a VM of this name has so many traces whose probes are, or were, attached."""
-    bundles = directory.glob(f"{name}-*.balloon")
-    return sum(bool(list(bundle.glob("marks/*"))) for bundle in bundles) >= traces
-
-
-def trace_of(directory: Path, name: str) -> Trace:
-    (bundle,) = directory.glob(f"{name}-*.balloon")
-    return open_trace(bundle)
-
-
-def pages(trace: Trace) -> int:
-    return pc.sum(trace.table("requests")["pages"]).as_py() or 0
 
 
 def test_vms_that_start_and_end_are_taken_up_and_closed(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.test_record_all import WAIT_S, attached, pages, recording_all, until
+from tests.kernel.all_vms.recording_all import WAIT_S, attached, pages, recording_all, until
 from tests.kernel.test_record_verb import recording
 from tests.standins.build import qemu_like
 from tracer.trace.check import check_trace

@@ -2,7 +2,14 @@
 
 import signal
 
-from tests.kernel.test_record_all import WAIT_S, attached, pages, recording_all, trace_of, until
+from tests.kernel.all_vms.recording_all import (
+    WAIT_S,
+    attached,
+    pages,
+    recording_all,
+    trace_of,
+    until,
+)
 from tests.standins.build import qemu_like
 from tracer.trace.errors import ExitCode
 from tracer.trace.schema import Mark
