@@ -106,6 +106,14 @@ class Listeners:
             f" name of a VMM and shows no VM; --pid {vmm.pid} records it all the same"
         )
 
+    def replaced(self, vmm: Vmm) -> None:
+        """The one VM that was recorded is another program's now."""
+        self.insist(
+            f"{vmm.label or 'the VM'} (pid {vmm.pid}) is recorded no further: its VMM executed"
+            " another program in its place; to record what that does, run aerostat record again"
+            f" with --pid {vmm.pid} and another -o"
+        )
+
     def stopping(self) -> None:
         """The recorder is closing its traces."""
         self._notifier.stopping("closing")

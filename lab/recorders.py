@@ -201,6 +201,7 @@ def host_recorder(vm: LabVm, capture: HostCapture, progress: Progress) -> HostRe
             vm_name=vm.options.name,
             scenario=capture.scenario,
         )
-        return record_host(options, progress, stop)
+        record_host(options, progress, stop)
+        return capture.output
 
     return HostRecorder(record)

@@ -160,13 +160,16 @@ def _record_host(
     from tracer.account.merge import settle
     from tracer.engine.privilege import LOAD, require
     from tracer.host_side.host import VmOptions, record_host
+    from tracer.host_side.host_session import REPLACED
     from tracer.vms.discover import find_vm
 
     # Before the process is looked at: without privilege that fails for a lesser reason.
     require("a VM", LOAD)
     vmm = find_vm(pid=given["pid"], name=given["name"], uuid=given["uuid"])
-    trace = record_host(VmOptions(**options, vmm=vmm), progress, stop)
-    for bundle in [trace] if options["flight"] is None else told.kept:
+    end = record_host(VmOptions(**options, vmm=vmm), progress, stop)
+    if end.reason == REPLACED:
+        told.replaced(vmm)
+    for bundle in told.kept if end.trace is None else [end.trace]:
         settle(bundle)
 
 

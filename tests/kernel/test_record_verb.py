@@ -37,6 +37,30 @@ def test_a_signal_ends_a_recording_in_order(number, tmp_path):
     assert pc.sum(trace.table("requests")["pages"]).as_py() == did.pages == 5000
 
 
+@pytest.mark.parametrize("is_second", [False, True], ids=["other arguments", "the same"])
+def test_a_vmm_that_executes_another_in_its_place_ends_the_trace(is_second, tmp_path):
+    bundles = [tmp_path / name for name in ("a.balloon", "b.balloon")]
+    with qemu_like("-m", "256M", "-name", "guest=reborn") as vm:
+        if is_second:
+            vm.replace()
+        with recording(vm, bundles[0], "--sample-every", "100ms") as recorder:
+            before = vm.send("inflate", 1000, 256, 1)
+            vm.replace()
+            assert recorder.process.wait(WAIT_S) == ExitCode.OK
+            said = recorder.process.stderr.read()
+        with recording(vm, bundles[1]) as again:
+            after = vm.send("inflate", 2000, 512, 1)
+            assert again.end() == ExitCode.OK
+    assert f"reborn (pid {vm.pid}) is recorded no further" in said
+    assert f"aerostat record again with --pid {vm.pid}" in said
+    traces = [open_trace(bundle) for bundle in bundles]
+    assert all(trace.is_complete for trace in traces)
+    assert [trace.manifest.end_reason for trace in traces] == ["vm-replaced", "stopped"]
+    pages = [pc.sum(trace.table("requests")["pages"]).as_py() for trace in traces]
+    assert pages == [before.pages, after.pages]
+    assert marks(traces[0], Mark.VM_EXIT) == []
+
+
 def test_two_recorders_of_one_vm_each_see_everything(tmp_path):
     bundles = [tmp_path / name for name in ("a.balloon", "b.balloon")]
     with (

@@ -106,6 +106,11 @@ class StandIn:
         print("exec", file=self._process.stdin, flush=True)
         self.parts = self._read()["parts"]
 
+    def fade(self) -> None:
+        """Let it lose its program before its process is gone, which it is when the block ends."""
+        assert self._process.stdin is not None
+        print("fade", file=self._process.stdin, flush=True)
+
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

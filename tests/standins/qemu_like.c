@@ -17,6 +17,8 @@
  *   noise COUNT                    another device's requests, and discards outside any request
  *   target BYTES, actual BYTES, runstate N
  *   exec                           run itself in its place, with `-incoming defer`, as cpr-exec does
+ *   fade                           end as a process with much memory does: there until stdin closes,
+ *                                  but without its program
  *
  * Takes QEMU's -m, -machine, -object memory-backend-*, -numa node,memdev= and -device
  * virtio-balloon-pci,free-page-hint=,free-page-reporting=; any other option is taken and ignored.
@@ -25,9 +27,11 @@
 #include "qemu_balloon.h"
 
 #include <limits.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static uint64_t request_pfns = 256, driver_gpa = 1 << 20;
@@ -228,13 +232,35 @@ static void run_exec(int argc, const uint64_t *argv)
 	die("exec");
 }
 
+static void *wait_for_end(void *unused)
+{
+	char byte;
+
+	while (read(STDIN_FILENO, &byte, 1) > 0)
+		;
+	_exit(0);
+	return unused;
+}
+
+/* No reply: the thread that would give it is gone, and with it what /proc/PID/exe shows. */
+static void run_fade(int argc, const uint64_t *argv)
+{
+	pthread_t other;
+
+	(void)argc, (void)argv;
+	if (pthread_create(&other, NULL, wait_for_end, NULL))
+		die("pthread_create");
+	syscall(SYS_exit, 0);
+}
+
 static const struct command commands[] = {
 	{ "inflate", run_inflate, 2 }, { "deflate", run_deflate, 2 }, { "report", run_report, 2 },
 	{ "hint", run_hint, 2 },       { "stats", run_stats, 0 },     { "garbage", run_garbage, 1 },
 	{ "poll", run_poll, 1 },       { "hang", run_hang, 2 },
 	{ "flood", run_flood, 1 },     { "size", run_size, 1 },       { "driver", run_driver, 1 },
 	{ "touch", run_touch, 2 },     { "noise", run_noise, 1 },     { "target", run_target, 1 },
-	{ "actual", run_actual, 1 },   { "runstate", run_runstate, 1 }, { "exec", run_exec, 0 }, {},
+	{ "actual", run_actual, 1 },   { "runstate", run_runstate, 1 }, { "exec", run_exec, 0 },
+	{ "fade", run_fade, 0 },       {},
 };
 
 int main(int argc, char **argv)

@@ -17,11 +17,13 @@ def add_process(
     maps: str = "",
     descriptors: Sequence[str] = (),
     stack: int = 0x7FFC00000000,
+    flags: int = 0x400000,
 ) -> Path:
     """Write one process; exe None stands for a link that may not be read."""
     root = proc / str(pid)
     root.mkdir(parents=True, exist_ok=True)
-    numbers = [parent, pid, pid, 0, -1, *[0] * 11, 1, 0, start_ticks, 0, 0, 0, 1, 1, stack, 0]
+    head = [parent, pid, pid, 0, -1, flags, *[0] * 10, 1, 0]
+    numbers = [*head, start_ticks, 0, 0, 0, 1, 1, stack, 0]
     stat = f"{pid} ({comm}) S " + " ".join(str(number) for number in numbers)
     (root / "stat").write_text(stat + "\n")
     encoded = [part.encode() if isinstance(part, str) else part for part in arguments]

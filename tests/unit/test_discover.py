@@ -8,7 +8,7 @@ import pytest
 from tests.unit.proc_tree import KUBEVIRT, LIBVIRT, PROXMOX, QEMU, UUID, add_process
 from tracer.errors import ProcessError
 from tracer.vms import discover
-from tracer.vms.discover import Changes, Watch, find_vm, find_vms
+from tracer.vms.discover import Changes, Watch, find_vm, find_vms, is_replaced
 
 RAM = "7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \n"
 
@@ -113,6 +113,56 @@ def test_a_long_list_is_cut(proc):
 def test_no_procfs_is_an_error(tmp_path):
     with pytest.raises(ProcessError, match="cannot list"):
         find_vms(tmp_path / "nowhere")
+
+
+class TestIsReplaced:
+    @pytest.fixture
+    def tree(self, tmp_path) -> Path:
+        proc = tmp_path / "proc"
+        add_process(proc, 50, [QEMU, "-name", "a"], exe=QEMU)
+        return proc
+
+    def after(self, tree: Path, arguments: list[str], exe: str | None, **more: int) -> bool:
+        vm = find_vm(pid=50, proc=tree)
+        (tree / "50" / "exe").unlink()
+        add_process(tree, 50, arguments, exe=exe, **more)
+        return is_replaced(vm, tree)
+
+    @pytest.mark.parametrize(
+        ("arguments", "exe", "stack"),
+        [
+            ([QEMU, "-name", "a", "-incoming", "defer"], QEMU, 0x7FFC00000000),
+            ([QEMU, "-name", "a"], QEMU, 0x7FFD00000000),
+            ([QEMU, "-name", "a"], "/opt/qemu-system-x86_64", 0),
+            (["sh"], "/bin/sh", 0x7FFD00000000),
+        ],
+    )
+    def test_another_program_in_its_process(self, tree, arguments, exe, stack):
+        assert self.after(tree, arguments, exe, stack=stack)
+
+    @pytest.mark.parametrize(
+        ("exe", "stack"),
+        [
+            (QEMU, 0x7FFC00000000),
+            (f"{QEMU} (deleted)", 0x7FFC00000000),
+            (f"{QEMU}.old", 0x7FFC00000000),
+            (None, 0),
+        ],
+    )
+    def test_the_same_program_whatever_its_file_is_called(self, tree, exe, stack):
+        assert not self.after(tree, [QEMU, "-name", "a"], exe, stack=stack)
+
+    def test_one_that_ends_slowly_is_none(self, tree):
+        """Its memory goes first: it has no program and no arguments then."""
+        assert not self.after(tree, [], None, stack=0, flags=0x400004)
+
+    def test_another_process_with_its_pid_is_none(self, tree):
+        assert not self.after(tree, ["sh"], "/bin/sh", start_ticks=2000)
+
+    def test_one_that_has_ended_is_none(self, tree):
+        vm = find_vm(pid=50, proc=tree)
+        shutil.rmtree(tree / "50")
+        assert not is_replaced(vm, tree)
 
 
 class TestWatch:

@@ -25,7 +25,7 @@ from tracer.host_side.host_session import Ended, Followed, HostSession
 from tracer.record.capture import CaptureOptions, run_loop
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress, silent
-from tracer.vms.discover import Changes
+from tracer.vms.discover import Changes, is_replaced
 from tracer.vms.vmm import Vmm
 
 DETAILS = ("requests", "discards", "calls")
@@ -100,8 +100,11 @@ class VmOptions(HostOptions):
 
 def record_host(
     options: VmOptions, progress: Progress = silent, stop: threading.Event | None = None
-) -> Path:
+) -> Ended:
     """Record one VM until `stop` is set, the duration has passed or the VM ends.
+
+    A VMM that executes another in its place ends it too: nothing of what was learned of the one,
+    such as where its memory lies, holds for the other.
 
     Args:
         options: What to record and where to.
@@ -109,7 +112,7 @@ def record_host(
         stop: Set it to end the capture.
 
     Returns:
-        The bundle. What was lost is in its manifest, never an error here.
+        Its bundle, and why it ended. What was lost is in the manifest, never an error here.
 
     Raises:
         ProcessError: The VM has ended, or may not be read.
@@ -121,15 +124,27 @@ def record_host(
     require_first_pid_namespace()
     require(f"process {options.vmm.pid}", host_needs(options.vmm.pid))
     ends: list[Ended] = []
+
+    def follow() -> Followed:
+        return Followed([options.vmm] if is_replaced(options.vmm) else [], ())
+
     progress("compile and attach")
     with HostEngine(calls=options.detail != "requests") as engine:
-        session = HostSession(engine, settings, options, on_end=ends.append, progress=progress)
+        session = HostSession(
+            engine,
+            settings,
+            options,
+            on_end=ends.append,
+            progress=progress,
+            follow=follow,
+            goes_on=False,
+        )
         session.add(options.vmm, options.output)
         _run(session, options, stop, progress)
-    for end in ends:
-        if end.error is not None:
-            raise end.error
-    return options.output
+    (end,) = ends
+    if end.error is not None:
+        raise end.error
+    return end
 
 
 def record_all(
@@ -179,7 +194,13 @@ def record_all(
     progress("compile and attach")
     with HostEngine(calls=options.detail != "requests") as engine:
         session = HostSession(
-            engine, settings, options, on_end=ended, progress=progress, follow=follow
+            engine,
+            settings,
+            options,
+            on_end=ended,
+            progress=progress,
+            follow=follow,
+            goes_on=True,
         )
         _run(session, options, stop, progress)
 

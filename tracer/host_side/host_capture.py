@@ -32,6 +32,9 @@ from tracer.trace.schema import SAMPLES, Mark, Side
 from tracer.trace.sink import Sink
 from tracer.vms.process import is_running
 
+EXITED = "vm-exited"
+"""Why a trace ends whose VM's process has."""
+
 
 class HostCapture:
     """The attached probes of one VM, their rings, and the trace they go to.
@@ -132,7 +135,7 @@ class HostCapture:
     def ended(self) -> str | None:
         """Why the VM cannot be recorded any further, or None."""
         if not is_running(self._pidfd):
-            return "vm-exited"
+            return EXITED
         return self._events.end_reason or self._writer.stop_reason
 
     def flush(self) -> None:
@@ -170,7 +173,7 @@ class HostCapture:
             reason: Why the recording ends.
         """
         pid, actual_end = self.subject.vmm.pid, self._ask_actual()
-        if reason == "vm-exited":
+        if reason == EXITED:
             self._writer.mark(Mark.VM_EXIT, time.monotonic_ns(), text=f"pid {pid} ended")
         end = clock_anchor()
         left_open = self._probes.stop()

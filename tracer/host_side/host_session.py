@@ -11,7 +11,7 @@ from pathlib import Path
 from tracer.engine.host_engine import HostEngine
 from tracer.errors import ProcessEndedError, SymbolError, foreseen
 from tracer.host_side.host_account import Settings, Subject
-from tracer.host_side.host_capture import HostCapture
+from tracer.host_side.host_capture import EXITED, HostCapture
 from tracer.record.capture import DRAIN_LONGEST_S, CaptureOptions
 from tracer.record.clock_watch import ClockEvent, ClockWatch
 from tracer.record.flight import FlightRecorder
@@ -22,6 +22,7 @@ from tracer.trace.progress import Progress
 from tracer.trace.replace_bundle import remove_bundle
 from tracer.trace.schema import Side
 from tracer.trace.writer import TraceWriter
+from tracer.vms.discover import is_replaced
 from tracer.vms.vmm import Vmm
 
 REPLACED = "vm-replaced"
@@ -174,8 +175,8 @@ class HostSession:
         options: Where to and for how long; its `output` is not looked at.
         on_end: Told of each VM that is recorded no more.
         progress: Told what takes time.
-        follow: Says which VMs have ended and appeared since it was last asked; None where the
-            session is over when its last VM is.
+        follow: Says which VMs have ended and appeared since it was last asked.
+        goes_on: Whether the session is not over when its last VM is: others may appear.
     """
 
     def __init__(  # noqa: PLR0913  three things it works with and three that it tells
@@ -186,11 +187,13 @@ class HostSession:
         *,
         on_end: Callable[[Ended], None],
         progress: Progress,
-        follow: Callable[[], Followed] | None = None,
+        follow: Callable[[], Followed],
+        goes_on: bool,
     ) -> None:
         self._engine, self._settings, self._options = engine, settings, options
         self._clocks = ClockWatch()
-        self._on_end, self._progress, self._follow = on_end, progress, follow
+        self._on_end, self._progress = on_end, progress
+        self._follow, self._goes_on = follow, goes_on
         self._recorded: list[Recorded] = []
         self._last_end: Ended | None = None
 
@@ -211,11 +214,11 @@ class HostSession:
         Those that have ended are closed before: a VMM that executes another in its place, as QEMU's
         cpr-exec does (since 10.2), leaves the process to the next VM.
         """
-        if self._follow is None:
-            return
         followed = self._follow()
         for recorded in [each for each in self._recorded if each.vmm in followed.ended]:
-            reason = recorded.capture.ended() or REPLACED
+            # One with much memory is not gone yet when its program is.
+            gone = REPLACED if is_replaced(recorded.vmm) else EXITED
+            reason = recorded.capture.ended() or gone
             self._drop(recorded, recorded.finish(reason))
         for vmm, output in followed.appeared:
             # Each may take seconds, and there may be hundreds at the begin.
@@ -268,7 +271,7 @@ class HostSession:
             reason = recorded.capture.ended()
             if reason is not None:
                 self._drop(recorded, recorded.finish(reason))
-        if self._recorded or self._follow is not None:
+        if self._recorded or self._goes_on:
             return None
         return self._last_end.reason if self._last_end is not None else "no VM"
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -200,11 +200,33 @@ def _only_main(vms: Iterator[Vmm]) -> list[Vmm]:
     ]
 
 
+def is_replaced(vmm: Vmm, proc: Path = PROC) -> bool:
+    """Say whether a VM's process runs another program now, as after QEMU's cpr-exec (since 10.2).
+
+    Args:
+        vmm: The VM, as it was found.
+        proc: Where procfs is mounted.
+
+    Returns:
+        False too where the process has ended, is about to, or may not be read.
+    """
+    try:
+        process = read_process(vmm.pid, proc)
+    except ProcessError:
+        return False
+    if process.is_ending or process.start_ticks != vmm.start_ticks:
+        return False
+    exe, arguments, stack = process.exe or vmm.exe, process.arguments, process.stack
+    return not _is_same(vmm, replace(vmm, exe=exe, arguments=arguments, stack=stack))
+
+
 def _is_same(before: Vmm, after: Vmm | None) -> bool:
-    if after is None or (before.exe, before.arguments) != (after.exe, after.arguments):
+    if after is None or before.arguments != after.arguments:
         return False
     # A recorder that gives up its privileges may read only the earlier of the two.
-    return before.stack == after.stack or 0 in (before.stack, after.stack)
+    if 0 in (before.stack, after.stack):
+        return before.exe == after.exe
+    return before.stack == after.stack  # whatever the program's file is called by now
 
 
 def _has_name(vm: Vmm, name: str | None) -> bool:

@@ -19,6 +19,8 @@ PROC = Path("/proc")
 _ARGUMENT_BYTES = 1 << 20
 """Read of a command line; the kernel's own bound is 6 MiB (fs/exec.c, since 4.13)."""
 _DELETED = " (deleted)"
+_PF_EXITING = 0x4
+"""include/linux/sched.h, since 2.6.0."""
 GONE = (errno.ENOENT, errno.ESRCH)
 """What procfs answers once a process has ended."""
 
@@ -39,6 +41,8 @@ class Process:
         stack: Where its stack begins (proc(5) stat field 28), by which a program that it executes
             in its place can be told from itself: the kernel chooses anew for each. 0 where that may
             not be read.
+        is_ending: It is on its way out (PF_EXITING of field 9): it has neither program nor
+            arguments any more, and takes some 0.3 s for each GiB of its memory to be gone.
     """
 
     pid: int
@@ -49,6 +53,7 @@ class Process:
     arguments: tuple[str, ...]
     namespace_pids: tuple[int, ...]
     stack: int = 0
+    is_ending: bool = False
 
 
 def read_process(pid: int, proc: Path = PROC) -> Process:
@@ -69,7 +74,8 @@ def read_process(pid: int, proc: Path = PROC) -> Process:
         arguments = _arguments(root)
         namespace_pids = _namespace_pids(root)
         # Whatever was read between belongs to one process only if it is still the same.
-        same = _stat(root)[1:] == stat[1:]
+        after = _stat(root)
+        same = (after.start_ticks, after.stack) == (stat.start_ticks, stat.stack)
     except OSError as error:
         if error.errno in GONE:
             raise no_process(pid, str(error)) from error
@@ -78,8 +84,17 @@ def read_process(pid: int, proc: Path = PROC) -> Process:
         ) from error
     if not same:
         raise no_process(pid, "it ended while it was looked at")
-    parent, start, stack = stat.parent, stat.start_ticks, stat.stack
-    return Process(pid, start, parent, exe, deleted, arguments, namespace_pids, stack)
+    return Process(
+        pid=pid,
+        start_ticks=stat.start_ticks,
+        parent=stat.parent,
+        exe=exe,
+        exe_deleted=deleted,
+        arguments=arguments,
+        namespace_pids=namespace_pids,
+        stack=stat.stack,
+        is_ending=bool(stat.flags & _PF_EXITING),
+    )
 
 
 def pids(proc: Path = PROC) -> list[int]:
@@ -137,9 +152,10 @@ def no_process(pid: int, reason: str) -> ProcessEndedError:
 
 
 class _Stat(NamedTuple):
-    """Fields 4, 22 and 28 of proc(5) stat."""
+    """Fields 4, 9, 22 and 28 of proc(5) stat."""
 
     parent: int
+    flags: int
     start_ticks: int
     stack: int
 
@@ -148,7 +164,7 @@ def _stat(root: Path) -> _Stat:
     # Counted after the name, which may hold spaces and parentheses.
     fields = (root / "stat").read_bytes().rpartition(b")")[2].split()
     try:
-        return _Stat(int(fields[1]), int(fields[19]), int(fields[25]))
+        return _Stat(*(int(fields[place]) for place in (1, 6, 19, 25)))
     except (IndexError, ValueError) as error:
         raise FileNotFoundError(errno.ENOENT, "unreadable stat", str(root / "stat")) from error
 

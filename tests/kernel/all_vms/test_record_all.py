@@ -122,6 +122,21 @@ def test_a_vmm_that_executes_another_in_its_place_goes_on_in_the_next_trace(tmp_
     assert pages(trace_of(directory, "other")) == also.pages
 
 
+def test_a_vm_that_takes_long_to_end_was_not_replaced(tmp_path):
+    """It has no program any more while its memory is freed, and its process is still there."""
+    directory = tmp_path / "traces.d"
+    large = qemu_like("-m", "256M", "-name", "guest=large")
+    with large as vm, recording_all(directory) as recorder:
+        until(lambda: attached(directory, "large"))
+        vm.fade()
+        until(lambda: trace_of(directory, "large").is_complete)
+        recorder.send_signal(signal.SIGINT)
+        assert recorder.wait(WAIT_S) == ExitCode.OK
+    trace = trace_of(directory, "large")
+    assert trace.manifest.end_reason == "vm-exited"
+    assert Mark.VM_EXIT in trace.table("marks")["mark"].to_pylist()
+
+
 def test_a_vm_that_was_suspended_goes_on_in_the_next_trace(tmp_path):
     directory = tmp_path / "traces.d"
     sleepy = qemu_like("-m", "256M", "-name", "guest=sleepy")
