@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import click
-from click.core import ParameterSource
 
+from aerostat.options import refuse_others
 from aerostat.output import emit_json, warn
 from aerostat.progress import progress_on_stderr
 
@@ -26,14 +26,7 @@ def run(context: click.Context) -> None:
         CaptureIncompleteError: A trace misses events, and --allow-loss was not given.
         AerostatError: A trace or the machine does not allow it.
     """
-    given = {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    if other := sorted(given - TAKES):
-        option = next(each for each in context.command.params if each.name == other[0])
-        raise click.UsageError(f"{max(option.opts, key=len)} does not go with --fidelity")
+    refuse_others(context, TAKES, "--fidelity")
     from replay.causes import to_json
     from replay.faithful import measure_fidelity
     from replay.schedule import refuse_loss

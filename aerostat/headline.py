@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from aerostat.options import refuse_others
 from aerostat.output import emit_json, plain
 from aerostat.progress import progress_on_stderr
 from tracer.account.stages import SEED_NS, SEED_PAGES, SEED_TOTAL_NS
@@ -88,14 +89,12 @@ def run(context: click.Context) -> None:
         click.UsageError: An option was given that does not go with it.
         AerostatError: The trace or the machine does not allow it.
     """
+    refuse_others(context, TAKES, "--seed-headline")
     given = {
         name: value
         for name, value in context.params.items()
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    if other := sorted(given.keys() - TAKES):
-        option = next(each for each in context.command.params if each.name == other[0])
-        raise click.UsageError(f"{max(option.opts, key=len)} does not go with --seed-headline")
     if len(given.get("traces", ())) > 1:
         raise click.UsageError("--seed-headline takes the order of one trace")
     from replay.headline import measure_headline

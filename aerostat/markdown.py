@@ -100,9 +100,6 @@ def table(lines: Sequence[Line]) -> str:
 
 def _row(line: Line) -> list[str]:
     found = line.difference
-    interval = render.NOT_OBSERVED
-    if found.low is not None and found.high is not None:
-        interval = f"{found.low:.3f} to {found.high:.3f}"
     return [
         name(line.subject),
         name(line.metric),
@@ -110,7 +107,7 @@ def _row(line: Line) -> list[str]:
         render.figure(line.metric, found.base),
         render.figure(line.metric, found.candidate),
         render.cell(found.ratio, "{:.3f}".format),
-        interval,
+        render.ratio_interval(found.low, found.high),
         render.cell(found.p_value, "{:.3g}".format),
     ]
 

@@ -1,11 +1,13 @@
 """Options that several verbs share, so that they are spelled and explained once."""
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from aerostat.sizes import parse_duration, parse_size
 
@@ -72,6 +74,37 @@ def window(text: str) -> tuple[int | None, int | None]:
         return None, parse_duration(text)
     except ValueError:
         return size(text), None
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers: click's own takes a nan for one that lies in it."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Refuse what is no number."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
+def refuse_others(context: click.Context, takes: Collection[str], option: str) -> None:
+    """Refuse what was given and means nothing beside an option, rather than ignore it.
+
+    Args:
+        context: Of the verb.
+        takes: Names of the parameters that mean something beside it.
+        option: As the user spells it.
+
+    Raises:
+        click.UsageError: One of the others was given.
+    """
+    for each in context.command.params:
+        name = each.name or ""
+        if name in takes or context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        raise click.UsageError(f"{max(each.opts, key=len)} does not go with {option}")
 
 
 PATH = click.Path(path_type=Path)

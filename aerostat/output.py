@@ -25,8 +25,8 @@ def warn(text: str) -> None:
 
 def emit_json(document: dict[str, Any]) -> None:
     """Write one JSON document to stdout; a NaN in it is a bug, not a value."""
-    json.dump(document, sys.stdout, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
+    text = json.dumps(document, indent=2, allow_nan=False)  # whole before any of it is written
+    sys.stdout.write(f"{text}\n")
 
 
 def emit_text(text: str) -> None:

@@ -131,6 +131,13 @@ def figure(metric: str, value: float | None) -> str:
     return cell(value, format_ns if "_ns" in metric else "{:,.0f}".format)
 
 
+def ratio_interval(low: float | None, high: float | None) -> str:
+    """Turn an interval of ratios into a cell; one may have no upper end."""
+    if low is None:
+        return NOT_OBSERVED
+    return f"{low:.3f} or more" if high is None else f"{low:.3f} to {high:.3f}"
+
+
 def count(value: int | None) -> str:
     """Turn a count into a cell, with thousands separated."""
     return cell(value, lambda number: f"{number:,}")

@@ -197,9 +197,14 @@ def _counts(queue: Queue, old: pa.Table, new: pa.Table, gates: Gates) -> list[Li
         lines.append(Line(queue.name.lower(), metric, False, told))
     calls = [_sum(table, "discard_calls") for table in (old, new)]
     if all(calls):
-        decisive = pages[0] == pages[1] and queue is not Queue.REPORTING
-        runs = [_runs(table) for table in (old, new)]
-        found = _judge_calls(compare_counts(calls[0], calls[1]), runs, gates)
+        found = compare_counts(calls[0], calls[1])
+        alike = pages[0] == pages[1]
+        if alike:
+            found = _judge_calls(found, [_runs(table) for table in (old, new)], gates)
+        else:
+            reason = f"calls for {pages[0]:,} and for {pages[1]:,} pages are not the same work"
+            found = replace(found, verdict=Verdict.INCONCLUSIVE, reason=reason)
+        decisive = alike and queue is not Queue.REPORTING
         lines.append(Line(queue.name.lower(), "discard_calls", decisive, found))
     return lines
 
@@ -209,12 +214,13 @@ def _judge_calls(found: Difference, runs: Sequence[int], gates: Gates) -> Differ
 
     A device that merges needs as many calls as the guest's pages come in runs, and no two sessions
     fragment a guest alike. So a difference counts only beyond the effect that matters and beyond
-    the difference in runs.
+    the difference in runs, where that is in the same direction: fewer runs explain no more calls.
     """
     if found.verdict is Verdict.SAME or not found.ratio:
         return found
     size = max(found.ratio, 1 / found.ratio) - 1
-    by_guest = max(runs) / min(runs) - 1 if min(runs) else 0.0
+    fewer, more = runs if found.ratio > 1 else runs[::-1]
+    by_guest = max(more / fewer, 1) - 1 if fewer else 0.0
     told = f"{found.ratio - 1:+.2%} calls"
     if size < gates.effect:
         reason = f"{told}: within {gates.effect:.1%} of equality"

@@ -7,6 +7,7 @@ where the interval of the ratio lies wholly inside the indifferent band; everyth
 inconclusive. Reported effects are ratios with intervals, after Kalibera and Jones (ISMM 2013).
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +66,8 @@ class Difference:
         candidate: Median of the candidate.
         ratio: Candidate's median over the baseline's; None where that is undefined.
         low: Lower end of the interval of `ratio`.
-        high: Upper end.
+        high: Upper end; None beside a `low` where there is none, since medians of the baseline may
+            be zero.
         p_value: Mann-Whitney, two-sided.
         noise: Larger robust coefficient of variation of the two sets.
         reason: Why the verdict is what it is, in words.
@@ -128,8 +130,8 @@ def compare_counts(base: int, candidate: int) -> Difference:
 
 def ratio_interval(
     base: Samples, candidate: Samples, confidence: float, seed: int
-) -> tuple[float, float]:
-    """Bootstrap interval of the ratio of medians.
+) -> tuple[float, float | None]:
+    """Bootstrap interval of the ratio of medians; its upper end is None where it has none.
 
     BCa where it is defined, else percentile: with a handful of samples the acceleration of a median
     is often undefined. An interval always contains the observed ratio.
@@ -153,7 +155,7 @@ def ratio_interval(
             ).confidence_interval
         if np.isfinite([found.low, found.high]).all():
             return min(float(found.low), observed), max(float(found.high), observed)
-    return 0.0, float("inf")
+    return 0.0, None
 
 
 def _batch(samples: int) -> int:
@@ -176,20 +178,22 @@ def scatter(samples: Samples) -> float:
 
 
 def _judge(found: Difference, gates: Gates) -> tuple[Verdict, str]:
-    ratio, low, high = found.ratio or 1.0, found.low or 0.0, found.high or 0.0
+    ratio, low = found.ratio or 1.0, found.low or 0.0
+    high = math.inf if found.high is None else found.high
     p_value, noise = found.p_value or 0.0, found.noise or 0.0
     size = max(ratio, 1 / ratio) - 1
     significant = p_value < gates.alpha and not low <= 1 <= high
+    reach = "without an upper end" if found.high is None else f"to {high - 1:+.1%}"
+    span = f"interval {low - 1:+.1%} {reach}"
     if significant and size >= gates.effect and size > noise:
         verdict = Verdict.WORSE if ratio > 1 else Verdict.BETTER
-        return verdict, f"{ratio - 1:+.1%}, interval {low - 1:+.1%} to {high - 1:+.1%}"
+        return verdict, f"{ratio - 1:+.1%}, {span}"
     if low >= 1 / (1 + gates.effect) and high <= 1 + gates.effect:
         return Verdict.SAME, f"the interval lies within {gates.effect:.1%} of equality"
     if size < gates.effect:
         reason = f"the interval reaches beyond {gates.effect:.1%}, the median not: use more runs"
     elif not significant:
-        span = f"p = {p_value:.2g}, interval {low - 1:+.1%} to {high - 1:+.1%}"
-        reason = f"{ratio - 1:+.1%} may be chance ({span}): use more runs"
+        reason = f"{ratio - 1:+.1%} may be chance (p = {p_value:.2g}, {span}): use more runs"
     else:
         reason = f"{ratio - 1:+.1%} is within the scatter of {noise:.1%}: quieten the machine"
     return Verdict.INCONCLUSIVE, reason

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aerostat.options import TRACE, json_option
+from aerostat.options import TRACE, FiniteRange, json_option
 from aerostat.output import emit_json, emit_text, plain, warn
 from tracer.trace.errors import ExitCode
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from replay.compare import Comparison, Line, Policy
 
 
-FORMAT = {"format": "aerostat-comparison", "version": "1.0"}
+FORMAT = {"format": "aerostat-comparison", "version": "1.1"}
 _SPARE = ("candidate", "baseline", "decisive", "interval", "p")
 """What a narrow terminal goes without; the last one goes first."""
 
@@ -23,14 +23,14 @@ _SPARE = ("candidate", "baseline", "decisive", "interval", "p")
 @click.argument("candidate", type=TRACE)
 @click.option(
     "--effect",
-    type=click.FloatRange(0, 100, min_open=True, max_open=True),
+    type=FiniteRange(0, 100, min_open=True, max_open=True),
     default=3.0,
     show_default=True,
     help="Smallest difference that matters, in percent.",
 )
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.05,
     show_default=True,
     help="Highest probability that a difference is chance.",
@@ -135,16 +135,13 @@ def _row(line: "Line") -> tuple[str, ...]:
     from aerostat import render
 
     difference = line.difference
-    interval = render.NOT_OBSERVED
-    if difference.low is not None and difference.high is not None:
-        interval = f"{difference.low:.3f} to {difference.high:.3f}"
     return (
         line.subject,
         line.metric,
         render.figure(line.metric, difference.base),
         render.figure(line.metric, difference.candidate),
         render.cell(difference.ratio, lambda ratio: f"{ratio:.3f}"),
-        interval,
+        render.ratio_interval(difference.low, difference.high),
         render.cell(difference.p_value, lambda p: f"{p:.3g}"),
         difference.verdict,
         "yes" if line.decisive else "",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aerostat.judge import require_whole
-from aerostat.options import PATH, force_option, talk_options
+from aerostat.options import PATH, force_option, refuse_others, talk_options
 from aerostat.output import refuse_existing
 from aerostat.progress import progress_on_stderr
 from aerostat.record_options import (
@@ -36,6 +36,9 @@ from tracer.trace.progress import Progress
 
 if TYPE_CHECKING:
     from tracer.vms.discover import Changes
+
+_PROVE_TAKES = frozenset({"prove", "output", "pid", "duration", "as_json", "quiet", "verbose"})
+"""Parameters that mean something beside --prove; any other is refused rather than ignored."""
 
 
 @click.command("record")
@@ -92,9 +95,9 @@ def command(**given: Any) -> ExitCode:
 
 def _prove(given: dict[str, Any]) -> ExitCode:
     """Kill recorders instead of recording."""
-    others = ("guest", "every", "name", "uuid")
-    if any(given[option] for option in others):
-        raise click.UsageError("--prove goes with no VM but one that --pid names")
+    refuse_others(click.get_current_context(), _PROVE_TAKES, "--prove")
+    if given["duration"] is not None and given["pid"] is None:
+        raise click.UsageError("--duration goes with --prove where --pid names a VM to record")
     from aerostat.prove import prove_record
 
     with progress_on_stderr(verbose=given["verbose"], quiet=given["quiet"]) as progress:

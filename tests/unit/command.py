@@ -17,7 +17,7 @@ def run(arguments: list[object], **options) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
         **options,
     )
 

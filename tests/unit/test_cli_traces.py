@@ -143,8 +143,8 @@ def test_two_traces_are_compared(host: Path, tmp_path: Path, capsys) -> None:
     code, document = run_json(capsys, "compare", str(host), str(other), "--json")
     # Two requests a queue are too few for a verdict, and that is what must be said.
     assert (code, document["verdict"]) == (ExitCode.INCONCLUSIVE, "inconclusive")
-    assert (document["format"], document["version"]) == ("aerostat-comparison", "1.0")
-    assert "`aerostat-comparison` 1.0" in CLI_MD
+    assert (document["format"], document["version"]) == ("aerostat-comparison", "1.1")
+    assert "`aerostat-comparison` 1.1" in CLI_MD
     assert {line["subject"] for line in document["lines"]} == {"inflate", "deflate", "reporting"}
     assert keys_of(document) <= documented_keys("compare")
 

@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from aerostat.cli import main
 from replay.compare import Comparison, Policy, UnlikeError, compare
+from replay.results_file import save_results
 from replay.stats import Gates, Verdict
 from tracer.trace.errors import ExitCode
 
@@ -160,6 +162,36 @@ def test_runs_may_be_missing() -> None:
     comparison = compare(base, dataclasses.replace(base, strategies=(empty,)))
     assert comparison.verdict is Verdict.WORSE or comparison.verdict is Verdict.INCONCLUSIVE
     assert verdicts(comparison)["qemu", "discard_ns"] is Verdict.INCONCLUSIVE
+
+
+def test_an_interval_without_an_upper_end_is_told_as_one(tmp_path, capsys) -> None:
+    """Where enough of the baseline's samples are zero, so are medians of its resamples."""
+    strategy = make_strategy("qemu", times())
+    for name, faults in (("base.json", [0, 0, 0, 0, 5, 5, 5, 5, 5]), ("cand.json", range(3, 12))):
+        counted = zip(strategy.runs, faults, strict=True)
+        runs = tuple(dataclasses.replace(run, minor_faults=count) for run, count in counted)
+        results = make_results(dataclasses.replace(strategy, runs=runs))
+        save_results(results, tmp_path / name)
+    paths = [str(tmp_path / name) for name in ("base.json", "cand.json")]
+    main(["compare", *paths, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    (line,) = [each for each in found["lines"] if each["metric"] == "minor_faults"]
+    difference = line["difference"]
+    assert 0 <= difference["low"] <= difference["ratio"]
+    assert difference["high"] is None
+    assert difference["verdict"] == "inconclusive"
+    assert "without an upper end" in difference["reason"]
+    for form in ((), ("--markdown",)):
+        main(["compare", *paths, *form])
+        assert f"{difference['low']:.3f} or more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--effect", "--alpha"])
+def test_a_gate_is_a_number(option: str, tmp_path, capsys) -> None:
+    path = tmp_path / "r.json"
+    save_results(make_results(make_strategy("qemu", times())), path)
+    assert main(["compare", str(path), str(path), option, "nan"]) == ExitCode.USAGE
+    assert "is not a number" in capsys.readouterr().err
 
 
 def test_a_comparison_is_json() -> None:

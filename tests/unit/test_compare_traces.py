@@ -29,12 +29,13 @@ def record(
     runs: int = 1,
     queue: Queue = Queue.INFLATE,
     lost: int = 0,
+    requests: int = 200,
 ) -> Trace:
-    """200 requests on the host, each of PAGES pages in some runs of equal length."""
+    """Requests on the host, each of PAGES pages in some runs of equal length."""
     length = PAGES // runs
     generator = np.random.default_rng(seed)
     rows = []
-    for seq in range(200):
+    for seq in range(requests):
         spent = int(PAGES * discard_ns * generator.lognormal(0, 0.01))
         rows.append(
             {
@@ -174,6 +175,7 @@ def test_fewer_calls_are_better(tmp_path: Path) -> None:
         (90, 1, Verdict.BETTER, "-10.00% calls"),
         (110, 2, Verdict.INCONCLUSIVE, "came in 200 and 400 runs"),
         (210, 2, Verdict.WORSE, "+110.00% calls"),
+        (60, 2, Verdict.BETTER, "-40.00% calls"),
     ],
 )
 def test_more_calls_count_beyond_what_the_guest_explains(
@@ -185,6 +187,15 @@ def test_more_calls_count_beyond_what_the_guest_explains(
     assert line.decisive
     assert line.difference.verdict is verdict
     assert reason in line.difference.reason
+
+
+def test_fewer_calls_for_fewer_pages_are_not_better(tmp_path: Path) -> None:
+    base = record(tmp_path / "a.balloon", discard_ns=1000, seed=1)
+    fewer = record(tmp_path / "b.balloon", discard_ns=1000, seed=2, calls=9, requests=100)
+    (line,) = [ln for ln in compare_traces(base, fewer).lines if ln.metric == "discard_calls"]
+    assert not line.decisive
+    assert line.difference.verdict is Verdict.INCONCLUSIVE
+    assert "not the same work" in line.difference.reason
 
 
 def test_calls_for_reports_decide_nothing(tmp_path: Path) -> None:

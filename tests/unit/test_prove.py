@@ -121,13 +121,23 @@ def test_a_directory_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--prove", "--guest"], ["--json", "--pid", "1", "-o", "x.balloon"], ["--pid", "1"]],
+    [
+        ["--prove", "--guest"],
+        ["--prove", "--detail", "calls"],
+        ["--prove", "--pid", "1", "--budget", "1G"],
+        ["--prove", "--metrics-listen", ":9105"],
+        ["--prove", "--duration", "1s"],
+        ["--json", "--pid", "1", "-o", "x.balloon"],
+        ["--pid", "1"],
+    ],
     ids=" ".join,
 )
 def test_options_that_do_not_go_together(arguments, tmp_path):
     done = run(["record", *arguments], cwd=tmp_path)
     assert done.returncode == ExitCode.USAGE
     assert "Error: " in done.stderr
+    if "--prove" in arguments:
+        assert arguments[-2] in done.stderr or arguments[-1] in done.stderr
 
 
 def test_an_interrupted_proof_leaves_nothing(tmp_path):
