@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay import native
-from replay.budget import MARGIN_BYTES, available_bytes
+from replay.backings import BACKINGS
+from replay.budget import MARGIN_BYTES, available_bytes, huge_pool_bytes
 from replay.cells import (
     UNIT_PAGES,
     Cell,
@@ -34,13 +35,15 @@ from replay.ranges import Int64s, Runs, empty
 from replay.residency import Residency
 from replay.worker import call_in_fresh_process, process_context
 from tracer.trace.errors import AerostatError
-from tracer.trace.schema import PFN_SHIFT
+from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT
 
 TIMEOUT_NS = 120_000_000_000
 HALF_UNIT_PAGES = UNIT_PAGES // 2
 """Calls that empty a page table leave it there; one on all of it takes it away as well."""
 LEAST_CALLS = 256
 """Of a cell that finds nothing, which can be done again: of a few, the first would stand out."""
+REFILLS = 8
+"""Of a cell of larger host pages, of which a machine keeps few."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,7 @@ def calibrate(
     Raises:
         AerostatError: There is not the memory for it, or a process failed.
     """
-    most_pages = max((memory_pages(cells_of(kind, conditions)) for kind in kinds), default=0)
-    needed_bytes = (most_pages + conditions.filler_pages) << PFN_SHIFT
-    if needed_bytes > available_bytes() - MARGIN_BYTES:
-        raise AerostatError(
-            "cannot calibrate on this machine now",
-            reason=f"it takes {needed_bytes >> 20} MiB of memory, and there is not so much",
-            remedy="free memory, or replay without a prediction",
-        )
+    _require_memory(kinds, conditions)
     processes = process_context()
     samples: dict[Cell, list[float]] = defaultdict(list)
     for turn in range(rounds):
@@ -93,6 +89,22 @@ def calibrate(
                 samples[cell].append(time_ns)
             stepped()
     return dict(samples)
+
+
+def _require_memory(kinds: Sequence[Kind], conditions: Conditions) -> None:
+    most_pages = 0
+    for kind in kinds:
+        filled = effect_of(kind, conditions.backing) == Effect.FILLS
+        most_pages = max(most_pages, memory_pages(cells_of(kind, conditions), filled=filled))
+    needed_bytes = (most_pages + conditions.filler_pages + UNIT_PAGES) << PFN_SHIFT
+    of_pool = conditions.backing == "hugetlb"
+    if needed_bytes > (huge_pool_bytes() if of_pool else available_bytes() - MARGIN_BYTES):
+        kept = "free huge pages" if of_pool else "memory"
+        raise AerostatError(
+            "cannot calibrate on this machine now",
+            reason=f"it takes {needed_bytes >> 20} MiB of {kept}, and there is not so much",
+            remedy="free memory, or replay without a prediction",
+        )
 
 
 def measure(job: CalibrationJob) -> dict[Cell, float]:
@@ -173,7 +185,18 @@ def _measure_cell(memory: GuestMemory, cell: Cell, first: int, seed: int) -> dic
         free(memory, first, pages, HALF_UNIT_PAGES)
     if cell.state == "untouched" and effect_of(cell.kind, memory.backing) != Effect.FILLS:
         starts = np.resize(starts, max(len(starts), LEAST_CALLS * cell.kind.ranges))
+    if cell.state == "huge" and BACKINGS[memory.backing].host_page_bytes > PAGE_BYTES:
+        return {cell: _time_refilled(memory, cell, first, starts)}
     return {cell: _time(memory, cell, starts)}
+
+
+def _time_refilled(memory: GuestMemory, cell: Cell, first: int, starts: Int64s) -> float:
+    """Fill the cell's memory again and again: 16 huge pages go in some microseconds."""
+    times_ns = []
+    for _ in range(REFILLS):
+        memory.touch(_runs([(first, first + area_pages(cell))]))
+        times_ns.append(_time(memory, cell, starts))
+    return float(np.median(times_ns))
 
 
 def _measure_split(memory: GuestMemory, cell: Cell, first: int, pages: int) -> dict[Cell, float]:

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from replay.backings import BACKINGS
 from replay.memory import rules_for
 from replay.native.types import Effect
 from replay.residency import Thp
+from tracer.trace.schema import PAGE_BYTES
 
 State = Literal["untouched", "emptied", "small", "full", "lazy", "split", "huge"]
 """What a call finds: nothing; nothing, where there is a page table; 4 KiB pages; the same while
 this CPU's list of free pages is full (`replay.free_list`); 4 KiB pages that are to be freed later
-already; pages of huge pages split before; huge pages."""
+already; pages of huge pages split before; huge pages. Memory of hugetlb knows the first and the
+last."""
 
 LENGTHS = (1, 2, 4, 8, 16, 32, 33, 34, 64, 128, 256, 512, 1024, 2048, 8192)
 """Pages of one call. 33 and 34 stand on both sides of the flush ceiling."""
@@ -85,8 +88,8 @@ def cells_of(kind: Kind, conditions: Conditions) -> list[Cell]:
         for state in conditions.states
         if needs.get(state, effect) == effect
         for far in (False, True)
-        for pages in _lengths(state, far)
-        if pages <= 2 * conditions.pages or pages == _lengths(state, far)[0]
+        for pages in _lengths(state, far, conditions.backing)
+        if pages <= 2 * conditions.pages or pages == _lengths(state, far, conditions.backing)[0]
     ]
 
 
@@ -95,8 +98,8 @@ def effect_of(kind: Kind, backing: str) -> Effect:
     return Effect(rules_for(backing)[kind.advice].effect)
 
 
-def _lengths(state: State, far: bool) -> tuple[int, ...]:
-    if state == "huge":
+def _lengths(state: State, far: bool, backing: str) -> tuple[int, ...]:
+    if state == "huge" or BACKINGS[backing].host_page_bytes > PAGE_BYTES:
         return () if far else HUGE_LENGTHS
     if state == "split":
         return () if far else SPLIT_LENGTHS
@@ -113,6 +116,6 @@ def area_pages(cell: Cell) -> int:
     return -(-max(least, cell.pages) // UNIT_PAGES) * UNIT_PAGES
 
 
-def memory_pages(cells: Sequence[Cell]) -> int:
-    """Memory that all cells of a job take, resident at once."""
-    return sum(area_pages(cell) for cell in cells if cell.state != "untouched")
+def memory_pages(cells: Sequence[Cell], *, filled: bool = False) -> int:
+    """Memory that all cells of a job take, resident at once; what calls fill counts if `filled`."""
+    return sum(area_pages(cell) for cell in cells if filled or cell.state != "untouched")

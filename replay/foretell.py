@@ -73,8 +73,6 @@ def foretell(
         session: What the runs will be like.
         progress: Told of each process of the calibration.
     """
-    if context.host_page_pages > 1:
-        return _nothing(plans, "calls on larger host pages are not calibrated")
     foreseen = [foresee(plan, context, residency) if plan.threads == 1 else None for plan in plans]
     wanted = [each for each in foreseen if each is not None and len(each.pages)]
     kinds = sorted({kind for each in wanted for kind in each.kinds}, key=_key)

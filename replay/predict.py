@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,8 @@ from replay.cells import FLUSHED_ONE_BY_ONE_PAGES, SHARES, UNIT_PAGES, Cell, Kin
 from replay.free_list import CALL_PAGES
 from replay.memory import operations_of, rules_for
 from replay.native import pacing
-from tracer.trace.schema import PFN_SHIFT
+from replay.ranges import align_out, empty, merge_sorted
+from tracer.trace.schema import PAGE_BYTES, PFN_SHIFT
 
 if TYPE_CHECKING:
     from replay.native.types import Bytes
@@ -197,8 +198,14 @@ def foresee(plan: Plan, context: Context, residency: Residency) -> Foreseen:
     operations = operations_of(plan)
     unit = BACKINGS[context.backing].host_page_bytes
     size_bytes = -(-context.layout.memory_bytes // unit) * unit
+    huge_only = unit > PAGE_BYTES
+    if huge_only:
+        # A host page is resident where any of its pages is.
+        resident = merge_sorted(residency.small, residency.huge)
+        residency = replace(residency, small=empty(), huge=align_out(resident, UNIT_PAGES))
     state = initial_state(residency, size_bytes >> PFN_SHIFT)
-    found = pacing.foresee(size_bytes, operations, rules_for(context.backing), state)
+    rules = rules_for(context.backing)
+    found = pacing.foresee(size_bytes, operations, rules, state, huge_only=huge_only)
     offset, length = operations.offset_bytes, operations.length_bytes
     far = np.ones(len(plan), bool)
     far[1:] = (offset[1:] + length[1:] != offset[:-1]) & (offset[:-1] + length[:-1] != offset[1:])

@@ -192,7 +192,8 @@ int aero_execute_paced(const struct aero_memory *memory, const struct aero_ops *
                        const struct aero_rules *rules, const struct aero_pace *pace,
                        int64_t *span_ns, uint8_t *failed, struct aero_outcome *outcome);
 int aero_foresee(const struct aero_memory *memory, const struct aero_ops *ops,
-                 const struct aero_rules *rules, uint8_t *state, struct aero_found *found);
+                 const struct aero_rules *rules, int huge_only, uint8_t *state,
+                 struct aero_found *found);
 int aero_probe(int advice, int vector);
 
 struct aero_siblings *aero_siblings_start(int count, const int *cpus,

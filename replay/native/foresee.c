@@ -48,6 +48,17 @@ static void pass_page(uint8_t *state, uint8_t effect, struct aero_found *found)
     }
 }
 
+/* A unit of memory that comes in huge pages alone (hugetlb): none is split, and none comes in part. */
+static void pass_whole(uint8_t *state, uint8_t effect, struct aero_found *found)
+{
+    if (*state == AERO_FOUND_HUGE)
+        found->huge_pages += UNIT_PAGES;
+    if (effect == AERO_FREES)
+        memset(state, AERO_FOUND_NOTHING, UNIT_PAGES);
+    else if (effect == AERO_FILLS)
+        memset(state, AERO_FOUND_HUGE, UNIT_PAGES);
+}
+
 /* Pages [page, end) of one unit of 2 MiB. All of a huge page's pages are HUGE, or none is. */
 static void pass_unit(uint8_t *state, uint64_t page, uint64_t end, uint64_t size_pages,
                       uint8_t effect, struct aero_found *found)
@@ -75,9 +86,11 @@ static void pass_unit(uint8_t *state, uint64_t page, uint64_t end, uint64_t size
 }
 
 /* Fill `found[i]` for every operation, and change `state` (one aero_found_page a byte) to what the
- * plan leaves. EINVAL where the executor would refuse the plan. */
+ * plan leaves. EINVAL where the executor would refuse the plan. With `huge_only` memory is whole
+ * pages of 2 MiB. */
 int aero_foresee(const struct aero_memory *memory, const struct aero_ops *ops,
-                 const struct aero_rules *rules, uint8_t *state, struct aero_found *found)
+                 const struct aero_rules *rules, int huge_only, uint8_t *state,
+                 struct aero_found *found)
 {
     uint64_t size_pages = memory->size_bytes >> AERO_PAGE_SHIFT;
 
@@ -92,7 +105,10 @@ int aero_foresee(const struct aero_memory *memory, const struct aero_ops *ops,
             uint64_t border = page - page % UNIT_PAGES + UNIT_PAGES;
             uint64_t until = border < end ? border : end;
 
-            pass_unit(state, page, until, size_pages, rules->effect[ops->advice[i]], &found[i]);
+            if (huge_only)
+                pass_whole(state + border - UNIT_PAGES, rules->effect[ops->advice[i]], &found[i]);
+            else
+                pass_unit(state, page, until, size_pages, rules->effect[ops->advice[i]], &found[i]);
             page = until;
         }
     }

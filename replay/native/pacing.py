@@ -14,6 +14,7 @@ from replay.native.types import Bytes, Memory, Operations, Outcome, Rule, Times
 _COUNTS = ("small_pages", "split_pages", "huge_pages", "splits", "lazy_pages", "emptied_pages")
 FOUND = np.dtype([(name, np.uint32) for name in (*_COUNTS, "freed_pages", "taken_pages")])
 """`struct aero_found` of core.h: what one operation finds."""
+HUGE_PAGE_BYTES = 2 << 20
 SMALL, HUGE, EMPTIED = 1, 2, 5
 """States of a page before a plan (`enum aero_found_page`); 0: nothing, and no page table either."""
 
@@ -87,7 +88,12 @@ def execute_paced(
 
 
 def foresee(
-    size_bytes: int, operations: Operations, rules: dict[int, Rule], state: Bytes
+    size_bytes: int,
+    operations: Operations,
+    rules: dict[int, Rule],
+    state: Bytes,
+    *,
+    huge_only: bool = False,
 ) -> npt.NDArray[Any]:
     """Work out what each operation will find, without memory.
 
@@ -96,6 +102,7 @@ def foresee(
         operations: The plan.
         rules: What each advice does there.
         state: uint8[pages], `NOTHING`, `SMALL` or `HUGE`; is changed to what the plan leaves.
+        huge_only: Memory is whole pages of 2 MiB, as on hugetlb.
 
     Returns:
         One `FOUND` an operation, in pages of 4 KiB and huge pages.
@@ -103,12 +110,14 @@ def foresee(
     Raises:
         NativeError: The executor would refuse the plan.
     """
+    if huge_only and size_bytes % HUGE_PAGE_BYTES:
+        raise ValueError(f"{size_bytes} bytes are no whole huge pages")
     ffi, lib = load()
     memory = Memory(0, size_bytes, 0, False)
     check_pages(memory, state)
     found = np.zeros(len(operations), FOUND)
     with Arguments(memory, operations, rules) as arguments:
         rows = ffi.cast("struct aero_found *", ffi.from_buffer(found))
-        if lib.aero_foresee(*arguments, array(ffi, state, np.uint8), rows):
+        if lib.aero_foresee(*arguments, huge_only, array(ffi, state, np.uint8), rows):
             raise refused(operations, lib.aero_check(*arguments, 256))
     return found

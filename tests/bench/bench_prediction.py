@@ -10,15 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
+from replay.budget import huge_pool_bytes
 from replay.results import Results
 from replay.schedule import ReplayOptions, replay_trace
 from replay.stability import APART, samples_apart
 from replay.stats import paired_ratio
 from tests.bench.measure import Report, Settings, at_most, run
+from tracer.trace.errors import AerostatError
 
 TRACES = sorted(Path("traces").glob("*.balloon"))
 STRATEGIES = ("qemu", "adjacent", "request", "batch", "range", "deferred", "huge", "vectored")
 STRATEGIES += ("free", "bulk", "scatter", "remap", "populate", "oracle")
+ON_HUGETLB = ("qemu", "punch", "request", "deferred", "bulk", "populate")
 ON_FILES = ("qemu", "request", "punch", "punch:merge=true", "bulk")
 WAYS: tuple[tuple[str, dict[str, object]], ...] = (
     ("as recorded", {}),
@@ -26,7 +29,9 @@ WAYS: tuple[tuple[str, dict[str, object]], ...] = (
     ("nothing touched", {"residency": "untouched"}),
     ("all touched, one sibling", {"residency": "touched", "siblings": 1}),
     ("memfd, all touched", {"residency": "touched", "backing": "memfd"}),
+    ("hugetlb, all touched", {"residency": "touched", "backing": "hugetlb"}),
 )
+ON = {"memfd": ON_FILES, "hugetlb": ON_HUGETLB}
 TOO_SHORT_NS = 1_000_000
 """Below it a few interrupts of the machine are the result: such strategies are kept, not judged."""
 
@@ -36,9 +41,11 @@ def measure(settings: Settings, report: Report) -> None:
     errors: list[float] = []
     for path in TRACES:
         for way, more in WAYS:
+            if more.get("backing") == "hugetlb" and not _has_pool(report, f"{path.stem}, {way}"):
+                continue
             options = ReplayOptions(
                 path,
-                ON_FILES if "backing" in more else STRATEGIES,
+                ON.get(str(more.get("backing")), STRATEGIES),
                 runs=2 * settings.pairs,
                 seed=settings.seed,
                 predict=True,
@@ -52,6 +59,16 @@ def measure(settings: Settings, report: Report) -> None:
     report.figure("error, median over strategies and traces", "x", [median(errors)], at_most(0.05))
     report.figure("error, worst", "x", [max(errors)], at_most(0.10))
     report.keep({"errors": errors})
+
+
+def _has_pool(report: Report, what: str) -> bool:
+    """Whether huge pages are reserved; one of 2 GiB takes 1024, a trace is cut to fewer."""
+    try:
+        huge_pool_bytes()
+    except AerostatError as error:
+        report.notes.append(f"{what}: {error.what}; {error.remedy}")
+        return False
+    return True
 
 
 def _errors(what: str, results: Results, report: Report) -> list[float]:

@@ -53,6 +53,22 @@ def test_memory_that_is_not_there_is_refused(monkeypatch) -> None:
         calibrate([Kind(int(Advice.DONTNEED))], conditions, rounds=1, seed=1)
 
 
+def test_huge_pages_that_are_not_there_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr("replay.calibrate.huge_pool_bytes", lambda: 8 << 20)
+    conditions = Conditions("hugetlb", "madvise", None, (), ("untouched", "huge"), 512)
+    with pytest.raises(AerostatError, match="cannot calibrate") as refused:
+        calibrate([Kind(int(Advice.PUNCH_HOLE))], conditions, rounds=1, seed=1)
+    assert "66 MiB of free huge pages" in refused.value.reason
+
+
+@pytest.mark.parametrize("kind", [Kind(int(Advice.PUNCH_HOLE)), Kind(int(Advice.REMOVE), 8)])
+def test_larger_host_pages_are_measured_resident_and_not(huge_page_pool: int, kind: Kind) -> None:
+    conditions = Conditions("hugetlb", "madvise", None, (), ("untouched", "huge"), 512)
+    samples = calibrate([kind], conditions, rounds=1, seed=1)
+    assert set(samples) == set(cells_of(kind, conditions))
+    assert all(ns > 0 for (ns,) in samples.values())
+
+
 def test_a_full_list_of_free_pages_is_measured_after_it_was_filled() -> None:
     kind = Kind(int(Advice.DONTNEED))
     states: tuple[State, ...] = ("untouched", "small", "full")

@@ -54,6 +54,26 @@ def test_no_memory_to_calibrate_is_a_warning(make_trace: MakeTrace, monkeypatch)
     assert any("not foretold: cannot calibrate" in text for text in results.warnings)
 
 
+def test_larger_host_pages_are_foretold(make_trace: MakeTrace, huge_page_pool: int) -> None:
+    results = replay_trace(
+        ReplayOptions(
+            make_trace(),
+            ("qemu", "bulk"),
+            runs=1,
+            warmup=0,
+            watched_runs=0,
+            residency="touched",
+            predict=True,
+            backing="hugetlb",
+        )
+    )
+    assert {point.state for point in results.calibration} == {"untouched", "huge"}
+    told = {each.name: each.predicted_discard_ns for each in results.strategies}
+    operations = {each.name: each.operations for each in results.strategies}
+    assert all(ns is not None for ns in told.values())
+    assert all(told[name] for name, count in operations.items() if count)
+
+
 @pytest.mark.parametrize(
     ("name", "backing"),
     # All calls of bulk are shared: none is alone, and none is calibrated alone.

@@ -111,6 +111,46 @@ def test_a_plan_beyond_memory_is_refused() -> None:
         pacing.foresee(8192, operations, {}, np.zeros(2, np.uint8))
 
 
+HUGETLB = Context((Region("ram", 0, 0, 8 << 20, "hugetlb", 2 << 20),), 2 << 20, "hugetlb")
+PUNCH = Advice.PUNCH_HOLE
+
+
+def test_larger_host_pages_go_and_come_whole() -> None:
+    made = plan(
+        (PUNCH, 0, 1024),
+        (PUNCH, 512, 512),
+        (POPULATE, 700, 1),
+        (WILLNEED, 512, 512),
+        (PUNCH, 0, 2048),
+    )
+    seen = foresee(made, HUGETLB, Residency(runs((3, 1)), runs((1024, 512)), ""))
+    # One page stands for its host page; a fill of one page fills a host page.
+    assert seen.found["huge_pages"].tolist() == [512, 0, 0, 512, 1024]
+    assert not any(
+        seen.found[name].any() for name in seen.found.dtype.names if name != "huge_pages"
+    )
+    assert seen.freed_pages == 0
+
+
+def test_larger_host_pages_are_measured_whole() -> None:
+    conditions = Conditions("hugetlb", "madvise", None, (), ("untouched", "huge"), 512)
+    cells = cells_of(Kind(int(PUNCH)), conditions)
+    assert {(cell.state, cell.pages) for cell in cells} == {
+        (state, pages) for state in ("untouched", "huge") for pages in (512, 1024)
+    }
+    assert not any(cell.far for cell in cells)
+    # What calls fill takes memory as well as what they find.
+    assert memory_pages(cells, filled=True) == 2 * memory_pages(cells)
+
+
+def test_memory_of_larger_host_pages_is_whole() -> None:
+    nothing = Operations(
+        *(np.zeros(0, kind) for kind in (np.uint8, np.uint64, np.uint64, np.int64))
+    )
+    with pytest.raises(ValueError, match="no whole huge pages"):
+        pacing.foresee(4096, nothing, {}, np.zeros(1, np.uint8), huge_only=True)
+
+
 def table(
     costs: dict[tuple[str, bool], dict[int, float]],
     kind: Kind = CALL,
