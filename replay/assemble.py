@@ -89,8 +89,8 @@ def _warnings(
         found.append(
             f"the trace {missing}: it is not all that happened; record again for a whole one"
         )
-    if replay.foretold.note:
-        found.append(f"stage d was not foretold: {replay.foretold.note}")
+    for note, names in _not_foretold(replay).items():
+        found.append(f"stage d of {', '.join(names)} was not foretold: {note}")
     if replay.fitted.reason:
         found.append(f"{replay.fitted.reason}; free memory or raise --memory-limit for more of it")
     return (
@@ -102,6 +102,15 @@ def _warnings(
         *sibling_warnings(strategies, settings.siblings),
         *run_warnings(plans, strategies, replay.fitted.residency),
     )
+
+
+def _not_foretold(replay: Replay) -> dict[str, list[str]]:
+    """Names of the strategies that were not foretold, by the reason."""
+    found: dict[str, list[str]] = {}
+    for planned, note in zip(replay.planned, replay.foretold.notes, strict=True):
+        if note:
+            found.setdefault(note, []).append(planned.plan.name)
+    return found
 
 
 def _strategies(replay: Replay) -> tuple[StrategyResult, ...]:

@@ -46,13 +46,13 @@ class Foretold:
         discard_ns: Stage d of each plan, in their order; None where it cannot be foretold.
         calibration: The table.
         free_list: `replay.free_list`; None where too little is freed to ask.
-        note: Why nothing was foretold; empty where something was.
+        notes: For each plan why it was not foretold; empty where it was.
     """
 
     discard_ns: tuple[int | None, ...]
     calibration: tuple[CalibrationPoint, ...]
     free_list: FreeList | None = None
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def foretell(
@@ -110,14 +110,25 @@ def foretell(
         )
         samples = calibrate(kinds, conditions, rounds, session.seed, stepped)
     except AerostatError as error:
-        return _nothing(plans, f"{error.what}: {error.reason}")
+        return Foretold(
+            tuple(None for _ in plans),
+            (),
+            notes=tuple(f"{error.what}: {error.reason}" for _ in plans),
+        )
     table = Table(samples, free_list)
     times_ns = [None if each is None else predict_ns(each, table) for each in foreseen]
     return Foretold(
         tuple(None if time is None else round(time) for time in times_ns),
         tuple(_point(cell, values) for cell, values in samples.items()),
         free_list,
+        tuple(_why_not(plan) for plan in plans),
     )
+
+
+def _why_not(plan: Plan) -> str:
+    if plan.threads == 1:
+        return ""
+    return f"what calls of {plan.threads} threads cost each other is not calibrated"
 
 
 def _filler_pages(freed_pages: int, free_list: FreeList | None) -> int:
@@ -147,7 +158,3 @@ def _point(cell: Cell, samples: Sequence[float]) -> CalibrationPoint:
     return CalibrationPoint(
         kind.advice, kind.ranges, cell.state, cell.far, cell.pages, tuple(samples)
     )
-
-
-def _nothing(plans: Sequence[Plan], note: str) -> Foretold:
-    return Foretold(tuple(None for _ in plans), (), note=note)

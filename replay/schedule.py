@@ -142,7 +142,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
 def _foretell(options: ReplayOptions, work: Work, progress: Progress) -> Foretold:
     plans = [planned.plan for planned in work.planned]
     if not options.predict:
-        return Foretold(tuple(None for _ in plans), ())
+        return Foretold(tuple(None for _ in plans), (), notes=tuple("" for _ in plans))
     cpu = chosen_cpu(options)
     session = Session(
         options.thp,

@@ -132,7 +132,7 @@ def test_plans_that_free_much_are_foretold_by_the_room_of_the_list() -> None:
     )
     # Three sweeps, and three processes for DONTNEED and for FREE each.
     assert told == [("calibrate", done, 9) for done in range(10)]
-    assert found.note == ""
+    assert not any(found.notes)
     assert found.free_list is not None
     assert {point.state for point in found.calibration if point.advice == Advice.DONTNEED} == {
         "untouched",
@@ -150,7 +150,7 @@ def test_beside_siblings_a_calibration_takes_more_samples() -> None:
     pages = Residency(Runs(np.zeros(1, np.int64), np.array([64])), empty(), "")
     for siblings, rounds in (((), 3), ((1,), 7)):
         found = foretell(plans, context, pages, Session("madvise", 0, siblings, 1))
-        assert found.note == ""
+        assert not any(found.notes)
         assert {len(point.samples_ns) for point in found.calibration} == {rounds}
 
 

@@ -27,6 +27,8 @@ def test_predictions_stand_beside_what_was_measured(make_trace: MakeTrace, tmp_p
     told = {each.name: each.predicted_discard_ns for each in results.strategies}
     assert told.pop("nop") == 0
     assert told.pop("parallel") is None
+    (why,) = (text for text in results.warnings if "not foretold" in text)
+    assert why.startswith("stage d of parallel was not foretold: what calls of 2 threads cost")
     assert all(ns is not None and ns > 0 for ns in told.values())
     advice = {point.advice for point in results.calibration if point.ranges == 1}
     assert advice == {3, 4, 8, 23}
@@ -51,7 +53,8 @@ def test_no_memory_to_calibrate_is_a_warning(make_trace: MakeTrace, monkeypatch)
         ReplayOptions(make_trace(), ("qemu",), runs=1, warmup=0, watched_runs=0, predict=True)
     )
     assert all(each.predicted_discard_ns is None for each in results.strategies)
-    assert any("not foretold: cannot calibrate" in text for text in results.warnings)
+    (why,) = (text for text in results.warnings if "foretold" in text)
+    assert why.startswith("stage d of nop, qemu was not foretold: cannot calibrate")
 
 
 def test_larger_host_pages_are_foretold(make_trace: MakeTrace, huge_page_pool: int) -> None:
