@@ -228,9 +228,13 @@ def dumped(vm, recorder: int, name: str, home: Path) -> tuple[Trace, dict]:
 
 
 def test_a_dump_on_a_signal_has_all_that_was_until_then(vm, tmp_path):
-    recorder = start(vm, "/tmp/asked.balloon", "--flight", "10m")
+    """What is still in the rings too: a stopped recorder takes it up and dumps in one go."""
+    recorder = start(vm, "/tmp/asked.balloon", "--flight", "10m", "--sample-every", "100ms")
+    move(vm.qmp, MEMORY_BYTES - 5000 * PAGE_BYTES)
+    vm.agent.signal(recorder, "SIGSTOP")
     move(vm.qmp, SMALL_BYTES)
     vm.agent.signal(recorder, "SIGUSR1")
+    vm.agent.signal(recorder, "SIGCONT")
     trace, trigger = dumped(vm, recorder, "asked", tmp_path)
     move(vm.qmp, MEMORY_BYTES)
     assert trigger["text"].startswith("signal: ")

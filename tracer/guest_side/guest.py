@@ -202,9 +202,7 @@ class _GuestCapture:
             self._writer.watch(balloon_size(self._program["state"][0], time.monotonic_ns()))
             if self._options.keep.is_set():
                 self._options.keep.clear()
-                self._take()
-                self._flush()
-                self._writer.request()
+                self._writer.request()  # The next `drain` writes what waits, and dumps.
         row = {"side": Side.GUEST, **guest_sample()}
         self._writer.append("samples", pa.RecordBatch.from_pylist([row], schema=SAMPLES))
 

@@ -139,8 +139,7 @@ class Recorded:
         if isinstance(self.sink, FlightRecorder):
             self.sink.watch(self.capture.stats())
             if keep:
-                self.capture.flush()
-                self.sink.request()
+                self.sink.request()  # The next `drain` writes what waits, and dumps.
 
     def finish(self, reason: str, clocks: Iterable[ClockEvent] = ()) -> Ended:
         """Close the trace in order and free the probes; an error ends up in what is returned.
