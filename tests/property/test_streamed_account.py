@@ -24,6 +24,7 @@ from tracer.trace.writer import TraceWriter
 TRACES = Path("traces")
 AHEAD_NS = 5_000_000
 END_NS = 40_000_000
+BACKINGS = ("anon", "file-private", "memfd", "shmem", "hugetlb", "some other")
 TIMES = ("begin_ns", "send_ns", "kick_ns", "ack_ns", "wake_ns", "free_ns", "end_ns")
 
 
@@ -129,11 +130,12 @@ def host_row(rng, seq, queue, runs, begin_ns):
 def call_row(rng):
     return call(
         maybe(rng, rng.integers(0, 64)),
-        int(rng.choice([2, 3, 4, 8, 9, 24])),
+        int(rng.choice([2, 3, 4, 8, 9, 24, 0x12, 0x32])),
         int(rng.integers(1, 600)),
         int(rng.integers(1, 64)) << 12,
         call=int(rng.integers(0, 4)),
         errno=int(rng.random() < 0.05),
+        gpa=maybe(rng, rng.integers(0, 4 << 30)),
     )
 
 
@@ -163,8 +165,14 @@ def write(rng, path, side, rows):
                 writer.append(table, pa.RecordBatch.from_pylist(items[:size], schema=schema))
                 items = items[size:]  # noqa: PLW2901
         info = SideInfo(4096, begin_ns, end_ns, counters=counters)
-        region = Region("ram", 0, None, 1 << 40, "anon", int(rng.choice([4096, 2 << 20])))
-        writer.close(Manifest(sides={name: info}, regions=(region,) if side is Side.HOST else ()))
+        regions = [
+            Region("ram", gpa << 30, None, 1 << 30, str(rng.choice(BACKINGS)), page_bytes)
+            for gpa in rng.permutation(4)[: rng.integers(1, 4)].tolist()
+            for page_bytes in (int(rng.choice([4096, 2 << 20])),)
+        ]
+        writer.close(
+            Manifest(sides={name: info}, regions=tuple(regions) if side is Side.HOST else ())
+        )
 
 
 @given(st.lists(st.lists(st.integers(0, 60) | st.integers(2**64 - 9, 2**64 - 1))))

@@ -12,7 +12,6 @@ from tracer.account import ledger as ledger_module
 from tracer.account.align import align, content_hashes
 from tracer.account.clocks import fit_clocks
 from tracer.account.join import NOT_OBSERVED, Joined, Pairs, notice_ns, times_ns
-from tracer.account.ledger_host import _GIVES_BACK, _PUNCH_HOLE, _WILLNEED
 from tracer.account.ledger_sums import Counted, QueueSums, Sum
 from tracer.trace.columns import flat_runs
 from tracer.trace.schema import PAGE_BYTES, Call, Caller, Queue, Side
@@ -93,7 +92,7 @@ class WholeSums:
     def of(self, side, queue):
         rows = np.flatnonzero((self.side == side) & (self.queue == queue))
         part = self.table.take(rows)
-        names = ("pages", "rejected_pages", "discard_calls", "discard_ns", "discard_bytes")
+        names = ("pages", "rejected_pages", "discard_calls", "discard_ns")
         sums = [_sum(part[name]) for name in names]
         found = QueueSums(*sums, apart_pages=self.apart.get((side, queue), 0))
         found.numbers = part["seq"].to_numpy()
@@ -151,29 +150,60 @@ class WholeSums:
 _GUEST_TIMES = ("begin", "send", "wake", "free", "end")
 
 
+_GIVES_BACK = {
+    "anon": {4, 8, 24, "over"},
+    "file-private": {4, 24, "over"},
+    "memfd": {9, "punch"},
+    "shmem": {9, "punch"},
+    "hugetlb": {4, 9, 24, "over", "punch"},
+}
+
+
 class WholeCalls:
     """As CallSums."""
 
     def __init__(self, trace, sums):
         self.table, self.sums = trace.table("calls"), sums
         self.rows = self.table.num_rows
+        self.regions = trace.manifest.regions
 
     def discarded_pages(self, queue):
         calls = self.table
         call, advice, error = (calls[name].to_numpy() for name in ("call", "advice", "errno"))
         request = calls["request_seq"]
         seqs = self.sums.of(Side.HOST, queue).numbers
-        linked = np.isin(request.fill_null(0).to_numpy(), seqs) & (error == 0)
+        linked = np.isin(request.fill_null(0).to_numpy(), seqs)
         linked &= request.is_valid().to_numpy() & (calls["side"].to_numpy() == Side.HOST)
+        if not linked.any():
+            return None
+        linked &= error == 0
         covered = calls["length_bytes"].to_numpy().astype(np.float64) * calls["count"].to_numpy()
-        madvise = call != Call.FALLOCATE
+        madvise = np.isin(call, [Call.MADVISE, Call.PROCESS_MADVISE])
         if queue is Queue.DEFLATE:
-            kinds = [madvise & (advice == _WILLNEED)]
-        else:
-            kinds = [madvise & (advice == value) for value in _GIVES_BACK]
-            kinds.append(~madvise & (advice & _PUNCH_HOLE != 0))
-        sums = [int(covered[linked & kind].sum()) for kind in kinds if np.any(linked & kind)]
-        return max(sums) // PAGE_BYTES if sums else None
+            return int(covered[linked & madvise & (advice == 3)].sum()) // PAGE_BYTES
+        kinds = {value: madvise & (advice == value) for value in (4, 8, 9, 24)}
+        kinds["punch"] = (call == Call.FALLOCATE) & (advice & 2 == 2)
+        kinds["over"] = (call == Call.MMAP) & (advice & 0x30 == 0x30)
+        found = 0
+        for kinds_there, there in self._by_backing():
+            here = linked & there
+            found += max(int(covered[here & kinds[kind]].sum()) for kind in kinds_there)
+        return found // PAGE_BYTES
+
+    def _by_backing(self):
+        """For each backing what gives it back, and which calls lie in it."""
+        gpa = self.table["gpa"].fill_null(2**64 - 1).to_numpy()
+        nowhere, used = np.ones(len(gpa), bool), set()
+        for backing, kinds in _GIVES_BACK.items():
+            inside = np.zeros(len(gpa), bool)
+            for region in self.regions:
+                if region.backing == backing:
+                    end = region.gpa + region.length_bytes
+                    inside |= (gpa >= np.uint64(region.gpa)) & (gpa < np.uint64(end))
+                    used.update(kinds)
+            nowhere &= ~inside
+            yield kinds, inside
+        yield used or set().union(*_GIVES_BACK.values()), nowhere
 
 
 def _sum(column):

@@ -6,11 +6,14 @@
 #define _GNU_SOURCE
 #include "qemu_balloon.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 const char version_text[] __attribute__((used)) = "QEMU emulator version 7.2.0 (stand-in)\n";
 
@@ -22,6 +25,7 @@ static int queue_count;
 static VirtQueueElement *held_stats;
 VirtQueue *inflate_queue, *deflate_queue, *stats_queue, *hint_queue, *report_queue, *other_queue;
 uint64_t pages_to_hang;
+int discard_call = -1, discard_advice;
 
 EXPORTED VirtQueue *virtio_add_queue(void *device, int size, void (*handle)(void *, VirtQueue *))
 {
@@ -65,6 +69,32 @@ EXPORTED struct section memory_region_find(void *system_memory, uint64_t gpa, ui
 	return section;
 }
 
+/* As other VMMs, or QEMU of another version, may. */
+static int discard_otherwise(struct part *block, uint64_t start, size_t length)
+{
+	struct iovec vector = { block->host + start, length };
+	long result = -1;
+	int self;
+
+	switch (discard_call) {
+	case 0:
+		result = madvise(vector.iov_base, length, discard_advice);
+		break;
+	case 1:
+		result = fallocate(block->fd, discard_advice, block->fd_offset + start, length);
+		break;
+	case 2:
+		self = syscall(SYS_pidfd_open, getpid(), 0);
+		result = syscall(SYS_process_madvise, self, &vector, 1, discard_advice, 0);
+		close(self);
+		break;
+	case 3:
+		result = (long)mmap(vector.iov_base, length, PROT_READ | PROT_WRITE, discard_advice,
+				    -1, 0);
+	}
+	return counted(result < 0 ? -1 : 0, length);
+}
+
 /* physmem.c ram_block_discard_range, 7.2: hole punch where a file is behind, then madvise. */
 EXPORTED int ram_block_discard_range(struct part *block, uint64_t start, size_t length)
 {
@@ -73,6 +103,8 @@ EXPORTED int ram_block_discard_range(struct part *block, uint64_t start, size_t 
 
 	if (start % block->page_size || length % block->page_size)
 		return -1;
+	if (discard_call >= 0)
+		return discard_otherwise(block, start, length);
 	if (block->fd >= 0)
 		result = punch(block, start, length);
 	if (block->page_size == PAGE) {

@@ -38,6 +38,9 @@ OWN extern VirtQueue *other_queue;
 /* Pages until one gets SIGSTOP in the middle of its request; 0: none does. */
 OWN extern uint64_t pages_to_hang;
 
+/* How memory is discarded where not as QEMU does: one system call (-1: as QEMU), and its advice. */
+OWN extern int discard_call, discard_advice;
+
 OWN void realize(bool hint, bool report);
 void qmp_balloon(int64_t target, void **error);
 void qapi_event_send_balloon_change(int64_t actual);

@@ -11,6 +11,8 @@
  *   garbage PFN ...                one inflate request of just these
  *   flood SECONDS [PAGES_PER_S]    inflate and deflate the same 256 pages, as fast as possible or so fast
  *   hang FIRST_PFN COUNT           inflate, and get SIGSTOP in the middle of the first request
+ *   by CALL ADVICE                 discard by one call from now on: 0 madvise, 1 fallocate,
+ *                                  2 process_madvise, 3 mmap; its advice, mode or flags
  *   size PFNS                      PFNs per request from now on
  *   driver GPA                     where requests lie in guest memory from now on
  *   touch GPA LENGTH               the guest writes to its memory
@@ -180,6 +182,13 @@ static void run_driver(int argc, const uint64_t *argv)
 	driver_gpa = argv[0];
 }
 
+static void run_by(int argc, const uint64_t *argv)
+{
+	(void)argc;
+	discard_call = argv[0];
+	discard_advice = argv[1];
+}
+
 static void run_touch(int argc, const uint64_t *argv)
 {
 	(void)argc;
@@ -260,7 +269,7 @@ static const struct command commands[] = {
 	{ "flood", run_flood, 1 },     { "size", run_size, 1 },       { "driver", run_driver, 1 },
 	{ "touch", run_touch, 2 },     { "noise", run_noise, 1 },     { "target", run_target, 1 },
 	{ "actual", run_actual, 1 },   { "runstate", run_runstate, 1 }, { "exec", run_exec, 0 },
-	{ "fade", run_fade, 0 },       {},
+	{ "fade", run_fade, 0 },       { "by", run_by, 2 },           {},
 };
 
 int main(int argc, char **argv)

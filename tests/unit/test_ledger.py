@@ -99,11 +99,6 @@ def test_a_vmm_that_gives_no_advice_on_deflate_still_balances(tmp_path):
     assert book.balanced is True
 
 
-def test_bytes_of_the_requests_stand_in_for_a_missing_calls_table(tmp_path):
-    found = lines(ledger(open_trace(write_host(tmp_path / "h.balloon", calls=[]))))
-    assert found["inflate: host discarded"] == (384, "equal")
-
-
 def test_requests_without_discard_probes_are_not_observed(tmp_path):
     quiet = {"discard_calls": None, "discard_ns": None, "discard_bytes": None}
     rows = [row | quiet for row in HOST_ROWS]

@@ -307,15 +307,16 @@ class _Book:
         return CallSums(self._trace, self._sums)
 
     def _discarded_pages(self, queue: Queue) -> int | None:
-        """Pages that successful calls covered for a queue's requests; None if not observed."""
-        sums = self._sums.of(Side.HOST, queue)
-        if self._host is None or sums.calls.total is None:
+        """Pages that calls gave back for a queue's requests; None if not observed.
+
+        Requests say how many bytes all their calls covered, whatever these did: no call in the
+        table where requests count some means that what they were is not known.
+        """
+        calls = self._sums.of(Side.HOST, queue).calls.total
+        if self._host is None or calls is None:
             return None
         pages = self._calls.discarded_pages(queue)
-        if pages is not None:
-            return pages
-        total = sums.discard_bytes.total
-        return None if total is None else total // PAGE_BYTES
+        return 0 if pages is None and not calls else pages
 
     def _discarded(self, queue: Queue, name: str, followed: int | None) -> None:
         """Hold what the host's system calls covered against what its requests named in memory."""

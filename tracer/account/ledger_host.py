@@ -3,23 +3,16 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from tracer.account.ledger_kinds import Kinds, Places
 from tracer.account.ledger_sums import RequestSums
 from tracer.trace.reader import Trace
-from tracer.trace.schema import PAGE_BYTES, Call, Mark, Queue, Side
+from tracer.trace.schema import PAGE_BYTES, Mark, Queue, Side
 
-_PUNCH_HOLE = 2
-"""FALLOC_FL_PUNCH_HOLE, include/uapi/linux/falloc.h, since 2.6.38."""
-_GIVES_BACK = (4, 8, 9, 24)
-"""MADV_DONTNEED, FREE (4.5), REMOVE, DONTNEED_LOCKED (5.18): asm-generic/mman-common.h."""
-_WILLNEED = 3
-_NEEDED = "willneed"
 DISCARDED = (Queue.INFLATE, Queue.DEFLATE, Queue.REPORTING)
 """Queues whose pages the host discards, or advises on."""
 
-Bools = npt.NDArray[np.bool_]
 Event = tuple[int, int]
 
 
@@ -54,7 +47,7 @@ def captured_discards(trace: Trace) -> dict[Queue, Discards]:
 
 
 class CallSums:
-    """Bytes that successful calls covered, by the queue whose requests they belong to and by kind.
+    """Bytes that successful calls covered, by the queue whose requests they belong to.
 
     Args:
         trace: A trace with a host side. Its calls are read in one pass, a batch at a time.
@@ -67,8 +60,10 @@ class CallSums:
     def __init__(self, trace: Trace, sums: RequestSums) -> None:
         self.rows = 0
         self._numbers = {queue: sums.of(Side.HOST, queue).numbers for queue in DISCARDED}
+        self._places = Places(trace.manifest.regions)
         # In doubles: exact to 2**53 pages, and a hostile length cannot wrap round.
-        self._bytes: dict[Queue, dict[str, float]] = {queue: {} for queue in DISCARDED}
+        self._bytes: dict[Queue, dict[tuple[str, str], float]] = {q: {} for q in DISCARDED}
+        self._seen: set[Queue] = set()
         for side in Side:
             for batch in trace.batches("calls", side):
                 self.rows += batch.num_rows
@@ -76,50 +71,36 @@ class CallSums:
                     self._add(batch)
 
     def discarded_pages(self, queue: Queue) -> int | None:
-        """Pages, of 4 KiB, that calls covered for a queue's requests; None if no call did.
+        """Pages, of 4 KiB, that calls gave back for a queue's requests; None if it had no call.
 
-        Of deflates only what was advised as needed counts. Shared memory takes two calls a page,
-        hole punch and madvise: the page counts once.
+        Of deflates only what was advised as needed counts. Memory with a file takes two calls a
+        page, hole punch and madvise: where either gives it back, the page counts once.
         """
-        by_kind = self._bytes[queue].values()
-        return int(max(by_kind)) // PAGE_BYTES if by_kind else None
+        if queue not in self._seen:
+            return None
+        most: dict[str, float] = {}
+        for (backing, _), size in self._bytes[queue].items():
+            most[backing] = max(most.get(backing, 0.0), size)
+        return int(sum(most.values())) // PAGE_BYTES
 
     def _add(self, batch: pa.RecordBatch) -> None:
         request = batch.column("request_seq")
-        good = (batch.column("errno").to_numpy() == 0) & request.is_valid().to_numpy(False)
+        is_any, is_good = request.is_valid().to_numpy(False), batch.column("errno").to_numpy() == 0
         numbers = request.fill_null(0).to_numpy()
         # A request's calls follow each other: only the first of them is looked up.
         begins = np.concatenate([[True], numbers[1:] != numbers[:-1]])
         place = np.cumsum(begins) - 1
-        kinds: dict[str, Bools] | None = None
+        kinds: Kinds | None = None
         for queue, known in self._numbers.items():
             linked = known.hold(numbers[begins])
-            if not linked.any():
+            mine = linked[place] & is_any if linked.any() else linked
+            if not mine.any():
                 continue
-            kinds = kinds or _kinds(batch)
-            self._add_kinds(batch, queue, linked[place] & good, kinds)
-
-    def _add_kinds(
-        self, batch: pa.RecordBatch, queue: Queue, linked: Bools, kinds: dict[str, Bools]
-    ) -> None:
-        """Add the calls that belong to one queue's requests, by kind."""
-        length = batch.column("length_bytes").to_numpy().astype(np.float64)
-        covered = length * batch.column("count").to_numpy()
-        found = self._bytes[queue]
-        for name, kind in kinds.items():
-            mine = linked & kind
-            if (name == _NEEDED) == (queue is Queue.DEFLATE) and mine.any():
-                found[name] = found.get(name, 0.0) + float(covered[mine].sum())
-
-
-def _kinds(batch: pa.RecordBatch) -> dict[str, Bools]:
-    """Say of each call which kind it is of; those of no kind count for nothing."""
-    call, advice = (batch.column(name).to_numpy() for name in ("call", "advice"))
-    punches = call == Call.FALLOCATE
-    kinds = {str(value): ~punches & (advice == value) for value in _GIVES_BACK}
-    kinds["punch"] = punches & (advice & _PUNCH_HOLE != 0)
-    kinds[_NEEDED] = ~punches & (advice == _WILLNEED)
-    return kinds
+            self._seen.add(queue)
+            kinds = kinds or Kinds(batch, self._places)
+            found = self._bytes[queue]
+            for key, size in kinds.sums(mine & is_good, needed=queue is Queue.DEFLATE):
+                found[key] = found.get(key, 0.0) + size
 
 
 def actual_events(trace: Trace) -> tuple[Event, Event] | None:

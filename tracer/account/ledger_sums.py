@@ -22,7 +22,7 @@ _LOW = 32
 _COLUMNS = (
     *("seq", "queue", "caller", "pages", "rejected_pages"),
     *("begin_ns", "send_ns", "kick_ns", "wake_ns", "free_ns", "end_ns", "pop_ns", "push_ns"),
-    *("discard_calls", "discard_ns", "discard_bytes"),
+    *("discard_calls", "discard_ns"),
 )
 """All but the ranges, which are most of a row."""
 
@@ -71,7 +71,6 @@ class QueueSums:
         rejected: Pages outside the guest's memory.
         calls: Discard system calls.
         discard_ns: Time in those.
-        discard_bytes: Bytes that those covered.
         apart_pages: Pages of those that came while the other side was not recorded.
         net_pages: Pages that moved between the two events of `actual`.
         numbers: Their numbers; the host's alone.
@@ -81,7 +80,6 @@ class QueueSums:
     rejected: Sum = field(default_factory=Sum)
     calls: Sum = field(default_factory=Sum)
     discard_ns: Sum = field(default_factory=Sum)
-    discard_bytes: Sum = field(default_factory=Sum)
     apart_pages: int = 0
     net_pages: int = 0
     numbers: Numbers = field(default_factory=Numbers)
@@ -176,7 +174,6 @@ class RequestSums:
         sums.rejected.add(rows.column("rejected_pages"))
         sums.calls.add(rows.column("discard_calls"))
         sums.discard_ns.add(rows.column("discard_ns"))
-        sums.discard_bytes.add(rows.column("discard_bytes"))
         sums.numbers.add(rows.column("seq").to_numpy())
         if self._between is not None:
             push_ns = times_ns(rows, "push_ns")
