@@ -4,9 +4,18 @@ import ctypes
 import os
 from contextlib import suppress
 
+from aerostat.without_pandas import leave_pandas_out
+
 _M_MMAP_THRESHOLD = -3
 """Of mallopt(3), malloc.h of glibc."""
 _MAPPED_BYTES = 8 << 20
+
+
+def stay_small() -> None:
+    """Do all that is here, for the whole process; to be called before numpy is imported."""
+    keep_memory_steady()
+    keep_threads_few()
+    leave_pandas_out()
 
 
 def keep_threads_few() -> None:

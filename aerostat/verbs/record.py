@@ -27,10 +27,9 @@ from aerostat.record_options import (
     what_options,
 )
 from aerostat.recording import Ended, Listeners, listeners
-from aerostat.steady_memory import keep_memory_steady, keep_threads_few
+from aerostat.steady_memory import stay_small
 from aerostat.stop import stop_on_signal
 from aerostat.unprivileged import recorder_needs, then_drop
-from aerostat.without_pandas import leave_pandas_out
 from tracer.trace.errors import ExitCode
 from tracer.trace.progress import Progress
 
@@ -69,9 +68,7 @@ def command(**given: Any) -> ExitCode:
     if given["prove"]:
         return _prove(given)
     _check(given)
-    keep_memory_steady()
-    keep_threads_few()
-    leave_pandas_out()
+    stay_small()
     output: Path = given["output"]
     common = capture_options(given)
     with (

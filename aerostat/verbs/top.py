@@ -59,16 +59,13 @@ def command(**given: Any) -> ExitCode:
         raise click.UsageError("give one of --vm, --uuid, --pid; or --all")
     if given["interval"] < _SHORTEST_NS:
         raise click.UsageError("--interval is at least 100ms")
-    from aerostat.steady_memory import keep_memory_steady, keep_threads_few
+    from aerostat.steady_memory import stay_small
 
-    keep_memory_steady()  # before any of these imports numpy
-    keep_threads_few()
+    stay_small()  # before any of these imports numpy
     from aerostat.top_outputs import open_output
     from aerostat.watching import Watching
-    from aerostat.without_pandas import leave_pandas_out
     from tracer.engine.privilege import LOAD, require
 
-    leave_pandas_out()
     # Before any process is looked at: without privilege that fails for a lesser reason.
     require("a VM", LOAD)
     changes = _one(given) if is_one else _every()

@@ -1,22 +1,21 @@
-"""A stand-in that floods its recorder, recorded by the real one in a thread here."""
+"""A stand-in that floods its recorder, which has a process of its own (recorder_process.py)."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tests.standins.build import Did, qemu_like
-from tracer.host_side.host import VmOptions, record_host
 from tracer.trace.reader import Trace, open_trace
-from tracer.vms.vmm import inspect
-
-WAIT_S = 120
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,15 @@ class Flood:
     Attributes:
         did: What the stand-in did, by its own count.
         took_s: How long it flooded.
-        cpu_ns: CPU time of this process from when the probes were attached to the closed trace: the
-            recorder's, since everything else here waits.
+        cpu_ns: CPU time of the recorder from when its probes were attached to the closed trace.
+        faults: Its page faults in that time, of those that read nothing from a disk.
         trace: The trace, until the block is left.
     """
 
     did: Did
     took_s: float
     cpu_ns: int
+    faults: int
     trace: Trace
 
     @property
@@ -55,32 +55,37 @@ def flooded(*arguments: int, vmm: Any = None, **options: Any) -> Iterator[Flood]
         vmm: The stand-in; one for QEMU where None.
         options: Of the recorder.
     """
-    ready, stop, times, failure = threading.Event(), threading.Event(), [], []
-
-    def attached() -> None:
-        times.append(time.process_time_ns())
-        ready.set()
-
-    def run(pid: int) -> None:
-        try:
-            record_host(VmOptions(output, vmm=inspect(pid), ready=attached, **options), stop=stop)
-            times.append(time.process_time_ns())
-        except BaseException as error:
-            failure.append(error)
-            ready.set()
-
+    recorder = _recorder()
     with tempfile.TemporaryDirectory(prefix="aerostat-bench-", dir="out") as work:
-        output = Path(work) / "flood.balloon"
+        output = Path(work).resolve() / "flood.balloon"
         with vmm or qemu_like("-m", "256M") as vm:
-            thread = threading.Thread(target=run, args=(vm.pid,))
-            thread.start()
-            ready.wait(WAIT_S)
+            ready = recorder.ask({"pid": vm.pid, "output": str(output), "options": options})
+            assert ready == {"ready": True}, ready
             begin_s = time.monotonic()
-            did = vm.send("flood", *arguments) if not failure else None
+            did = vm.send("flood", *arguments)
             took_s = time.monotonic() - begin_s
-            stop.set()
-            thread.join(WAIT_S)
-        if failure:
-            raise failure[0]
-        assert did is not None
-        yield Flood(did, took_s, times[1] - times[0], open_trace(output))
+            figures = recorder.ask("stop")
+        assert "problem" not in figures, figures
+        yield Flood(did, took_s, trace=open_trace(output), **figures)
+
+
+class _Recorder:
+    """The recorder's process; it ends when this one does, whose end of its stdin closes then."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.bench.recorder_process"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, question: object) -> dict[str, Any]:
+        """Send one line and wait for the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(question), file=self._process.stdin, flush=True)
+        return dict(json.loads(self._process.stdout.readline()))
+
+
+@cache
+def _recorder() -> _Recorder:
+    return _Recorder()
