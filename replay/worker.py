@@ -1,15 +1,20 @@
 """One run of one plan in one fresh process, so that no run inherits memory, caches or luck."""
 
+from __future__ import annotations
+
 import multiprocessing
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from types import ModuleType
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from replay.job import Done, Job, run_job, watch_job
 from replay.shared import Packed
@@ -27,6 +32,8 @@ class Titled(Protocol):
         """What it is, for messages."""
 
 
+Pause = Callable[[object], None]
+"""Shows something to whoever started this process, and waits until it is told to go on."""
 AnyJob = TypeVar("AnyJob", bound=Titled)
 Answer = TypeVar("Answer")
 
@@ -71,32 +78,109 @@ def call_in_fresh_process(
         WorkerError: The process died or took longer than `timeout_ns`.
         AerostatError: What `work` raised.
     """
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(work, Packed(job), sender), daemon=True)
-    answered = False
+    with _started(context, (work, Packed(job), False), job.title, timeout_ns) as worker:
+        return cast(Answer, worker.answer())
+
+
+@contextmanager
+def pausing_process(
+    context: ProcessContext,
+    work: Callable[[AnyJob, Pause], object],
+    job: AnyJob,
+    timeout_ns: int,
+) -> Iterator[Worker]:
+    """Start a process for one job that stops on its way, for what is to be done with it then.
+
+    Args:
+        context: `process_context()`.
+        work: As for `call_in_fresh_process`; it calls its second argument where it stops.
+        job: As there.
+        timeout_ns: As there.
+
+    Yields:
+        The process, which is ended where its answer was not waited for.
+    """
+    with _started(context, (work, Packed(job), True), job.title, timeout_ns) as worker:
+        yield worker
+
+
+class Worker:
+    """A process at work.
+
+    Args:
+        process: The process.
+        pipe: What it says, and is told, comes through.
+        title: Of its job.
+        timeout_ns: Longest time it may take, from now on.
+    """
+
+    def __init__(self, process: BaseProcess, pipe: Connection, title: str, timeout_ns: int) -> None:
+        self._process, self._pipe = process, pipe
+        self._title, self._timeout_s = title, timeout_ns / 1e9
+        self._until_s = time.monotonic() + self._timeout_s
+        self.has_answered = False
+
+    def stopped(self) -> Any:
+        """Wait until it stops on its way; what it shows then. Raises as `answer`."""
+        return self._hear()
+
+    def go_on(self) -> None:
+        """Let it go on."""
+        self._pipe.send(None)
+
+    def is_done(self, wait_s: float) -> bool:
+        """Wait for its answer no longer than this; also true where its time is over."""
+        return self._pipe.poll(wait_s) or self._left_s() <= 0
+
+    def answer(self) -> Any:
+        """Wait for its answer.
+
+        Raises:
+            WorkerError: It died, or its time is over.
+            AerostatError: What its work raised.
+        """
+        answer = self._hear()
+        self.has_answered = True
+        return answer
+
+    def _hear(self) -> Any:
+        try:
+            if not self._pipe.poll(self._left_s()):
+                raise WorkerError(
+                    f"{self._title} did not end within {self._timeout_s:.0f} s",
+                    remedy="replay fewer pages: --memory-limit; from Python, raise timeout_ns",
+                )
+            word = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise _died(self._title, self._process.exitcode) from None
+        if isinstance(word, BaseException):
+            self.has_answered = True
+            raise word
+        return word
+
+    def _left_s(self) -> float:
+        return max(self._until_s - time.monotonic(), 0.0)
+
+
+@contextmanager
+def _started(
+    context: ProcessContext, given: tuple[Any, ...], title: str, timeout_ns: int
+) -> Iterator[Worker]:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(*given, theirs), daemon=True)
+    worker = Worker(process, ours, title, timeout_ns)
     try:
         with _bare_main():
             process.start()
-        sender.close()
-        if not receiver.poll(timeout_ns / 1e9):
-            raise WorkerError(
-                f"{job.title} did not end within {timeout_ns / 1e9:.0f} s",
-                remedy="replay fewer pages: --memory-limit; from Python, raise timeout_ns",
-            )
-        answer = receiver.recv()
-        answered = True
-    except EOFError:
-        process.join()
-        raise _died(job.title, process.exitcode) from None
+        theirs.close()
+        yield worker
     finally:
-        receiver.close()
+        ours.close()
         if process.pid is not None:
-            if not answered:
+            if not worker.has_answered:
                 process.kill()
             process.join()
-    if isinstance(answer, BaseException):
-        raise answer
-    return cast(Answer, answer)
 
 
 @contextmanager
@@ -114,13 +198,13 @@ def _bare_main() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-def _serve(work: Callable[[AnyJob], Answer], job: AnyJob, sender: Connection) -> None:
+def _serve(work: Callable[..., Answer], job: Titled, pauses: bool, pipe: Connection) -> None:
     """The worker's whole life: one job, one answer."""
     # Ctrl-C reaches the parent as well, and the parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer: Answer | AerostatError
     try:
-        answer = work(job)
+        answer = work(job, partial(_pause, pipe)) if pauses else work(job)
     except AerostatError as error:
         answer = error
     except Exception as error:
@@ -128,8 +212,13 @@ def _serve(work: Callable[[AnyJob], Answer], job: AnyJob, sender: Connection) ->
             f"{job.title} failed: {type(error).__name__}: {error}",
             reason=traceback.format_exc(limit=-3),
         )
-    sender.send(answer)
-    sender.close()
+    pipe.send(answer)
+    pipe.close()
+
+
+def _pause(pipe: Connection, shown: object) -> None:
+    pipe.send(shown)
+    pipe.recv()
 
 
 def _died(title: str, exit_code: int | None) -> WorkerError:

@@ -16,7 +16,7 @@ from replay.native.types import Operations
 from replay.ranges import Runs, empty
 from replay.residency import Residency
 from replay.sending import Sending
-from replay.worker import WorkerError, process_context, run_in_fresh_process
+from replay.worker import WorkerError, pausing_process, process_context, run_in_fresh_process
 from tracer.trace.errors import AerostatError
 
 
@@ -112,6 +112,50 @@ def test_an_error_in_the_worker_comes_back_whole():
         run_in_fresh_process(process_context(), job(operations=bad), 10**11)
     assert "operation 0 of 1 was refused" in caught.value.what
     assert caught.value.remedy
+
+
+def shown_and_done(job, pause):
+    pause(os.getpid())
+    return job.seed
+
+
+def fails_before_it_stops(job, pause):
+    raise AerostatError("no memory")
+
+
+def test_a_process_that_stops_on_its_way_goes_on_when_it_is_told():
+    before = workers()
+    with pausing_process(process_context(), shown_and_done, job(seed=7), 10**11) as worker:
+        assert worker.stopped() in workers() - before
+        assert not worker.is_done(0.05)
+        worker.go_on()
+        assert worker.is_done(60)
+        assert worker.answer() == 7
+    assert workers() == before
+
+
+def test_a_process_that_is_not_let_go_on_is_ended():
+    before = workers()
+    with (
+        pytest.raises(ZeroDivisionError),
+        pausing_process(process_context(), shown_and_done, job(), 10**11) as worker,
+    ):
+        raise ZeroDivisionError(worker.stopped())
+    assert workers() == before
+    with pausing_process(process_context(), shown_and_done, job(), 3 * 10**8) as worker:
+        worker.stopped()
+        assert worker.is_done(10), "its time is over"
+        with pytest.raises(WorkerError, match="did not end within"):
+            worker.answer()
+    assert workers() == before
+
+
+def test_what_fails_before_it_stops_is_told():
+    with (
+        pytest.raises(AerostatError, match="no memory"),
+        pausing_process(process_context(), fails_before_it_stops, job(), 10**11) as worker,
+    ):
+        worker.stopped()
 
 
 def test_every_run_is_a_process_of_its_own():
