@@ -9,10 +9,51 @@ from typing import Any
 
 from replay.environment import fingerprint
 from replay.lifelike import STEPS
+from replay.probed import ProbeUse
 from replay.recorded import Heights
+from replay.summary import Spread
 
 FIDELITY_FORMAT = "aerostat-fidelity"
-FIDELITY_VERSION = "1.1"
+FIDELITY_VERSION = "1.2"
+
+
+@dataclass(frozen=True)
+class ProbedQueue:
+    """One queue of a replay that was recorded alike.
+
+    Args:
+        recorded_ns: Sum of its calls' recorded times in each run, of the last step without
+            interrupts.
+        lost_cpu_ns: Of that, what single calls waited for something else; it is taken off.
+        counted_ns: The middle of the runs so, with the trace's `interrupts_ns` and `lost_cpu_ns`.
+        ratio: `counted_ns` over recorded.
+    """
+
+    recorded_ns: tuple[int, ...]
+    lost_cpu_ns: tuple[int, ...]
+    counted_ns: int
+    ratio: float
+
+
+@dataclass(frozen=True)
+class ProbedTrace:
+    """How a replay was recorded alike, and what it comes to.
+
+    Args:
+        detail: `calls`, each by itself, or `discards`, adjacent ones merged: as in the trace.
+        probes: What it was recorded with.
+        probe_ns: Cost of the probes on a call here, as measured when they attached; None if not.
+        same_boot: The trace was recorded on this machine since it was started; else what that of
+            then took more is not counted. None where the trace does not say.
+        ratio: Of each run the sum of the queues, counted as theirs, over the recorded time; None
+            where that is 0.
+    """
+
+    detail: str
+    probes: tuple[ProbeUse, ...]
+    probe_ns: float | None
+    same_boot: bool | None
+    ratio: Spread | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +77,7 @@ class QueueFidelity:
         counted_ns: The sum of the last step without interrupts and of these three.
         ratio_plain: First step over recorded.
         ratio_counted: `counted_ns` over recorded.
+        probed: The same with the replay recorded alike, in place of `calls_ns`; None if not asked.
     """
 
     queue: str
@@ -50,6 +92,7 @@ class QueueFidelity:
     counted_ns: int
     ratio_plain: float
     ratio_counted: float
+    probed: ProbedQueue | None
 
     @property
     def unexplained_ns(self) -> int:
@@ -72,6 +115,7 @@ class TraceFidelity:
         queues: Each queue that moved pages.
         ratio_plain: A plain replay over the recorded time.
         ratio_counted: With all measured causes, over the recorded time.
+        probed: The same with the replay recorded alike; None if not asked, or not run.
         note: Why times cannot be set side by side; empty where they can.
         missing: What the trace lacks, such as `misses 7 requests`; None where it is whole.
     """
@@ -86,6 +130,7 @@ class TraceFidelity:
     queues: tuple[QueueFidelity, ...]
     ratio_plain: float | None
     ratio_counted: float | None
+    probed: ProbedTrace | None
     note: str
     missing: str | None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from replay.alike import TIMEOUT_NS, record_alike
 from replay.budget import named_pages
 from replay.causes import QueueFidelity, TraceFidelity
 from replay.fidelity import TRACED_STRATEGY, captured_discards
-from replay.lifelike import STEPS, Paced, PacedJob, Step, run_paced, two_cpus
+from replay.lifelike import COLD, STEPS, Paced, PacedJob, Step, run_paced, two_cpus
 from replay.memory import operations_of
 from replay.plan import Context, context_of
 from replay.prepare import fit_to_machine, plan_all
+from replay.probed import Attach
 from replay.ranges import merge_sorted, subtract
 from replay.recorded import calls_of, heights
 from replay.requests import Requests, load_requests, memory_map
@@ -25,7 +27,7 @@ from replay.residency import Residency, load_residency
 from replay.rounds import run_order
 from replay.schedule import refuse_loss
 from replay.worker import call_in_fresh_process, process_context
-from replay.written import Case, written_operations
+from replay.written import Case, alike_calls, written_operations
 from tracer.trace.errors import AerostatError
 from tracer.trace.missing import missing_events, require_requests
 from tracer.trace.progress import Progress, silent
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from tracer.trace.reader import Trace
 
 Flags = npt.NDArray[np.bool_]
-TIMEOUT_NS = 600_000_000_000
 LEAST_INTERRUPTS = 50
 """Of fewer no price can be told."""
 
@@ -49,13 +50,14 @@ class _Turns:
     seed: int
 
 
-def measure_fidelity(
+def measure_fidelity(  # noqa: PLR0913  how it is run, and three that not every caller has
     path: Path,
     runs: int = 3,
     seed: int = 1,
     progress: Progress = silent,
     *,
     allow_loss: bool = False,
+    attach: Attach | None = None,
 ) -> TraceFidelity:
     """Replay the traced VMM's own strategy step by step nearer to the live VM.
 
@@ -63,11 +65,14 @@ def measure_fidelity(
         path: The bundle.
         runs: Runs of each step, each in a fresh process.
         seed: Of the order of runs.
-        progress: Told of phases `calibrate` and `replay`.
+        progress: Told of phases `calibrate`, `replay` and `record`.
         allow_loss: Take a trace that is known to miss events.
+        attach: Also record as many runs with the probes that this attaches. They come last and
+            apart, since probes make system calls of every process dearer, those of other runs too.
 
     Raises:
-        CaptureIncompleteError: The trace misses events, and that is not allowed.
+        CaptureIncompleteError: The trace misses events, and that is not allowed; or a recording of
+            the replay does.
         AerostatError: The trace or the machine does not allow it.
     """
     case = prepare_case(path, allow_loss=allow_loss)
@@ -76,13 +81,18 @@ def measure_fidelity(
     cpu, guest_cpu = two_cpus()
     progress("calibrate", 0, 1)
     written = written_operations(case, cpu)
-    done = _run_steps(case, written, (cpu, guest_cpu), _Turns(runs, seed), progress)
+    turns = _Turns(runs, seed)
+    done = _run_steps(case, written, (cpu, guest_cpu), turns, progress)
     per_interrupt_ns = interrupt_ns(done["cold"], done["running"], int(case.frees.sum()))
     queues = tuple(
         _judge_queue(case, Queue(q), written, done, per_interrupt_ns)
         for q in np.unique(case.queue).tolist()
     )
-    return replace(_describe(case, _with_calls(queues), ""), interrupt_ns=per_interrupt_ns)
+    found = replace(_describe(case, _with_calls(queues), ""), interrupt_ns=per_interrupt_ns)
+    if attach is None:
+        return found
+    jobs = _jobs_to_record(case, written, (cpu, guest_cpu), turns, progress)
+    return record_alike(case, found, written, jobs, attach)
 
 
 def prepare_case(path: Path, *, allow_loss: bool = False) -> Case:
@@ -135,6 +145,17 @@ def _run_steps(
         done[STEPS[index].name].append(answer)
     progress("replay", len(order), len(order))
     return done
+
+
+def _jobs_to_record(
+    case: Case, written: Flags, cpus: tuple[int, int], turns: _Turns, progress: Progress
+) -> Iterator[PacedJob]:
+    """Runs of the step that has every cause but interrupts, each made when the last has ended."""
+    first_seed = turns.seed + len(STEPS) * turns.runs
+    for number in range(turns.runs):
+        progress("record", number, turns.runs)
+        yield paced_job(case, written, COLD, cpus, first_seed + number)
+    progress("record", turns.runs, turns.runs)
 
 
 def paced_job(case: Case, written: Flags, step: Step, cpus: tuple[int, int], seed: int) -> PacedJob:
@@ -196,7 +217,7 @@ def _judge_queue(
     }
     discards = of_queue & case.frees
     plain_ns, still_ns = (median(steps_ns[name]) for name in ("attach", "cold"))
-    alike = _alike(case, discards & written if discards.any() else of_queue)
+    alike = alike_calls(case, queue, written)
     found = heights(case.calls, alike, per_interrupt_ns if discards.any() else 0.0)
     share = found.interrupted_share if found is not None and discards.any() else 0.0
     interrupts_ns = share * discards.sum() * per_interrupt_ns
@@ -215,16 +236,8 @@ def _judge_queue(
         counted_ns=round(counted_ns),
         ratio_plain=plain_ns / recorded_ns if recorded_ns else 0.0,
         ratio_counted=counted_ns / recorded_ns if recorded_ns else 0.0,
+        probed=None,
     )
-
-
-def _alike(case: Case, chosen: Flags) -> Flags:
-    """Of the chosen operations those of the most frequent length, so that their times compare."""
-    if not chosen.any():
-        return chosen
-    lengths, counts = np.unique(case.plan.length_bytes[chosen], return_counts=True)
-    alike: Flags = chosen & (case.plan.length_bytes == lengths[counts.argmax()])
-    return alike
 
 
 def _with_calls(queues: Sequence[QueueFidelity]) -> tuple[QueueFidelity, ...]:
@@ -266,6 +279,7 @@ def _describe(
         queues=queues,
         ratio_plain=plain_ns / recorded_ns if recorded_ns else None,
         ratio_counted=counted_ns / recorded_ns if recorded_ns else None,
+        probed=None,
         note=note,
         missing=missing_events(case.trace),
     )

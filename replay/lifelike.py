@@ -61,6 +61,9 @@ STEPS = (
     ),
 )
 
+COLD = next(step for step in STEPS if step.name == "cold")
+"""It has every cause but interrupts."""
+
 
 @dataclass(frozen=True, eq=False)
 class PacedJob:

@@ -16,6 +16,9 @@ import pyarrow.compute as pc
 from tracer.trace.schema import PFN_SHIFT, Side
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from replay.native.types import Operations
     from replay.plan import Plan
     from tracer.trace.reader import Trace
 
@@ -71,6 +74,31 @@ def calls_of(trace: Trace, plan: Plan) -> Calls | None:
     order = np.argsort(seq, kind="stable")
     row = np.repeat(order, count[order])
     if len(row) != len(plan) or (length[row] != plan.length_bytes.astype(np.int64)).any():
+        return None
+    return Calls((total_ns / count)[row], row, worst_ns.astype(np.float64), count)
+
+
+def replayed_calls(table: pa.Table, operations: Operations) -> Calls | None:
+    """Lay the calls of a replay, as probes recorded them, beside what it was told to do.
+
+    Args:
+        table: Rows as a trace has them, in order; `gpa` is the offset in the replayed memory, null
+            elsewhere.
+        operations: One thread's, in order.
+
+    Returns:
+        None where it is not each of them, in order and at its place, and nothing else.
+    """
+    table = table.filter(pc.is_valid(table["gpa"]))
+    names = ("gpa", "length_bytes", "step", "count", "total_ns", "worst_ns")
+    begin, length, step, count, total_ns, worst_ns = (
+        table[name].to_numpy().astype(np.int64) for name in names
+    )
+    row = np.repeat(np.arange(len(count)), count)
+    nth = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    at = begin[row] + nth * (step * length)[row]
+    same = np.array_equal(at, operations.offset_bytes.astype(np.int64))
+    if not same or not np.array_equal(length[row], operations.length_bytes.astype(np.int64)):
         return None
     return Calls((total_ns / count)[row], row, worst_ns.astype(np.float64), count)
 

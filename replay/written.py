@@ -17,7 +17,7 @@ from replay.ranges import merge
 from replay.recorded import Calls, pages_of
 from replay.requests import Requests
 from replay.residency import Residency
-from tracer.trace.schema import PFN_SHIFT
+from tracer.trace.schema import PFN_SHIFT, Queue
 
 if TYPE_CHECKING:
     from tracer.trace.reader import Trace
@@ -77,6 +77,27 @@ def written_operations(case: Case, cpu: int) -> Flags:
     recorded_ns = case.calls.mean_ns
     found: Flags = case.frees & (recorded_ns >= least_ns) & (recorded_ns < most_ns)
     return found & ~_over_pieces(case)
+
+
+def alike_calls(case: Case, queue: Queue, written: Flags) -> Flags:
+    """Calls of a queue whose times compare: of what had memory, or no discards, of one length.
+
+    Args:
+        case: The trace.
+        queue: The queue.
+        written: `written_operations`.
+
+    Returns:
+        Those of its most frequent length.
+    """
+    of_queue = case.queue == queue
+    discards = of_queue & case.frees
+    chosen: Flags = discards & written if discards.any() else of_queue
+    if not chosen.any():
+        return chosen
+    lengths, counts = np.unique(case.plan.length_bytes[chosen], return_counts=True)
+    alike: Flags = chosen & (case.plan.length_bytes == lengths[counts.argmax()])
+    return alike
 
 
 def _over_pieces(case: Case) -> Flags:

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
     help="Instead, set the traced VMM's own strategy beside each TRACE, cause by cause.",
 )
 @click.option(
+    "--probed",
+    is_flag=True,
+    help="With --fidelity: also record the replay, as the trace was. Needs root and BCC.",
+)
+@click.option(
     "--seed-headline",
     is_flag=True,
     help="Instead, the seed patch's experiment: 7 GiB of 8 GiB inflated in the order of TRACE"
@@ -133,6 +138,7 @@ def command(
     context: click.Context,
     traces: tuple[Path, ...],
     fidelity: bool,
+    probed: bool,
     seed_headline: bool,
     strategies: tuple[str, ...],
     against: str | None,
@@ -159,7 +165,7 @@ def command(
     Each run is a fresh process on one CPU; runs are interleaved in seeded random order; every page
     is checked afterwards. Runs in which each call is timed come last and apart: they show the worst
     pause. A strategy that cannot work on the memory or this kernel is named with the reason,
-    not timed. Needs no root and no VM.
+    not timed. Needs no root and no VM; --probed alone needs root.
 
     \b
     Examples:
@@ -172,6 +178,7 @@ def command(
       aerostat replay host.balloon -s all --against range --runs 7
       aerostat replay --seed-headline
       aerostat replay --fidelity plain.balloon fragmented.balloon --runs 5
+      sudo aerostat replay --fidelity --probed mine.balloon
     """
     if seed_headline:
         from aerostat import headline
@@ -185,6 +192,8 @@ def command(
 
         with_traces.run(context)
         return
+    if probed:
+        raise click.UsageError("--probed goes with --fidelity alone")
     if len(traces) > 1:
         raise click.UsageError("several traces go with --fidelity alone; replay one at a time")
     trace = traces[0]

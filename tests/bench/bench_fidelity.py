@@ -1,8 +1,8 @@
 """Fidelity against a live VM: what the lab records now, replayed on this machine minutes later.
 
 Twice: as `replay --fidelity` counts it, which must take what probes add from the trace's cheapest
-calls; and with the replay recorded by the same probes, which needs root, as this bench does. The
-reference traces are of another day's machine, so theirs stands beside it without a goal.
+calls; and as `--probed` does, with the replay recorded too, which needs root, as this bench does.
+The reference traces are of another day's machine, so theirs stands beside it without a goal.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
+from aerostat.probed import attached
 from lab.session import LabOptions, run_lab
+from replay.alike import probed_ratios
 from replay.causes import TraceFidelity
 from replay.faithful import measure_fidelity
 from replay.lifelike import STEPS
 from tests.bench.measure import Report, Settings, at_least, at_most, run
-from tests.bench.traced_replay import traced_ns
 
 TRACES = sorted(Path("traces").glob("*.balloon"))
 LIVE = {
@@ -39,29 +38,34 @@ def measure(settings: Settings, report: Report) -> None:
         for scenario, memory_bytes in LIVE.items():
             path = Path(work) / f"{scenario}.balloon"
             run_lab(LabOptions(path, scenario=scenario, memory_bytes=memory_bytes, detail=DETAIL))
-            found = measure_fidelity(path, settings.pairs, settings.seed)
-            _add(report, f"live {scenario}", found, live=True)
-            traced = traced_ns(path, settings.pairs, settings.seed)
-            _add_traced(report, f"live {scenario}", found, traced)
+            _measure(report, f"live {scenario}", path, settings, live=True)
     for path in TRACES:
-        _add(report, path.stem, measure_fidelity(path, settings.pairs, settings.seed), live=False)
+        _measure(report, path.stem, path, settings, live=False)
 
 
-def _add_traced(
-    report: Report, name: str, found: TraceFidelity, traced: dict[str, list[float]]
-) -> None:
+def _measure(report: Report, name: str, path: Path, settings: Settings, *, live: bool) -> None:
+    found = measure_fidelity(path, settings.pairs, settings.seed, attach=attached)
+    _add(report, name, found, live=live)
+    if found.probed is not None:
+        _add_probed(report, name, found, live=live)
+
+
+def _add_probed(report: Report, name: str, found: TraceFidelity, *, live: bool) -> None:
     """The same with what was recorded of the replay, in place of its own clock and `calls`."""
-    counted_ns = np.zeros(len(next(iter(traced.values()))))
     for queue in found.queues:
-        of_queue = np.array(traced[queue.queue])
-        per_call = (of_queue / queue.operations).tolist()
-        report.keep({f"{name}, {queue.queue}, replay as recorded, ns a call": per_call})
-        report.figure(f"{name}, {queue.queue}: replay as recorded", "ns a call", per_call)
-        counted_ns += of_queue + queue.interrupts_ns + queue.lost_cpu_ns
-    ratios = (counted_ns / sum(queue.recorded_ns for queue in found.queues)).tolist()
+        assert queue.probed is not None
+        own_ns = {
+            "replay as recorded": queue.probed.recorded_ns,
+            "of that, lost CPU": queue.probed.lost_cpu_ns,
+        }
+        for what, times in own_ns.items():
+            per_call = [ns / queue.operations for ns in times]
+            report.keep({f"{name}, {queue.queue}, {what}, ns a call": per_call})
+            report.figure(f"{name}, {queue.queue}: {what}", "ns a call", per_call)
+    ratios = probed_ratios(found.queues)
     report.figure(f"{name}: counted, recorded alike, over recorded", "x", ratios)
     gaps = [abs(ratio - 1) for ratio in ratios]
-    report.figure(f"{name}: gap, recorded alike", "x", gaps, at_most(NEAR))
+    report.figure(f"{name}: gap, recorded alike", "x", gaps, at_most(NEAR) if live else None)
 
 
 def _add(report: Report, name: str, found: TraceFidelity, *, live: bool) -> None:

@@ -3,6 +3,7 @@
 import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -87,36 +88,43 @@ MakeTrace = Callable[..., Path]
 
 @pytest.fixture
 def make_trace(tmp_path: Path) -> MakeTrace:
-    """Write a host-side trace: INFLATED_PAGES in, a quarter of them out again."""
+    """Write host-side traces."""
 
-    def make(
-        name: str = "small",
-        *,
-        huge: bool = False,
-        lost: int = 0,
-        extra_calls: int = 0,
-        backing: str = "anon",
-        page_bytes: int = 4096,
-    ) -> Path:
-        path = tmp_path / f"{name}.balloon"
-        info = SideInfo(page_size_bytes=4096, begin_ns=0)
-        region = Region("ram", 0, 0, MEMORY_BYTES, backing, page_bytes)
-        pfns = balloon_pfns()
-        rows = request_rows(Queue.INFLATE, pfns, 0)
-        rows += request_rows(Queue.DEFLATE, pfns[: INFLATED_PAGES // 4], len(rows))
-        tables = {
-            "requests": pa.RecordBatch.from_pylist(rows, REQUESTS),
-            "calls": pa.RecordBatch.from_pylist(call_rows(rows, extra_calls), CALLS),
-            "residency": pa.RecordBatch.from_pylist(residency_rows(huge), RESIDENCY),
-        }
-        with TraceWriter(path, Side.HOST) as writer:
-            for table, batch in tables.items():
-                writer.append(table, batch)
-            writer.loss("requests", lost, 0, 10)
-            writer.close(Manifest(sides={"host": info}, regions=(region,)))
-        return path
+    def make(name: str = "small", **how: Any) -> Path:
+        return write_trace(tmp_path / f"{name}.balloon", **how)
 
     return make
+
+
+HOST = SideInfo(page_size_bytes=4096, begin_ns=0)
+
+
+def write_trace(
+    path: Path,
+    *,
+    huge: bool = False,
+    lost: int = 0,
+    extra_calls: int = 0,
+    backing: str = "anon",
+    page_bytes: int = 4096,
+    host: SideInfo = HOST,
+) -> Path:
+    """Write a host-side trace: INFLATED_PAGES in, a quarter of them out again."""
+    region = Region("ram", 0, 0, MEMORY_BYTES, backing, page_bytes)
+    pfns = balloon_pfns()
+    rows = request_rows(Queue.INFLATE, pfns, 0)
+    rows += request_rows(Queue.DEFLATE, pfns[: INFLATED_PAGES // 4], len(rows))
+    tables = {
+        "requests": pa.RecordBatch.from_pylist(rows, REQUESTS),
+        "calls": pa.RecordBatch.from_pylist(call_rows(rows, extra_calls), CALLS),
+        "residency": pa.RecordBatch.from_pylist(residency_rows(huge), RESIDENCY),
+    }
+    with TraceWriter(path, Side.HOST) as writer:
+        for table, batch in tables.items():
+            writer.append(table, batch)
+        writer.loss("requests", lost, 0, 10)
+        writer.close(Manifest(sides={"host": host}, regions=(region,)))
+    return path
 
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -50,9 +50,17 @@ class HostEngine:
         self._free = list(range(host_probes.MAX_VMS - 1, _OWN_SLOT, -1))
         self._slots: dict[int, int] = {}
         self._detach_calls: list[Callable[[], None]] = []
-        self._watch_calls(HOST_CALL_POINTS if calls else ())
+        self.watch_calls(HOST_CALL_POINTS if calls else ())
 
-    def _watch_calls(self, points: tuple[Point, ...]) -> None:
+    def watch_calls(self, points: tuple[Point, ...]) -> None:
+        """Probe system calls, and measure what that costs.
+
+        Args:
+            points: Those of HOST_CALL_POINTS, or the same with other ways to them.
+
+        Raises:
+            ProbeError: No way to a point works that is required.
+        """
         meter = CostMeter()
         self._attach_calls(points)
         self.costs = meter.costs(self, self.call_attachments)
@@ -61,7 +69,7 @@ class HostEngine:
         """Probe every system call that can give memory back: for a VMM that is not QEMU."""
         done = {attachment.point for attachment in self.call_attachments}
         if not done:
-            self._watch_calls(HOST_CALL_POINTS)
+            self.watch_calls(HOST_CALL_POINTS)
         if not done.issuperset(HOST_OTHER_CALL_POINTS):
             self._attach_calls(HOST_OTHER_CALL_POINTS)
 

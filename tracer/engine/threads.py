@@ -27,6 +27,13 @@ class VmThreads:
     def __init__(self, inflight: Map, pid: int) -> None:
         self._inflight, self._pid = inflight, pid
 
+    def enter(self, tid: int) -> None:
+        """Have all calls of a thread recorded from now on, as if it were in a request."""
+        key = self._inflight.Key(self._pid << 32 | tid)
+        leaf = self._inflight.Leaf()
+        leaf.run.tid = tid
+        self._inflight[key] = leaf
+
     def under_way(self) -> list[UnderWay]:
         """Read which requests were taken and are not returned, in no order."""
         return [
