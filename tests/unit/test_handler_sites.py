@@ -52,6 +52,39 @@ def test_an_instruction_as_cheap_behind_the_test_is_better_for_every_queue():
     assert sites(SHORT_JE, CALL_OTHER) == (10, True)
 
 
+CLEARS = bytes.fromhex("48c744241000000000 31db 48c744241800000000")
+"""As QEMU 7.2 and 10.0 clear variables of their loop over the pages, before they jump into it."""
+JUMP_ON = bytes.fromhex("eb00")
+
+
+def test_an_instruction_as_cheap_some_way_behind_the_test_is_better_for_every_queue():
+    assert sites(SHORT_JE, CLEARS, JUMP_ON, MOV) == (10 + len(CLEARS), True)
+    assert sites(SHORT_JE, CLEARS, JUMP_ON, MOV, polls=True) == (10 + len(CLEARS), True)
+
+
+@pytest.mark.parametrize(
+    "known", ["45 31 ff", "31 ff", "c744240800000000", "48c784240001000000000000"]
+)
+def test_what_leaves_the_element_where_it_is_is_stepped_over(known):
+    code = bytes.fromhex(known)
+    assert sites(SHORT_JE, code, JUMP_ON) == (10 + len(code), True)
+
+
+@pytest.mark.parametrize(
+    "other", ["31c0", "3118", "4531", "8b700c", "48c7c000000000", "c3", "31e4"]
+)
+def test_what_may_change_the_element_or_is_not_known_is_not_stepped_over(other):
+    assert sites(SHORT_JE, bytes.fromhex(other), JUMP_ON) == (8, True)
+
+
+@pytest.mark.parametrize("place", [9, 11, 20])
+def test_an_instruction_that_another_jump_leads_to_is_not_taken_for_a_cheap_one(place):
+    """To the second, the third and the one that would be probed."""
+    jump_at = 10 + len(CLEARS) + len(JUMP_ON) + len(MOV)
+    back = bytes([0xEB, (10 + place - (jump_at + 2)) & 0xFF])
+    assert sites(SHORT_JE, CLEARS, JUMP_ON, MOV, back) == (8, True)
+
+
 def test_where_the_jump_is_taken_for_an_element_its_target_is_the_place():
     jne_over_ret = bytes.fromhex("7501")
     assert sites(jne_over_ret, RET, MOV, polls=True) == (11, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -18,6 +19,16 @@ _CALL_BYTES = 5
 _ERROR_PATH_BYTES = 32
 """A push that begins so soon after a call of virtio_error lies on its path: two argument moves and
 a jump fit, another path's code does not."""
+
+_KEEPS_RAX = re.compile(
+    rb"\x48?\xc7\x44\x24.{5}"  # mov $number, place(%rsp), of 8 or of 4 bytes
+    rb"|\x48?\xc7\x84\x24.{8}"
+    rb"|\x31[\xc9\xd2\xdb\xed\xf6\xff]|\x45\x31[\xc0\xc9\xd2\xdb\xe4\xed\xf6\xff]",  # xor %r, %r
+    re.DOTALL,
+)
+"""Instructions that leave rax, and the way, as they are: with such a compiler clears the variables
+of a loop. Only what is known here is stepped over, so none is ever taken for another."""
+_MOST_STEPS = 8
 
 _SHORT_JUMPS, _NEAR_JUMPS = (0x74, 0x75), (b"\x0f\x84", b"\x0f\x85")
 """je and jne, by a displacement of one byte and of four."""
@@ -95,7 +106,8 @@ def _after_pop(binary: Binary, function: Function, call: int, *, polls: bool) ->
 
     Compilers test the result at once: `[mov %rax, %reg]; test %rax, %rax; je`. A hit on the jump is
     by far the cheapest (tracer/sites/instructions.py), but it is also hit where the queue is empty.
-    Where the way with an element begins with an instruction that is as cheap, that is better.
+    An instruction that is as cheap and that only an element leads to is better: QEMU 7.2 and 10.0
+    have one in every handler but that of hints.
     """
     start = call + _CALL_BYTES
     code = binary.code(start, 24)
@@ -105,9 +117,11 @@ def _after_pop(binary: Binary, function: Function, call: int, *, polls: bool) ->
     if len(sites) > 1:
         behind = _behind_test(binary, function, start + sites[1])
         if behind is not None:
-            emulated = is_emulated(binary.code(behind, LONGEST_INSTRUCTION_BYTES))
-            if emulated or polls:
-                return behind, emulated
+            onward = _emulated_onward(binary, function, behind)
+            if onward is not None:
+                return onward, True
+            if polls:
+                return behind, False
     return cheapest_site((start + site, code[site:]) for site in sites)
 
 
@@ -132,6 +146,30 @@ def _behind_test(binary: Binary, function: Function, jump: int) -> int | None:
     place = jump + length + (0 if is_equal else displacement)
     is_shared = any(at != jump for at in _jumps_to(binary, function, place))
     return place if function.holds(place) and not is_shared else None
+
+
+def _emulated_onward(binary: Binary, function: Function, place: int) -> int | None:
+    """Return the first instruction from a place on that the kernel emulates.
+
+    Args:
+        binary: QEMU.
+        function: Code that holds the place.
+        place: Address of an instruction to which one way leads.
+
+    Returns:
+        None where an instruction before it might change rax, or another way might lead there.
+    """
+    for _ in range(_MOST_STEPS):
+        code = binary.code(place, LONGEST_INSTRUCTION_BYTES)
+        if is_emulated(code):
+            return place
+        step = _KEEPS_RAX.match(code)
+        if step is None:
+            return None
+        place += step.end()
+        if not function.holds(place) or _jumps_to(binary, function, place):
+            return None
+    return None
 
 
 def _jumps_to(binary: Binary, function: Function, place: int) -> list[int]:
