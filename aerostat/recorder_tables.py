@@ -19,15 +19,17 @@ _CAUSES = {
 _MOST_STRETCHES = 3
 
 
-def draw_losses(losses: Sequence[Loss], manifest: Manifest) -> None:
-    """Draw what is missing, why and when, or say that nothing is.
+def draw_losses(losses: Sequence[Loss], manifest: Manifest, *, is_complete: bool) -> None:
+    """Draw what is missing, why and when, or say that nothing is known to be.
 
     Args:
         losses: Of a trace.
         manifest: Tells when each side began.
+        is_complete: Whether the trace was closed in order; else nobody knows that none were.
     """
     if not losses:
-        render.say("Losses: none.")
+        told = "none" if is_complete else "none recorded up to here; the trace is not complete"
+        render.say(f"Losses: {told}.")
         render.say()
         return
     rows = []

@@ -67,7 +67,7 @@ def draw(path: Path, trace: "Trace", stages: "StageTable", account: "Ledger") ->
     timeline_tables.draw_events(events(trace, stages.clock))
     timeline_tables.draw_samples(levels(trace), growths(trace))
     tables.draw_ledger(account)
-    recorder_tables.draw_losses(trace.losses, trace.manifest)
+    recorder_tables.draw_losses(trace.losses, trace.manifest, is_complete=trace.is_complete)
     recorder_tables.draw_findings(trace.findings)
     recorder_tables.draw_probes(trace.manifest)
 

@@ -34,6 +34,7 @@ def test_a_torn_trace_is_made_whole_elsewhere(torn: Path, tmp_path: Path, capsys
     with pa.ipc.open_file(str(whole / "requests" / "host-00001.arrow")) as file:
         assert file.read_all().num_rows == ROWS
     assert main(["show", str(whole)]) == ExitCode.CAPTURE_INCOMPLETE
+    assert "Losses: none recorded up to here; the trace is not complete." in capsys.readouterr().out
     assert open_trace(whole).manifest.end_reason == "salvaged"
 
 

@@ -65,7 +65,7 @@ def test_losses_are_one_row_for_each_cause_with_the_ends_of_many_stretches(capsy
         for i in range(40)
     ]
     losses += [Loss("host", "calls", 7, None, 150 * S, "disk")]
-    recorder_tables.draw_losses(losses, recorded("calls"))
+    recorder_tables.draw_losses(losses, recorded("calls"), is_complete=True)
     rows = [line for line in capsys.readouterr().out.splitlines() if "host" in line]
     assert len(rows) == 2
     assert "400" in rows[0]
@@ -77,7 +77,7 @@ def test_losses_are_one_row_for_each_cause_with_the_ends_of_many_stretches(capsy
 
 def test_a_cause_that_is_not_known_is_told_as_it_is(capsys):
     losses = [Loss("host", "calls", 1, 0, 1, "gremlins"), Loss("host", "marks", 1, 0, 1)]
-    recorder_tables.draw_losses(losses, Manifest())
+    recorder_tables.draw_losses(losses, Manifest(), is_complete=True)
     known, unknown = (line for line in capsys.readouterr().out.splitlines() if "host" in line)
     assert "gremlins" in known
     assert unknown.split() == ["host", "marks", "1", "-", "-"]

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from tests.unit.trace_samples import described, residency
 from tracer.trace import loss_book
 from tracer.trace.check import check_trace
@@ -86,3 +88,40 @@ def test_an_unclosed_trace_tells_of_losses(tmp_path):
     trace = open_trace(writer.path)
     assert not trace.is_complete
     assert [item.count for item in trace.losses] == [4]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "counts"),
+    [
+        ([loss("calls", 4, 0, 9)], [], [4]),
+        ([loss("calls", 4, 0, 9)], [loss("calls", 4, 0, 9)], [4]),
+        # The manifest merged what are two rows of the marks, or has what was not yet a row.
+        ([loss("calls", 5, 0, 9)], [loss("calls", 2, 0, 3), loss("calls", 3, 7, 9)], [5]),
+        ([loss("calls", 5, 0, 9)], [loss("calls", 2, 0, 3)], [5]),
+        ([loss("calls", 2, 0, 3)], [loss("calls", 5, 0, 9)], [5]),
+        # Each knows of a time of which the other does not.
+        ([loss("calls", 2, 0, 3)], [loss("calls", 1, 5, 9)], [2, 1]),
+        # A begin that is not known may lie before everything.
+        ([loss("calls", 2, 0, 3)], [loss("calls", 1, None, 9)], [2]),
+        ([loss("calls", 2, 0, 3)], [loss("requests", 1, 0, 3)], [2, 1]),
+        ([loss("calls", 2, 0, 3)], [loss("calls", 1, 0, 3, "quota")], [2, 1]),
+    ],
+)
+def test_two_lists_of_the_same_losses_become_one_that_counts_none_twice(first, second, counts):
+    both = loss_book.united(first, second)
+    assert sorted(item.count for item in both) == sorted(counts)
+    assert loss_book.united(both, second) == loss_book.united(first, both) == both
+
+
+def test_an_unclosed_trace_knows_of_losses_that_still_waited_for_their_row(tmp_path):
+    """As a kill leaves it: the manifest has the second loss, the marks have the first alone."""
+    writer = TraceWriter(tmp_path / "a.balloon", Side.HOST)
+    writer.loss("requests", 2, 0, 1, cause="ring")
+    writer.loss("requests", 7, 1, 2, cause="ring")
+    writer.describe(described())
+    trace = open_trace(writer.path)
+    assert [item.count for item in trace.marked_losses()] == [2]
+    assert sum(item.count for item in trace.losses) == 9
+    assert "loss-rows" not in {finding.code for finding in check_trace(trace)}
+    writer.close(described())
+    assert sum(item.count for item in open_trace(writer.path).losses) == 9

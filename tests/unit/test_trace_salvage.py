@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.trace_samples import described, request, requests, torn_trace, write_trace
+from tracer.account.ledger import ledger
 from tracer.trace.check import check_trace
 from tracer.trace.errors import ForeignTraceError, TraceError
 from tracer.trace.manifest import Loss, Manifest
@@ -143,6 +144,17 @@ def test_a_damaged_closed_segment_keeps_its_whole_batches(tmp_path):
     trace = open_trace(path)
     assert trace.table("requests").num_rows == 20
     assert not trace.manifest.complete
+
+
+def test_damage_of_the_marks_erases_no_loss_that_the_manifest_knows(tmp_path):
+    path = write_trace(tmp_path / "a.balloon", losses=(LOSS,))
+    marks = path / "marks" / "host-00001.arrow"
+    marks.write_bytes(marks.read_bytes()[:700])
+    assert salvage(path, tmp_path / "b.balloon").rows["marks"] == 0
+    copy = open_trace(tmp_path / "b.balloon")
+    assert copy.losses == copy.manifest.losses == (LOSS,)
+    (line,) = [line for line in ledger(copy).lines if line.name == "loss: host calls"]
+    assert (line.pages, line.status) == (LOSS.count, f"differs by +{LOSS.count}")
 
 
 def test_a_changed_segment_is_not_laundered(tmp_path):

@@ -1,6 +1,6 @@
-"""Losses of one side: few rows and a short list, however long and often events are lost."""
+"""Losses: few rows and a short list, however long and often events are lost; two lists as one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -69,6 +69,49 @@ def merged(losses: Sequence[Loss]) -> Loss:
         since_ns=min(begins) if len(begins) == len(losses) else None,
         until_ns=max(loss.until_ns for loss in losses),
     )
+
+
+def united(first: Sequence[Loss], second: Sequence[Loss]) -> tuple[Loss, ...]:
+    """Make one list of two that each know some of the same losses, and count none twice.
+
+    One loss may be several in the other list, and longer or shorter. So losses of one side, stream
+    and cause are held against each other as far as their spans touch, and of each such stretch the
+    list that counts more is taken.
+
+    Returns:
+        The losses, the host's first, by the end of their spans.
+    """
+
+    def key(loss: Loss) -> tuple[bool, str, str]:
+        return loss.side == "guest", loss.stream, loss.cause or ""
+
+    both = [(loss, which) for which, losses in enumerate((first, second)) for loss in losses]
+    both.sort(key=lambda item: (key(item[0]), _begin_ns(item[0])))
+    found: list[Loss] = []
+    for _, group in groupby(both, lambda item: key(item[0])):
+        for stretch in _stretches(list(group)):
+            told = [[loss for loss, which in stretch if which == side] for side in (0, 1)]
+            found += max(told, key=lambda losses: sum(loss.count for loss in losses))
+    return tuple(sorted(found, key=lambda loss: (loss.side == "guest", loss.until_ns)))
+
+
+def _begin_ns(loss: Loss) -> int:
+    """Begin of a span; one that is not known may lie as far back as any."""
+    return -1 if loss.since_ns is None else loss.since_ns
+
+
+def _stretches(ordered: Sequence[tuple[Loss, int]]) -> Iterator[list[tuple[Loss, int]]]:
+    """Part losses, in the order of their begins, where no span goes on into the next."""
+    stretch: list[tuple[Loss, int]] = []
+    reach_ns = -1
+    for item in ordered:
+        if stretch and _begin_ns(item[0]) > reach_ns:
+            yield stretch
+            stretch = []
+        stretch.append(item)
+        reach_ns = max(reach_ns, item[0].until_ns)
+    if stretch:
+        yield stretch
 
 
 def halved(losses: Sequence[Loss]) -> list[Loss]:

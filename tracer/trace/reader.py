@@ -11,6 +11,7 @@ from tracer.trace.errors import TraceError
 from tracer.trace.findings import Finding, error, warning
 from tracer.trace.json_fields import MAX_TEXT
 from tracer.trace.layout import files_on_disk, number_of, part_file, read_manifest, side_of
+from tracer.trace.loss_book import united
 from tracer.trace.manifest import Loss, Manifest
 from tracer.trace.schema import DELTA_TABLES, TABLES, Mark, Side
 from tracer.trace.segment_reader import Tail, closed_batches, stored_form, torn_batches
@@ -75,8 +76,13 @@ class Trace:
 
     @property
     def losses(self) -> tuple[Loss, ...]:
-        """Events known to be missing; of an unclosed trace, as the marks tell them."""
-        return self.manifest.losses if self.manifest.complete else self.marked_losses()
+        """Events known to be missing.
+
+        Of an unclosed trace the manifest and the marks each may know what the other does not: the
+        manifest is older than the last marks, and holds what waited to be written to them.
+        """
+        listed = self.manifest.losses
+        return listed if self.manifest.complete else united(listed, self.marked_losses())
 
     def marked_losses(self) -> tuple[Loss, ...]:
         """Losses as the rows of the marks table tell them."""

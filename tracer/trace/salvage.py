@@ -202,7 +202,10 @@ class _Salvage:
         return END_REASON if self._manifest.complete or not before else f"{END_REASON}: {before}"
 
     def _write_manifest(self) -> None:
-        """Write the manifest twice: the losses can be read only once the segments are listed."""
+        """Write the manifest twice: the losses can be read only once the segments are listed.
+
+        What it knew of losses stays: the marks that told of them may be what was damaged.
+        """
         if self._manifest_problem and os.path.lexists(self._bundle / MANIFEST):
             (self._bundle / MANIFEST).rename(self._bundle / DAMAGED_MANIFEST)
         found = replace(
@@ -212,6 +215,6 @@ class _Salvage:
             end_reason=self._end_reason(),
         )
         write_manifest(self._bundle, found)
-        losses = open_trace(self._bundle).marked_losses()
+        losses = open_trace(self._bundle).losses
         write_manifest(self._bundle, replace(found, losses=losses))
         (self._bundle / RESERVE).unlink(missing_ok=True)
