@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -87,6 +88,46 @@ def test_an_output_is_replaced_only_by_force(torn: Path, tmp_path: Path, capsys)
     assert "--force" in capsys.readouterr().err
     assert main(["import", str(torn), "-o", str(other), "--force"]) == ExitCode.OK
     assert json.loads((other / "manifest.json").read_text())["end_reason"] == "salvaged"
+
+
+@pytest.mark.parametrize("form", [[], ["--delta"]])
+@pytest.mark.parametrize("damage", ["link", "pipe", "folder", "huge"])
+def test_a_file_that_is_not_read_costs_the_trace_that_is_there_nothing(
+    damage: str, form: list[str], tmp_path: Path, capsys
+) -> None:
+    bad, good = write_trace(tmp_path / "bad.balloon"), write_trace(tmp_path / "good.balloon")
+    segment, before = bad / "marks" / "host-00001.arrow", content(good)
+    segment.unlink()
+    if damage == "link":
+        segment.symlink_to(good / "marks" / "host-00001.arrow")
+    elif damage == "pipe":
+        os.mkfifo(segment)
+    elif damage == "folder":
+        segment.mkdir()
+    else:
+        segment.touch()
+        os.truncate(segment, 20 << 30)
+    code = main(["import", str(bad), "-o", str(good), "--force", *form])
+    assert code == ExitCode.FAILURE
+    assert str(segment) in capsys.readouterr().err
+    assert content(good) == before
+    other = write_trace(tmp_path / "other.balloon", rows=7)
+    assert main(["import", str(other), "-o", str(good), "--force", *form]) == ExitCode.OK
+    assert open_trace(good).table("requests").num_rows == 21
+
+
+def test_a_salvage_that_fails_leaves_no_copy(torn: Path, tmp_path: Path, capsys) -> None:
+    before = content(torn)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        code = main(["import", str(torn), "-o", str(tmp_path / "whole.balloon")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == ExitCode.FAILURE
+    assert f"cannot salvage {torn} to {tmp_path / 'whole.balloon'}" in capsys.readouterr().err
+    assert not (tmp_path / "whole.balloon").exists()
+    assert content(torn) == before
 
 
 def test_a_trace_that_is_being_recorded_is_refused(torn: Path, tmp_path: Path, capsys) -> None:

@@ -3,6 +3,9 @@
 import json
 import os
 import resource
+import signal
+import subprocess
+import sys
 
 import duckdb
 import numpy as np
@@ -13,6 +16,7 @@ import pyarrow.compute as pc
 import pytest
 
 from aerostat.cli import main
+from tests.unit.command import ROOT
 from tests.unit.test_cli_import import content
 from tests.unit.trace_samples import described, torn_trace, write_trace
 from tracer.trace.check import check_trace
@@ -182,7 +186,7 @@ def test_a_manifest_that_counts_other_rows_is_refused(tmp_path):
     (path / "manifest.json").write_text(manifest.replace('"rows": 60', '"rows": 61', 1))
     with pytest.raises(TraceError, match="holds 60 rows, not 61"):
         restate(path, tmp_path / "b.balloon", delta=True)
-    assert not open_trace(tmp_path / "b.balloon").is_complete
+    assert not (tmp_path / "b.balloon").exists()
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):
@@ -200,7 +204,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert open_trace(there).table("calls").equals(open_trace(path).table("calls"))
 
 
-def test_a_disk_that_takes_no_more_leaves_a_copy_that_is_marked(tmp_path):
+def test_a_disk_that_takes_no_more_leaves_no_copy(tmp_path):
     path = write_trace(tmp_path / "a.balloon", batches=40)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
@@ -210,7 +214,21 @@ def test_a_disk_that_takes_no_more_leaves_a_copy_that_is_marked(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "too large" in failed.value.reason
-    assert not open_trace(tmp_path / "b.balloon").is_complete
+    assert not (tmp_path / "b.balloon").exists()
+
+
+def test_a_copier_that_is_killed_leaves_what_is_marked_and_can_be_replaced(tmp_path):
+    path, there = write_trace(tmp_path / "a.balloon"), tmp_path / "b.balloon"
+    script = (
+        "import os, sys; from pathlib import Path; from tracer.trace import restate;"
+        "restate.describe_segment = lambda *_: os.kill(os.getpid(), 9);"
+        "restate.restate(Path(sys.argv[1]), Path(sys.argv[2]), delta=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path, there], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert open_trace(there).manifest.end_reason == "not all of it was copied"
+    restate(path, there, delta=False, force=True)
+    assert open_trace(there).is_complete
 
 
 @pytest.mark.parametrize("arguments", [["--absolute", "--into", "a"], ["--delta"], ["--absolute"]])

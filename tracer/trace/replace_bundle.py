@@ -1,6 +1,9 @@
 """Makes the directory of a new trace, and clears an old trace away if the user insists."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from tracer.trace.errors import (
@@ -9,8 +12,48 @@ from tracer.trace.errors import (
     OlderTraceError,
     TraceError,
 )
-from tracer.trace.layout import MANIFEST, foreign_entries, lock, names_in, read_manifest
+from tracer.trace.layout import (
+    MANIFEST,
+    foreign_entries,
+    lock,
+    names_in,
+    read_manifest,
+    write_manifest,
+)
+from tracer.trace.manifest import Manifest
 from tracer.trace.schema import TABLES
+
+_UNFINISHED = "not all of it was copied"
+
+
+@contextmanager
+def copy_to_fill(path: Path, manifest: Manifest, *, force: bool) -> Iterator[None]:
+    """Make the bundle of a copy, locked until it is filled; if that fails, nothing is left of it.
+
+    Whoever copies has read all of the source before: from here on, what was at `path` is gone.
+
+    Args:
+        path: The directory to create.
+        manifest: Of the trace that is copied. Until another is written, it is marked as not
+            complete: a copier that is killed leaves what is known as a trace, and as a part of one.
+        force: Replace an aerostat bundle that is there.
+
+    Raises:
+        TraceError: As `make_bundle`.
+        OSError: The disk is full, or fails.
+    """
+    make_bundle(path, force=force)
+    descriptor = lock(path)
+    try:
+        begun = replace(manifest, segments=(), complete=False, end_reason=_UNFINISHED)
+        write_manifest(path, begun)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            _delete(path)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def make_bundle(path: Path, *, force: bool) -> None:
@@ -65,16 +108,20 @@ def remove_bundle(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a trace's files, the manifest last: half deleted, it is still known as a trace."""
     descriptor = lock(path)
     try:
-        for table in TABLES:
-            if (path / table).is_dir():
-                for name in names_in(path / table):
-                    (path / table / name).unlink()
-                (path / table).rmdir()
-        for name in sorted(names_in(path), key=lambda name: name == MANIFEST):
-            (path / name).unlink()
-        path.rmdir()
+        _delete(path)
     finally:
         os.close(descriptor)
+
+
+def _delete(path: Path) -> None:
+    """Delete a trace's files, the manifest last: half deleted, it is still known as a trace."""
+    for table in TABLES:
+        if (path / table).is_dir():
+            for name in names_in(path / table):
+                (path / table / name).unlink()
+            (path / table).rmdir()
+    for name in sorted(names_in(path), key=lambda name: name == MANIFEST):
+        (path / name).unlink()
+    path.rmdir()

@@ -24,12 +24,10 @@ from tracer.trace.layout import (
 from tracer.trace.manifest import Manifest, Segment
 from tracer.trace.open_segment import OpenSegment
 from tracer.trace.reader import Trace, open_trace
-from tracer.trace.replace_bundle import make_bundle
+from tracer.trace.replace_bundle import copy_to_fill
 from tracer.trace.schema import FORMAT_VERSION, TABLES
 from tracer.trace.segment_reader import closed_batches
 from tracer.trace.storage import Storage
-
-_UNFINISHED = "not all of it was copied"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ def restate(path: Path, output: Path, *, delta: bool, force: bool = False) -> Re
 
     Rows stay what they are, and so does the manifest, but for the files it lists and, where there
     are differences now, the format's version. A segment that is written anew is compressed with
-    lz4, and may become several. Until the last is on the disk the copy is marked as not complete.
+    lz4, and may become several. Until the last is on the disk the copy is marked as not complete,
+    and if one fails, nothing is left of it.
 
     Args:
         path: The trace, closed or salvaged; it is only read.
@@ -74,8 +73,7 @@ def restate(path: Path, output: Path, *, delta: bool, force: bool = False) -> Re
             for segment in trace.manifest.segments:
                 _recorded_bytes(trace, segment)
             other = frozenset(trace.segments_of_form(delta=not delta))
-            make_bundle(output, force=force)
-            locks.callback(os.close, lock(output))
+            locks.enter_context(copy_to_fill(output, trace.manifest, force=force))
             return _Copy(trace, output, delta, other).run()
     except OSError as problem:
         raise TraceError(
@@ -128,7 +126,7 @@ def _recorded_bytes(trace: Trace, segment: Segment) -> bytes:
 
 
 class _Copy:
-    """One trace's copy, under both locks."""
+    """One trace's copy, under both locks, into a bundle that is there."""
 
     def __init__(self, trace: Trace, output: Path, delta: bool, other: frozenset[str]) -> None:
         self._trace, self._output = trace, output
@@ -138,8 +136,6 @@ class _Copy:
     def run(self) -> Restated:
         manifest = self._trace.manifest
         ordered = sorted(manifest.segments, key=_place)
-        begun = replace(manifest, segments=(), complete=False, end_reason=_UNFINISHED)
-        write_manifest(self._output, begun)
         made = [part for segment in ordered for part in self._copied(segment)]
         write_manifest(self._output, self._described(manifest, made))
         return Restated(

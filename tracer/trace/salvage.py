@@ -24,7 +24,7 @@ from tracer.trace.layout import (
 )
 from tracer.trace.manifest import Segment
 from tracer.trace.reader import open_trace
-from tracer.trace.salvage_source import copy_bundle, read_or_rebuild
+from tracer.trace.salvage_source import copied, read_or_rebuild
 from tracer.trace.schema import TABLES
 from tracer.trace.segment_reader import Tail, closed_batches, stored_form, torn_batches
 
@@ -60,8 +60,9 @@ def salvage(
 
     Args:
         path: The trace, in which the segments are closed in place.
-        output: Leave `path` as it is and make the salvaged trace here.
-        force: Replace a trace that is at `output`.
+        output: Leave `path` as it is and make the salvaged trace here; if that fails, nothing is
+            left of it.
+        force: Replace a trace that is at `output`, once all files of this one were read.
 
     Returns:
         What was kept and lost.
@@ -74,7 +75,8 @@ def salvage(
     bundle = Path(path)
     try:
         if output is not None:
-            bundle = copy_bundle(bundle, Path(output), force=force)
+            with copied(bundle, Path(output), force=force):
+                return _Salvage(Path(output)).run()
         read_or_rebuild(bundle)
         descriptor = lock(bundle)
         try:
@@ -83,7 +85,7 @@ def salvage(
             os.close(descriptor)
     except OSError as problem:
         raise TraceError(
-            f"cannot salvage {bundle}",
+            f"cannot salvage {bundle}" + ("" if output is None else f" to {output}"),
             reason=problem.strerror or str(problem),
             remedy="free space there, or give another output",
         ) from problem
