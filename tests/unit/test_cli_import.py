@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from aerostat.cli import main
+from tests.unit.capture_bundle import write_guest, write_host
 from tests.unit.trace_samples import torn_trace, write_trace
 from tracer.trace.errors import ExitCode, TornTraceError
 from tracer.trace.layout import lock
@@ -78,6 +79,30 @@ def test_the_trace_itself_is_never_the_output(torn: Path, capsys) -> None:
     assert main(["import", str(torn), "-o", str(torn), "--force"]) == ExitCode.FAILURE
     assert "it is only read" in capsys.readouterr().err
     assert content(torn) == before
+
+
+@pytest.mark.parametrize("form", [[], ["--delta"], ["--absolute"]])
+@pytest.mark.parametrize("place", ["sub", "calls/sub", "../link/sub"])
+def test_nothing_is_made_in_the_trace_itself(
+    place: str, form: list[str], tmp_path: Path, capsys
+) -> None:
+    path = write_trace(tmp_path / "a.balloon")
+    (tmp_path / "link").symlink_to(path)
+    before = sorted(path.rglob("*"))
+    assert main(["import", str(path), "-o", str(path / place), *form]) == ExitCode.FAILURE
+    assert "it is only read" in capsys.readouterr().err
+    assert sorted(path.rglob("*")) == before
+
+
+def test_no_side_goes_into_a_trace_that_lies_in_the_one_it_comes_from(
+    tmp_path: Path, capsys
+) -> None:
+    guest = write_guest(tmp_path / "guest.balloon")
+    host = write_host(guest / "host.balloon")
+    before = content(guest)
+    assert main(["import", str(guest), "--into", str(host)]) == ExitCode.FAILURE
+    assert "it is only read" in capsys.readouterr().err
+    assert content(guest) == before
 
 
 def test_an_output_is_replaced_only_by_force(torn: Path, tmp_path: Path, capsys) -> None:

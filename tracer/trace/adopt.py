@@ -17,6 +17,7 @@ from tracer.trace.layout import (
     write_manifest,
 )
 from tracer.trace.manifest import Manifest, Segment
+from tracer.trace.replace_bundle import require_apart
 from tracer.trace.schema import Side
 
 
@@ -36,8 +37,8 @@ def adopt_segments(bundle: Path | str, other_bundle: Path | str, side: Side) -> 
 
     Raises:
         TornTraceError: The other trace has segments that are not closed or not listed.
-        TraceError: It lacks the side, the trace has it already, a segment is not what its manifest
-            says, or the disk fails.
+        TraceError: The trace lies in the other, which lacks the side, the trace has it already, a
+            segment is not what its manifest says, or the disk fails.
     """
     bundle, other_bundle, name = Path(bundle), Path(other_bundle), side.name.lower()
     descriptor = lock(bundle)
@@ -73,6 +74,7 @@ def _check(bundle: Path, mine: Manifest, other_bundle: Path, other: Manifest, na
             reason="a side is never replaced",
             remedy="merge into the trace as it was recorded",
         )
+    require_apart(other_bundle, bundle)
     listed = {segment.file for segment in other.segments}
     if files_on_disk(other_bundle, parts=True) or listed != {
         *files_on_disk(other_bundle, parts=False)

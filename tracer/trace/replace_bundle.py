@@ -56,6 +56,24 @@ def copy_to_fill(path: Path, manifest: Manifest, *, force: bool) -> Iterator[Non
         os.close(descriptor)
 
 
+def require_apart(source: Path, output: Path) -> None:
+    """Refuse to write into a trace that is only to be read, whatever the names of the two are.
+
+    Args:
+        source: The trace to copy from.
+        output: The trace to make or to add to.
+
+    Raises:
+        TraceError: `output` is the source, or lies in it.
+    """
+    if output.resolve().is_relative_to(source.resolve()):
+        raise TraceError(
+            f"{output} is the trace to copy, or in it",
+            reason="it is only read",
+            remedy="give another path",
+        )
+
+
 def make_bundle(path: Path, *, force: bool) -> None:
     """Create an empty bundle.
 

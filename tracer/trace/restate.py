@@ -24,7 +24,7 @@ from tracer.trace.layout import (
 from tracer.trace.manifest import Manifest, Segment
 from tracer.trace.open_segment import OpenSegment
 from tracer.trace.reader import Trace, open_trace
-from tracer.trace.replace_bundle import copy_to_fill
+from tracer.trace.replace_bundle import copy_to_fill, require_apart
 from tracer.trace.schema import FORMAT_VERSION, TABLES
 from tracer.trace.segment_reader import closed_batches
 from tracer.trace.storage import Storage
@@ -85,12 +85,7 @@ def restate(path: Path, output: Path, *, delta: bool, force: bool = False) -> Re
 
 def _require_copyable(trace: Trace, output: Path) -> None:
     manifest = trace.manifest
-    if output.resolve().is_relative_to(trace.path.resolve()):
-        raise TraceError(
-            f"{output} is the trace to copy, or in it",
-            reason="it is only read",
-            remedy="give another output",
-        )
+    require_apart(trace.path, output)
     if manifest.is_newer_minor:
         raise TraceError(
             f"{trace.path} has format {manifest.format_version}, newer than this aerostat's",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tracer.trace.errors import NewerTraceError, TornTraceError, TraceError
+from tracer.trace.errors import NewerTraceError, TornTraceError
 from tracer.trace.layout import (
     MANIFEST,
     MAX_SEGMENT_BYTES,
@@ -16,7 +16,7 @@ from tracer.trace.layout import (
     read_regular,
 )
 from tracer.trace.manifest import MAX_MANIFEST_BYTES, Manifest
-from tracer.trace.replace_bundle import copy_to_fill
+from tracer.trace.replace_bundle import copy_to_fill, require_apart
 
 
 @contextmanager
@@ -36,12 +36,7 @@ def copied(bundle: Path, output: Path, *, force: bool) -> Iterator[None]:
             read.
     """
     manifest, _ = read_or_rebuild(bundle)
-    if output.exists() and output.samefile(bundle):
-        raise TraceError(
-            f"{output} is the trace to salvage",
-            reason="it is only read",
-            remedy="give another output",
-        )
+    require_apart(bundle, output)
     with ExitStack() as locks:
         locks.callback(os.close, lock(bundle))
         closed = files_on_disk(bundle, parts=False)
