@@ -50,6 +50,25 @@ def test_what_is_lost_is_said_and_shows_in_the_exit_code(torn: Path, tmp_path: P
     assert "keeps 40 requests" in err
 
 
+@pytest.mark.parametrize("damage", ["manifest cut", "manifest gone", "segment cut", "another"])
+def test_it_is_the_damaged_trace_that_is_named_and_not_its_copy(
+    damage: str, tmp_path: Path, capsys
+) -> None:
+    path, output = write_trace(tmp_path / "bad.balloon"), tmp_path / "copy.balloon"
+    segment, named = path / "requests" / "host-00001.arrow", f"{path}/requests/host-00001.arrow"
+    if damage.startswith("manifest"):
+        segment, named = path / "manifest.json", str(path)
+    content = (path / "marks" / "host-00001.arrow").read_bytes()
+    if damage == "manifest gone":
+        segment.unlink()
+    else:
+        segment.write_bytes(content if damage == "another" else segment.read_bytes()[:700])
+    assert main(["import", str(path), "-o", str(output)]) == ExitCode.CAPTURE_INCOMPLETE
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told
+    assert all(line.startswith(f"error: {named}") for line in told)
+
+
 @pytest.mark.parametrize("damage", ["manifest cut", "manifest gone", "segment cut"])
 def test_the_remedy_of_a_damaged_trace_works_as_it_stands(
     damage: str, tmp_path: Path, monkeypatch, capsys

@@ -76,11 +76,11 @@ def salvage(
     try:
         if output is not None:
             with copied(bundle, Path(output), force=force):
-                return _Salvage(Path(output)).run()
+                return _Salvage(Path(output), bundle).run()
         read_or_rebuild(bundle)
         descriptor = lock(bundle)
         try:
-            return _Salvage(bundle).run()
+            return _Salvage(bundle, bundle).run()
         finally:
             os.close(descriptor)
     except OSError as problem:
@@ -92,11 +92,17 @@ def salvage(
 
 
 class _Salvage:
-    """One trace's salvage, under its lock."""
+    """One trace's salvage, under its lock.
 
-    def __init__(self, bundle: Path) -> None:
-        self._bundle = bundle
-        self._manifest, self._manifest_problem = read_or_rebuild(bundle)
+    Args:
+        bundle: The trace, in which it is done.
+        source: What is damaged, for the words: the same, or the trace that it is a copy of.
+    """
+
+    def __init__(self, bundle: Path, source: Path) -> None:
+        self._bundle, self._source = bundle, source
+        self._manifest, problem = read_or_rebuild(bundle)
+        self._manifest_problem = self._of_source(problem)
         self._listed = {segment.file: segment for segment in self._manifest.segments}
         self._dropped_bytes = 0
         self._findings: list[Finding] = []
@@ -136,7 +142,8 @@ class _Salvage:
         try:
             rows = sum(batch.num_rows for batch in closed_batches(path, table))
         except TraceError as problem:
-            self._findings.append(error("segment-damaged", f"{problem.what} ({problem.reason})"))
+            text = self._of_source(f"{problem.what} ({problem.reason})")
+            self._findings.append(error("segment-damaged", text))
             return None
         (self._bundle / part_file(file)).unlink(missing_ok=True)
         segment = describe_segment(self._bundle, file, rows)
@@ -194,7 +201,12 @@ class _Salvage:
         with suppress(OSError):
             self._dropped_bytes += source.stat().st_size
         source.rename(self._bundle / hidden_file(file, ".unreadable"))
-        self._findings.append(error("segment-unreadable", f"{problem.what} ({problem.reason})"))
+        text = self._of_source(f"{problem.what} ({problem.reason})")
+        self._findings.append(error("segment-unreadable", text))
+
+    def _of_source(self, text: str) -> str:
+        """Say of the user's trace what was found in our copy of it, which holds the same bytes."""
+        return text.replace(str(self._bundle), str(self._source))
 
     def _end_reason(self) -> str:
         """Say that it was salvaged, and keep what the recorder still could say itself."""
