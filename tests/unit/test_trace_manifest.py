@@ -103,6 +103,8 @@ def test_size_and_depth_are_bounded():
 
 SEGMENT = document()["segments"][0]
 REGION = document()["regions"][0]
+HOST = {"page_size_bytes": 4096, "begin_ns": 0}
+PROBE = {"point": "queues-pop", "way": "uprobe", "target": "0:pop", "status": "attached"}
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,10 @@ REGION = document()["regions"][0]
         {"sides": {"host": {"begin_ns": 0}}},
         {"sides": {"host": {"page_size_bytes": 0, "begin_ns": 0}}},
         {"sides": {"host": {"page_size_bytes": 4096, "begin_ns": 0, "counters": {"a": 1.5}}}},
+        {"sides": {"host": HOST | {"probes": [PROBE | {"cost_ns": -0.5}]}}},
+        {"sides": {"host": HOST | {"probes": [PROBE | {"bystander_ns": -1}]}}},
+        {"sides": {"host": HOST | {"probes": [PROBE | {"cost_ns": True}]}}},
+        {"sides": {"host": HOST | {"probes": [PROBE | {"hits": -1}]}}},
         {"sides": []},
         {"vm": {"memory_bytes": (1 << 64) + 1}},
         {"vm": {"pid": 0}},
@@ -148,6 +154,12 @@ def test_hostile_values_are_refused(changes):
     assert type(caught.value) is TraceError
     assert "manifest.json" in caught.value.what
     assert len(str(caught.value)) < 1000
+
+
+def test_a_cost_of_nothing_is_one():
+    probe = PROBE | {"cost_ns": 0, "bystander_ns": 0.0, "hits": 0}
+    (kept,) = read(sides={"host": HOST | {"probes": [probe]}}).sides["host"].probes
+    assert (kept.cost_ns, kept.bystander_ns, kept.hits) == (0, 0, 0)
 
 
 def test_regions_that_touch_are_fine():

@@ -79,6 +79,13 @@ def number(value: Any, place: str) -> float:
     return float(value)
 
 
+def amount(value: Any, place: str) -> float:
+    """Read a finite number that is not below 0 as a float."""
+    if number(value, place) < 0:
+        raise refuse(place, "is below 0")
+    return float(value)
+
+
 count = whole(0, (1 << 64) - 1)
 time_ns = whole(0, MAX_NS)
 

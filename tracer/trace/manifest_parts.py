@@ -9,6 +9,7 @@ from typing import Any
 
 from tracer.trace.json_fields import (
     MAX_BYTES,
+    amount,
     count,
     flag,
     many,
@@ -74,8 +75,8 @@ class ProbeRecord:
     target: str = field(metadata=reads(text))
     status: str = field(metadata=reads(one_of("attached", "failed", "skipped")))
     reason: str = field(default="", metadata=reads(text))
-    cost_ns: float | None = field(default=None, metadata=reads(optional(number)))
-    bystander_ns: float | None = field(default=None, metadata=reads(optional(number)))
+    cost_ns: float | None = field(default=None, metadata=reads(optional(amount)))
+    bystander_ns: float | None = field(default=None, metadata=reads(optional(amount)))
     hits: int | None = field(default=None, metadata=reads(optional(count)))
     extra: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
