@@ -116,6 +116,8 @@ def draw_head(path: str, trace: Trace) -> None:
     state = "complete" if trace.is_complete else "NOT COMPLETE"
     reason = f" ({manifest.end_reason})" if manifest.end_reason else ""
     render.say(f"{path}: {state}{reason}, format {manifest.format_version}")
+    if manifest.is_cut_short:
+        render.say("The disk was full then: what came after is not in it.")
     vm = manifest.vm
     if vm is not None:
         version = " ".join(part for part in (vm.vmm, vm.vmm_version) if part)

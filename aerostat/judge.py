@@ -24,8 +24,8 @@ def why_not_whole(manifest: "Manifest") -> str | None:
     lost = sum(loss.count for loss in manifest.losses)
     if not manifest.complete:
         return manifest.end_reason or "the recording did not end as it should"
-    if manifest.end_reason == "disk-full":
-        return "the disk was full"
+    if manifest.is_cut_short:
+        return "it ended as its disk was full, and what came after is not in it"
     if lost:
         return f"{lost} events were lost"
     for line in manifest.ledger or ():

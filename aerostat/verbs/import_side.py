@@ -11,6 +11,7 @@ from aerostat.output import printable, warn
 from tracer.trace.errors import ExitCode
 
 if TYPE_CHECKING:
+    from tracer.trace.reader import Trace
     from tracer.trace.salvage import SalvageReport
 
 _EITHER = "give either --into HOST or -o WHOLE"
@@ -42,8 +43,8 @@ def command(
     incomplete. Exit code 5 means that something could not be kept, or was lost before.
 
     With -o and --absolute or --delta, TRACE is whole, or was made so. WHOLE is the same trace in
-    the form that `record` stores without or with --delta. Exit code 5 means that events were lost
-    before.
+    the form that `record` stores without or with --delta. Exit code 5 means that it is known to
+    miss events.
 
     \b
     Examples:
@@ -59,9 +60,10 @@ def command(
         if form is not None:
             raise click.UsageError("--absolute and --delta go with -o")
         from tracer.account.merge import merge_sides
+        from tracer.trace.reader import open_trace
 
         merged = merge_sides(into, source)
-        _warn_of_missing(into)
+        _warn_of_missing(open_trace(into))
         click.echo(f"{into} now holds both sides; see: aerostat show {into}", err=True)
         require_whole(into, merged)
         return ExitCode.OK
@@ -77,6 +79,8 @@ def command(
 
 def _restate(source: Path, output: Path, *, absolute: bool, force: bool) -> ExitCode:
     """Copy a trace in one form, and say how many segments had the other."""
+    from tracer.trace.missing import missing_events
+    from tracer.trace.reader import open_trace
     from tracer.trace.restate import restate
 
     made = restate(source, output, delta=not absolute, force=force)
@@ -86,32 +90,33 @@ def _restate(source: Path, output: Path, *, absolute: bool, force: bool) -> Exit
         f"{made.before_bytes:,} bytes before, {made.after_bytes:,} now",
         err=True,
     )
-    lossy = _warn_of_missing(output)
-    return ExitCode.CAPTURE_INCOMPLETE if lossy else ExitCode.OK
+    copy = open_trace(output)
+    _warn_of_missing(copy)
+    return ExitCode.OK if missing_events(copy) is None else ExitCode.CAPTURE_INCOMPLETE
 
 
 def _tell(report: "SalvageReport") -> ExitCode:
     """Say what was kept and what was lost."""
     from tracer.trace.findings import Severity
+    from tracer.trace.reader import open_trace
 
     for finding in report.findings:
         click.echo(f"{finding.severity}: {printable(finding.text)}", err=True)
-    is_lossy = _warn_of_missing(report.path)
+    trace = open_trace(report.path)
+    _warn_of_missing(trace)
     rows = ", ".join(f"{count:,} {table}" for table, count in report.rows.items())
     lost = f"{report.dropped_bytes:,} bytes dropped"
     click.echo(f"{report.path} keeps {rows}; {lost}; see: aerostat show {report.path}", err=True)
     has_error = any(finding.severity is Severity.ERROR for finding in report.findings)
+    is_lossy = bool(trace.losses) or trace.manifest.is_cut_short
     whole = not report.dropped_bytes and not has_error and not is_lossy
     return ExitCode.OK if whole else ExitCode.CAPTURE_INCOMPLETE
 
 
-def _warn_of_missing(path: Path) -> bool:
-    """Say what the trace that was made is known to lack; return whether events were lost."""
+def _warn_of_missing(trace: "Trace") -> None:
+    """Say what the trace that was made is known to lack."""
     from tracer.trace.missing import missing_events
-    from tracer.trace.reader import open_trace
 
-    trace = open_trace(path)
     missing = missing_events(trace)
     if missing is not None:
-        warn(f"{path} {missing}")
-    return bool(trace.losses)
+        warn(f"{trace.path} {missing}")

@@ -21,7 +21,7 @@ def command(trace: Path, as_json: bool) -> int:
     """Show where the time of TRACE went, beside the seed's own table, and whether it adds up.
 
     Works on a trace of one side. What was not observed is printed as `-`. Exit code 5 means the
-    trace is not complete, has losses or does not balance.
+    trace is not complete, has losses, ended as its disk was full, or does not balance.
 
     \b
     Examples:
@@ -30,6 +30,7 @@ def command(trace: Path, as_json: bool) -> int:
     """
     from tracer.account.ledger import ledger
     from tracer.account.stages import stage_table
+    from tracer.trace.missing import missing_events
     from tracer.trace.reader import open_trace
 
     opened = open_trace(trace)
@@ -41,7 +42,7 @@ def command(trace: Path, as_json: bool) -> int:
         emit_json(document(trace, opened, stages, account))
     else:
         draw(trace, opened, stages, account)
-    whole = opened.is_complete and not opened.losses and account.balanced is not False
+    whole = missing_events(opened) is None and account.balanced is not False
     return ExitCode.OK if whole else ExitCode.CAPTURE_INCOMPLETE
 
 

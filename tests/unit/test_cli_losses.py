@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aerostat.cli import main
+from aerostat.judge import why_not_whole
 from replay.faithful import measure_fidelity
 from replay.results_file import save_results
 from tests.unit.capture_bundle import HOST_ROWS, write_guest, write_host
@@ -14,6 +15,7 @@ from tests.unit.replay_results import make_results, make_strategy
 from tests.unit.test_missing import calls_alone
 from tracer.trace.errors import CaptureIncompleteError, ExitCode
 from tracer.trace.manifest import Loss, Region
+from tracer.trace.reader import open_trace
 
 LOSS = Loss(side="host", stream="requests", count=1234, since_ns=500, until_ns=1500, cause="ring")
 TOLD = "1,234 requests of the host (ring)"
@@ -119,6 +121,48 @@ def test_import_says_what_a_salvaged_trace_misses(lossy: Path, tmp_path: Path, c
     code, _, err = run(capsys, "import", lossy, "-o", tmp_path / "whole.balloon")
     assert code == ExitCode.CAPTURE_INCOMPLETE
     assert TOLD in err
+
+
+def ended(path: Path, reason: str) -> Path:
+    """A trace that lost nothing, and what ended it."""
+    manifest = path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"stopped"', f'"{reason}"'))
+    return path
+
+
+@pytest.mark.parametrize(("reason", "code"), [("disk-full", 5), ("budget", 0), ("vm-exited", 0)])
+def test_a_trace_that_a_full_disk_cut_short_is_whole_for_no_verb(
+    reason: str, code: int, tmp_path: Path, capsys
+) -> None:
+    path = ended(write_host(tmp_path / "a.balloon", regions=(REGION,)), reason)
+    told = "disk was full"
+    assert open_trace(path).is_complete
+    for number, arguments in enumerate(
+        (
+            ["show", path],
+            ["whatif", path, "-s", "qemu", "--json"],
+            ["import", path, "-o", tmp_path / "1"],
+            ["import", path, "-o", tmp_path / "2", "--delta"],
+            ["import", write_guest(tmp_path / "guest.balloon"), "--into", path],
+            ["show", path],
+        )
+    ):
+        found, out, err = run(capsys, *arguments)
+        assert (number, found) == (number, code)
+        assert (told in out + err) == bool(code)
+    assert (told in (why_not_whole(open_trace(path).manifest) or "")) == bool(code)
+    if code:
+        for verb in ("compare", "replay"):
+            found, _, err = run(capsys, verb, *[path] * (2 if verb == "compare" else 1))
+            assert found == code
+            assert told in err
+
+
+def test_a_guest_whose_disk_was_full_cuts_both_sides_short(tmp_path: Path, capsys) -> None:
+    host = write_host(tmp_path / "host.balloon")
+    guest = ended(write_guest(tmp_path / "guest.balloon"), "disk-full")
+    assert run(capsys, "import", guest, "--into", host)[0] == ExitCode.CAPTURE_INCOMPLETE
+    assert run(capsys, "show", host)[0] == ExitCode.CAPTURE_INCOMPLETE
 
 
 def test_a_whole_trace_is_warned_of_by_nobody(tmp_path: Path, capsys) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tracer.host_side.host_events import SUSPENDED
 from tracer.host_side.host_session import Ended
 from tracer.trace.errors import TraceError
-from tracer.trace.side_store import DISK_FULL
+from tracer.trace.manifest import DISK_FULL
 from tracer.vms.vmm import Vmm
 
 _FIRST_S = 10.0

@@ -109,6 +109,8 @@ def _merge(mine: Manifest, other: Manifest, adopted: list[Segment], name: str) -
     reason = mine.end_reason
     if mine.complete and not other.complete:
         reason = f"the {name}'s trace is not complete: {other.end_reason}"
+    elif mine.complete and other.is_cut_short:
+        reason = other.end_reason
     return replace(
         mine,
         sides={**mine.sides, name: other.sides[name]},

@@ -58,6 +58,8 @@ __all__ = [
 ]
 
 MAX_MANIFEST_BYTES = 16 << 20
+DISK_FULL = "disk-full"
+"""End reason of a recording that found no room for more."""
 MAX_DEPTH = 32
 """Objects and lists within each other; aerostat's own manifests need 5."""
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})", re.ASCII)
@@ -112,6 +114,14 @@ class Manifest:
     def is_newer_minor(self) -> bool:
         """Whether a newer aerostat of the same major format wrote it, perhaps with more columns."""
         return self.version > _version(FORMAT_VERSION)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether a full disk ended the recording, which nobody chose: what came after is missing.
+
+        A budget with the policy to stop, a duration and the end of a VM were chosen.
+        """
+        return self.end_reason == DISK_FULL
 
     def to_json(self) -> str:
         """Return the text of manifest.json, the same for the same content."""

@@ -27,7 +27,8 @@ def missing_events(trace: Trace) -> str | None:
         trace: Any trace.
 
     Returns:
-        Such as `misses 1,200 requests of the host (ring)`; None for one that is whole.
+        Such as `misses 1,200 requests of the host (ring)`; None for one that is whole. One that
+        ended because its disk was full is not, though all may be there until then.
     """
     totals = lost_events(trace.losses)
     parts = [
@@ -39,6 +40,8 @@ def missing_events(trace: Trace) -> str | None:
         told.append(f"misses {', '.join(parts)}")
     if not trace.is_complete:
         told.append("did not end as it should, and what is missing at its end is not known")
+    elif trace.manifest.is_cut_short:
+        told.append("ended as its disk was full, and what came after is not in it")
     return " and ".join(told) or None
 
 

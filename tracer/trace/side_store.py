@@ -10,13 +10,12 @@ import pyarrow as pa
 
 from tracer.trace.layout import write_manifest
 from tracer.trace.loss_book import LossBook
-from tracer.trace.manifest import Loss, Manifest
+from tracer.trace.manifest import DISK_FULL, Loss, Manifest
 from tracer.trace.rows import mark_row, span_of
 from tracer.trace.schema import Mark, Side
 from tracer.trace.segment_book import SegmentBook
 from tracer.trace.storage import RESERVE_STEP_BYTES, Reserve, Storage, is_full
 
-DISK_FULL = "disk-full"
 BUDGET = "budget"
 
 
