@@ -7,6 +7,7 @@ from aerostat import render
 from tracer.trace.findings import Finding
 from tracer.trace.manifest import Loss, Manifest, ProbeRecord
 from tracer.trace.missing import lost_events
+from tracer.trace.shared_hits import has_shared_hits
 
 _CAUSES = {
     "ring": "the ring was full",
@@ -83,6 +84,11 @@ def draw_probes(manifest: Manifest) -> None:
         "hits: how often the traced VM ran into it. a hit: what one costs the VM, in all: what all"
         " did. others: what a probe adds to every system call of every other process."
     )
+    if any(has_shared_hits(manifest.version, side) for side in manifest.sides):
+        render.say(
+            f"Recorders of format {manifest.format_version} counted the host's probes together: how"
+            " often each was hit, and what that took in all, is not known."
+        )
     render.say()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from aerostat import recorder_tables
 from aerostat.scope import scopes
+from tracer.trace.layout import read_manifest
 from tracer.trace.manifest import Loss, Manifest, ProbeRecord, SideInfo
 from tracer.trace.schema import Side
 
@@ -99,6 +100,19 @@ def test_a_reason_that_many_probes_share_is_said_once_below(capsys):
     assert rows["fallocate-enter"][2:7] == ["tracepoint", "[1]", "9", "45.2", "ns"]
     assert rows["a-pop"][2:4] == ["failed", "[2]"]
     assert rows["target"][-8:-1] == ["4", "3", "ns", "12", "ns", "31", "ns"]
+
+
+def test_the_hits_of_older_recorders_are_of_no_one_probe(capsys):
+    manifest = read_manifest(ROOT / "traces" / "plain.balloon")
+    recorder_tables.draw_probes(manifest)
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.strip().startswith("host ")]
+    assert {row[1] for row in rows} >= {"madvise-enter", "fallocate-exit", "queues-pop"}
+    assert {row[3] for row in rows} == {"-"}
+    assert "786,826" not in out
+    assert "Recorders of format 1.0 counted the host's probes together" in out
+    recorder_tables.draw_probes(recorded("calls", probe("target", hits=4)))
+    assert "together" not in capsys.readouterr().out
 
 
 def shown(trace: Path, columns: int) -> list[str]:

@@ -162,6 +162,19 @@ def test_a_cost_of_nothing_is_one():
     assert (kept.cost_ns, kept.bystander_ns, kept.hits) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("version", "known"), [("1.0", False), ("1.1", False), ("1.2", True)])
+def test_hits_that_older_recorders_added_up_are_of_no_one_probe(version, known):
+    points = ("madvise-enter", "fallocate-exit", "queues-pop", "reporting-push", "target")
+    probes = [PROBE | {"point": point, "hits": 7, "cost_ns": 2.5} for point in points]
+    sides = {name: HOST | {"probes": probes} for name in ("host", "guest")}
+    found = read(format_version=version, sides=sides)
+    hits = {name: [probe.hits for probe in side.probes] for name, side in found.sides.items()}
+    assert hits == {"host": [7] * 5 if known else [None] * 4 + [7], "guest": [7] * 5}
+    assert {probe.cost_ns for probe in found.sides["host"].probes} == {2.5}
+    again = Manifest.from_json(found.to_json().replace(f'"{version}"', '"1.3"', 1))
+    assert again.sides == found.sides
+
+
 def test_regions_that_touch_are_fine():
     half = {"length_bytes": 1 << 30}
     regions = [REGION | half, REGION | half | {"gpa": 1 << 30, "hva": None}]

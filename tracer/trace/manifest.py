@@ -7,7 +7,7 @@ import json
 import re
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -44,6 +44,7 @@ from tracer.trace.manifest_parts import (
     VmInfo,
 )
 from tracer.trace.schema import FORMAT_NAME, FORMAT_VERSION
+from tracer.trace.shared_hits import without_shared_hits
 
 __all__ = [
     "Alignment",
@@ -136,7 +137,8 @@ class Manifest:
             raw: UTF-8 bytes or text, from anybody.
 
         Returns:
-            The manifest; keys it does not know are in `extra` and written back by `to_json`.
+            The manifest; keys it does not know are in `extra` and written back by `to_json`. Hits
+            that an older version counted for several probes together are None.
 
         Raises:
             TornTraceError: It is not whole JSON.
@@ -150,7 +152,7 @@ class Manifest:
         manifest: Manifest = record(cls)(document, "manifest.json")
         _check_regions(manifest.regions)
         _check_segments(manifest.segments)
-        return manifest
+        return replace(manifest, sides=without_shared_hits(manifest.version, manifest.sides))
 
 
 def _parse(raw: str | bytes) -> dict[str, Any]:
