@@ -4,6 +4,8 @@ Counts are counters in base units. What was not observed has no sample, which is
 zero, and a VM that has ended has none at all.
 """
 
+import os
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -228,6 +230,13 @@ class MetricsExport:
                 f"metrics are not written to {file}",
                 reason="node_exporter reads only files whose name ends in .prom",
                 remedy="give a name that ends in .prom",
+            )
+        # It is replaced by a rename, whatever it is.
+        if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
+            raise AerostatError(
+                f"metrics are not written to {file}",
+                reason="it exists and is no regular file",
+                remedy="give another name",
             )
         if problem := self.update(()):
             raise AerostatError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Mapping
 from enum import Enum
@@ -44,7 +45,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
     Raises:
         AerostatError: The path exists and `force` is not set.
     """
-    if not force and path.exists():
+    if not force and os.path.lexists(path):
         raise AerostatError(
             f"will not overwrite {path}",
             reason="it already exists",

@@ -6,9 +6,13 @@ import dataclasses
 import json
 import math
 import os
+import secrets
+import stat
 import types
 import typing
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from replay.results import RESULTS_FORMAT, RESULTS_VERSION, Results
@@ -24,6 +28,87 @@ class ResultsError(AerostatError):
     """A results file cannot be read or written."""
 
 
+class UnsavedError(ResultsError):
+    """Results are there and could not be written; `results` holds them, for they took long."""
+
+    def __init__(self, results: Results, what: str, *, reason: str, remedy: str) -> None:
+        super().__init__(what, reason=reason, remedy=remedy)
+        self.results = results
+
+
+class ResultsFile(AbstractContextManager["ResultsFile"]):
+    """A file for results, begun before the work that makes them; whole or not there at the end.
+
+    Args:
+        path: The file; its directory must exist.
+        force: Replace a file that is there already.
+
+    Raises:
+        ResultsError: The file exists, or cannot be written here.
+    """
+
+    def __init__(self, path: Path, *, force: bool = False) -> None:
+        refuse_overwrite(path, force)
+        self._path, self._force = path, force
+        self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            self._file = self._part.open("x")
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write results to {path}",
+                reason=error.strerror or str(error),
+                remedy="give a name in a directory that can be written with -o",
+            ) from error
+
+    def save(self, results: Results) -> None:
+        """Write the results, and give the file its name.
+
+        Raises:
+            UnsavedError: The disk is full, say, or another has made a file of that name meanwhile.
+        """
+        try:
+            json.dump(results.to_json(), self._file, indent=1)
+            self._file.write("\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            refuse_overwrite(self._path, self._force)
+            if self._force:
+                self._part.replace(self._path)
+            else:
+                _take_name(self._part, self._path)
+        except (OSError, ResultsError) as error:
+            told = error.what if isinstance(error, ResultsError) else error.strerror
+            raise UnsavedError(
+                results,
+                f"cannot write results to {self._path}",
+                reason=told or str(error),
+                remedy="free space there, or give another name with -o",
+            ) from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # What went wrong before is told already, or else the file has its name.
+        with suppress(OSError):
+            self._file.close()
+        with suppress(OSError):
+            self._part.unlink(missing_ok=True)
+
+
+def _take_name(part: Path, path: Path) -> None:
+    """Give a file a name that nobody has. A rename would replace what came to have it meanwhile."""
+    try:
+        path.hardlink_to(part)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the name is taken first
+        path.open("x").close()
+        part.replace(path)
+
+
 def save_results(results: Results, path: Path, *, force: bool = False) -> None:
     """Write results to a file, whole or not at all.
 
@@ -35,48 +120,43 @@ def save_results(results: Results, path: Path, *, force: bool = False) -> None:
     Raises:
         ResultsError: The file exists, or cannot be written.
     """
-    refuse_overwrite(path, force)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w") as file:
-            json.dump(results.to_json(), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # A link fails where the name has come to exist meanwhile; a rename would replace it.
-        if force:
-            part.replace(path)
-        else:
-            path.hardlink_to(part)
-    except OSError as error:
-        raise ResultsError(
-            f"cannot write results to {path}",
-            reason=str(error),
-            remedy="free space there, or give another name with -o",
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    with ResultsFile(path, force=force) as file:
+        file.save(results)
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:
-    """Raise ResultsError where results cannot go: before the work that makes them."""
-    if path.is_dir():
-        raise ResultsError(
-            f"{path} is a directory",
-            reason="results are one file, and a directory is never replaced",
-            remedy="give the name of a file with -o",
-        )
-    if path.exists() and not force:
-        raise ResultsError(
-            f"{path} exists already",
-            reason="nothing is overwritten unasked",
-            remedy="choose another name, or --force to replace it",
-        )
+    """Raise ResultsError where results cannot go: before the work that makes them.
+
+    A link counts as what it is: a rename replaces it, and leaves alone what it leads to.
+    """
     if not path.parent.is_dir():
         raise ResultsError(
             f"cannot write results to {path}",
             reason=f"there is no directory {path.parent}",
             remedy="make the directory first, or give another name with -o",
+        )
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ResultsError(
+            f"cannot write results to {path}",
+            reason=error.strerror or str(error),
+            remedy="give another name with -o",
+        ) from error
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise ResultsError(
+            f"{path} is {kind}",
+            reason="results are one file, and only a regular file is ever replaced",
+            remedy="give the name of a file with -o",
+        )
+    if not force:
+        raise ResultsError(
+            f"{path} exists already",
+            reason="nothing is overwritten unasked",
+            remedy="choose another name, or --force to replace it",
         )
 
 

@@ -17,7 +17,7 @@ from replay.prepare import fit_to_machine, plan_all
 from replay.requests import load_requests, memory_map
 from replay.residency import Thp, check_residency, load_residency
 from replay.results import Results
-from replay.results_file import refuse_overwrite, save_results
+from replay.results_file import ResultsFile
 from replay.reuse import handed_back
 from replay.rounds import Work, chosen_cpu, resting_cpu, run_all, sibling_cpus
 from replay.stability import read_cpu_time
@@ -94,10 +94,20 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
         progress: Told of phases `plan`, `calibrate` and `replay`.
 
     Raises:
+        UnsavedError: All is done, and the results could not be written; it holds them.
         AerostatError: The trace, a strategy or the machine does not allow it; a worker died; or
             memory was not as it must be afterwards.
     """
     check_options(options)
+    if options.output is None:
+        return _replay(options, progress)
+    with ResultsFile(options.output, force=options.force) as file:
+        results = _replay(options, progress)
+        file.save(results)
+    return results
+
+
+def _replay(options: ReplayOptions, progress: Progress) -> Results:
     trace = open_trace(options.trace)
     require_requests(trace)
     refuse_loss(trace, allow_loss=options.allow_loss)
@@ -117,7 +127,7 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
     work = Work(planned, context, fitted.residency, touched)
     foretold = _foretell(options, work, progress)
     done, watched = run_all(options, work, progress)
-    results = assemble(
+    return assemble(
         Replay(
             options,
             trace,
@@ -134,9 +144,6 @@ def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results
             foretold,
         )
     )
-    if options.output is not None:
-        save_results(results, options.output, force=options.force)
-    return results
 
 
 def _foretell(options: ReplayOptions, work: Work, progress: Progress) -> Foretold:
@@ -183,8 +190,6 @@ def check_options(options: ReplayOptions) -> None:
             reason=f"this process may use {sorted(allowed)}",
             remedy="name one of these with --cpu",
         )
-    if options.output is not None:
-        refuse_overwrite(options.output, options.force)
 
 
 def refuse_loss(trace: Trace, *, allow_loss: bool) -> None:

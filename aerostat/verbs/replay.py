@@ -199,6 +199,7 @@ def command(
     trace = traces[0]
     if output is not None:
         refuse_existing(output, force=force)
+    from replay.results_file import UnsavedError
     from replay.schedule import DEFAULT_RUNS, DEFAULT_STRATEGIES, ReplayOptions, replay_trace
 
     chosen = strategies or DEFAULT_STRATEGIES
@@ -221,10 +222,16 @@ def command(
         force=force,
     )
     with progress_on_stderr(verbose=verbose, quiet=quiet) as progress:
-        results = replay_trace(options, progress)
+        unsaved = None
+        try:
+            results = replay_trace(options, progress)
+        except UnsavedError as error:  # an hour's work, perhaps: it is shown all the same
+            results, unsaved = error.results, error
     if results.trace.missing is not None:
         warn(f"{trace} {results.trace.missing}; what was replayed is not all that happened")
     show(results, against, as_json=as_json)
+    if unsaved is not None:
+        raise unsaved
 
 
 def show(results: "Results", reference: str | None, *, as_json: bool) -> None:

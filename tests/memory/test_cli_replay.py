@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from aerostat.cli import main
+from replay.rounds import run_all
 from tests.memory.conftest import MakeTrace
 from tests.unit.test_cli_traces import documented_keys, keys_of, run_json
 from tracer.trace.errors import ExitCode
 
 STRATEGIES = ("-s", "qemu", "-s", "range")
+QUICK = ("--runs", "1", "--warmup", "0", "--watched-runs", "0", "--no-predict")
 
 
 @pytest.fixture
@@ -45,6 +47,25 @@ def test_replay_keeps_what_is_there(results: Path, make_trace: MakeTrace, capsys
     assert code == ExitCode.FAILURE
     assert results.read_bytes() == before
     assert "--force" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_saved_are_shown(
+    make_trace: MakeTrace, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "late.json"
+
+    def overtaken(*work):
+        done = run_all(*work)
+        path.write_text("another's")
+        return done
+
+    monkeypatch.setattr("replay.schedule.run_all", overtaken)
+    trace = str(make_trace())
+    assert main(["replay", trace, "-s", "range", *QUICK, "-o", str(path), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [each["name"] for each in json.loads(out)["strategies"]] == ["nop", "range"]
+    assert f"cannot write results to {path}" in err
+    assert path.read_text() == "another's"
 
 
 def test_a_lossy_trace_is_not_replayed_unasked(make_trace: MakeTrace, capsys) -> None:

@@ -129,6 +129,9 @@ def test_a_verbs_module_is_loaded_only_when_asked_for() -> None:
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "new", force=False)
     refuse_existing(tmp_path, force=True)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(AerostatError, match="will not overwrite"):
+        refuse_existing(tmp_path / "dangling", force=False)
     with pytest.raises(AerostatError, match="will not overwrite"):
         refuse_existing(tmp_path, force=False)
 

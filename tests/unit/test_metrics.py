@@ -1,6 +1,7 @@
 """The metrics as Prometheus itself reads them: its parser, a real scrape, a real file."""
 
 import dataclasses
+import os
 import socket
 import threading
 import time
@@ -231,6 +232,15 @@ def test_the_file_is_always_whole(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["aerostat.prom"]
     assert len(set(seen)) > 1
     assert not file.exists()
+
+
+def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
+    place = tmp_path / "a.prom"
+    os.mkfifo(place)
+    with pytest.raises(AerostatError, match="not written to") as caught:
+        MetricsExport(file=place)
+    assert "no regular file" in caught.value.reason
+    assert place.is_fifo()
 
 
 @pytest.mark.parametrize("place", ["metrics.txt", "no/such/dir.prom"])

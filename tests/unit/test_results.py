@@ -1,8 +1,11 @@
 """Results files: written whole, read with suspicion, described in docs/results-format.md."""
 
 import dataclasses
+import errno
 import json
+import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,14 @@ from replay import summary as summary_module
 from replay import watched as watched_module
 from replay.environment import CHECKED, Environment
 from replay.results import RESULTS_FORMAT, RESULTS_VERSION, Results
-from replay.results_file import MAX_RESULTS_BYTES, ResultsError, load_results, save_results
+from replay.results_file import (
+    MAX_RESULTS_BYTES,
+    ResultsError,
+    ResultsFile,
+    UnsavedError,
+    load_results,
+    save_results,
+)
 
 from .replay_results import make_results, make_strategy
 
@@ -56,6 +66,80 @@ def test_a_file_is_replaced_only_by_force(results: Results, tmp_path: Path) -> N
 def test_saving_where_it_cannot_be(results: Results, tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="cannot write"):
         save_results(results, tmp_path / "missing/r.json")
+
+
+def test_where_nothing_can_be_made_is_told_before_the_work() -> None:
+    with pytest.raises(ResultsError, match="cannot write results to /proc/"):
+        ResultsFile(Path("/proc/r.json"))
+
+
+@pytest.mark.parametrize("kind", ["dangling", "link", "fifo", "directory"])
+def test_only_a_regular_file_is_replaced(results: Results, tmp_path: Path, kind: str) -> None:
+    """A device node is like a fifo here, and takes no root to make."""
+    path, target = tmp_path / "r.json", tmp_path / "target"
+    if kind == "link":
+        target.write_text("mine")
+    if kind in ("dangling", "link"):
+        path.symlink_to(target)
+    else:
+        {"fifo": os.mkfifo, "directory": os.mkdir}[kind](path)
+    before = path.lstat()
+    for force in (False, True):
+        with pytest.raises(ResultsError, match=r"r.json is (no regular file|a directory)"):
+            save_results(results, path, force=force)
+    assert path.lstat().st_ino == before.st_ino
+    assert target.exists() == (kind == "link")
+
+
+def test_results_that_cannot_be_written_are_kept_in_the_error(
+    results: Results, tmp_path: Path
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with ResultsFile(tmp_path / "r.json") as file, pytest.raises(UnsavedError) as caught:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+        try:
+            file.save(results)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.results is results
+    assert caught.value.reason == "File too large"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_cannot_be_removed_hides_no_other_error(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that turned read-only."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "part")
+
+    with ResultsFile(tmp_path / "r.json") as file, pytest.raises(UnsavedError, match="Read-only"):
+        for name in ("unlink", "hardlink_to"):
+            monkeypatch.setattr(Path, name, refuse)
+        monkeypatch.setattr(Path, "replace", refuse)
+        file.save(results)
+
+
+def test_a_file_that_appeared_meanwhile_is_kept(results: Results, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    with ResultsFile(path) as file, pytest.raises(UnsavedError, match="exists"):
+        path.write_text("another's")
+        file.save(results)
+    assert path.read_text() == "another's"
+
+
+def test_a_file_system_without_hard_links(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = tmp_path / "r.json"
+    save_results(results, path)
+    assert load_results(path) == results
+    assert [each.name for each in tmp_path.iterdir()] == ["r.json"]
 
 
 def test_unknown_keys_of_a_newer_minor_version_are_ignored(
