@@ -20,6 +20,14 @@ def size(text: str) -> int:
     return _parsed(parse_size, text)
 
 
+def some_size(text: str) -> int:
+    """Click type of a size that is not zero."""
+    found = size(text)
+    if not found:
+        raise click.BadParameter(f"{text!r} is nothing; give a size such as 4G")
+    return found
+
+
 def duration(text: str) -> int:
     """Click type of a duration in nanoseconds; its name is the metavar users see."""
     return _parsed(parse_duration, text)

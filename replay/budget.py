@@ -148,6 +148,11 @@ def require_planning(requests: Requests) -> None:
         )
 
 
+def within(spare_bytes: int, limit_bytes: int | None) -> int:
+    """What may be used of what there is; a limit of None is none, and 0 leaves nothing."""
+    return spare_bytes if limit_bytes is None else min(spare_bytes, limit_bytes)
+
+
 def require_account(layout: Layout, limit_bytes: int | None) -> None:
     """Refuse memory so large that keeping account of its pages would not fit, before any of it.
 
@@ -158,8 +163,7 @@ def require_account(layout: Layout, limit_bytes: int | None) -> None:
     Raises:
         AerostatError: It would not fit.
     """
-    spare_bytes = available_bytes() - MARGIN_BYTES
-    allowed_bytes = min(spare_bytes, limit_bytes or spare_bytes)
+    allowed_bytes = within(available_bytes() - MARGIN_BYTES, limit_bytes)
     account_bytes = layout.memory_pages * ACCOUNT_BYTES
     if account_bytes > allowed_bytes:
         raise AerostatError(

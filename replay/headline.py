@@ -17,7 +17,7 @@ from typing import Literal
 
 from replay.against import Against, against
 from replay.assemble import strategy_results
-from replay.budget import MARGIN_BYTES, PAGE_TABLE_SHARE, available_bytes, named_pages
+from replay.budget import MARGIN_BYTES, PAGE_TABLE_SHARE, available_bytes, named_pages, within
 from replay.caveats import failure_warnings, floor_warnings, sibling_warnings, thread_warnings
 from replay.environment import Environment, fingerprint
 from replay.plan import Context, context_of
@@ -203,7 +203,7 @@ def fitting_scale(options: HeadlineOptions, spare_bytes: int) -> float:
         AerostatError: The whole does not fit and no limit was given, or nothing fits.
     """
     limit = options.memory_limit_bytes
-    allowed = spare_bytes if limit is None else min(limit, spare_bytes)
+    allowed = within(spare_bytes, limit)
     needed = _needed_bytes(options, 1)
     if needed <= allowed:
         return 1

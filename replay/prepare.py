@@ -15,6 +15,7 @@ from replay.budget import (
     fit,
     huge_pool_bytes,
     require_planning,
+    within,
 )
 from replay.check import check_plan
 from replay.merging import Merging, merging
@@ -139,5 +140,5 @@ def fit_to_machine(
         spare_bytes = huge_pool_bytes()
     else:
         spare_bytes = available_bytes() - MARGIN_BYTES
-    allowed = min(spare_bytes, limit_bytes or spare_bytes)
-    return fit(requests, residency, context.layout, allowed, demand)
+    allowed_bytes = within(spare_bytes, limit_bytes)
+    return fit(requests, residency, context.layout, allowed_bytes, demand)

@@ -13,7 +13,7 @@ from aerostat.options import (
     force_option,
     json_option,
     residency_choice,
-    size,
+    some_size,
     strategy,
     talk_options,
 )
@@ -127,7 +127,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Calibrate first, and set what that predicts for stage d beside what is measured.",
 )
-@click.option("--memory-limit", type=size, help="Most memory a run may take, such as 4G.")
+@click.option(
+    "--memory-limit",
+    type=some_size,
+    metavar="SIZE",
+    help="Most memory a run may take, such as 4G.",
+)
 @click.option("--allow-loss", is_flag=True, help="Replay a trace that is known to miss events.")
 @click.option("-o", "--output", type=PATH, help="Also write the results to this JSON file.")
 @json_option

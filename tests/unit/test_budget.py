@@ -12,6 +12,8 @@ from replay.budget import (
     huge_pool_bytes,
     named_pages,
     needed_bytes,
+    require_account,
+    within,
 )
 from replay.layout import Layout
 from replay.ranges import Runs, empty
@@ -66,6 +68,15 @@ def test_huge_pages_stay_whole() -> None:
     fitted = fit(REQUESTS, huge, LAYOUT, 2 * (512 << 12) + 100_000)
     assert fitted.residency.huge.pages.tolist() == [512]
     assert len(fitted.requests) == 2
+
+
+def test_a_limit_of_nothing_is_a_limit() -> None:
+    assert within(100, None) == 100
+    assert within(100, 7) == 7
+    assert within(100, 200) == 100
+    assert within(100, 0) == 0
+    with pytest.raises(AerostatError, match="not enough memory"):
+        require_account(LAYOUT, 0)
 
 
 def test_nothing_fits() -> None:
