@@ -4,7 +4,6 @@ Verbs live in aerostat/verbs, one file each, and are imported only when they are
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -13,6 +12,8 @@ import click
 
 from aerostat import __version__
 from aerostat.output import printable
+from aerostat.stop import Terminated
+from aerostat.streams import STDOUT, complete_streams, let_go_of_stdout
 from tracer.trace.errors import AerostatError, ExitCode
 
 VERBS: Final = {
@@ -31,6 +32,8 @@ VERBS: Final = {
 
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells report it."""
+TERMINATED: Final = 143
+"""128 + SIGTERM, as shells report it."""
 BROKEN_PIPE: Final = 141
 """128 + SIGPIPE, as shells report it."""
 
@@ -74,7 +77,7 @@ def cli() -> None:
       0 ok                    4 inconclusive
       1 failure               5 capture incomplete
       2 wrong usage           6 missing privilege or kernel feature
-      3 regression            130 interrupted
+      3 regression            130 interrupted, 143 terminated
     """
 
 
@@ -87,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (tracer.trace.errors.ExitCode, or 128 + signal).
     """
+    complete_streams()
     try:
         # Outside standalone mode click returns what the verb returned, or the code of ctx.exit().
         result = cli.main(args=argv, prog_name="aerostat", standalone_mode=False)
@@ -98,18 +102,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AerostatError as error:
         _say(error)
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print("aerostat: interrupted", file=sys.stderr)
-        code = INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as error:
+        # click makes an Abort of whatever is a KeyboardInterrupt.
+        terminated = isinstance(error.__cause__, Terminated)
+        print(f"aerostat: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        code = TERMINATED if terminated else INTERRUPTED
     except SystemExit:
         # No verb exits; click and rich do so where stdout is a pipe that nobody reads any more.
-        _let_go_of_stdout()
+        let_go_of_stdout()
         code = BROKEN_PIPE
     except MemoryError as error:
         _say(_too_little_memory(error))
         code = ExitCode.FAILURE
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _stdout_is_gone():
+        if error.filename == STDOUT:
+            let_go_of_stdout()
+        if error.filename == STDOUT and isinstance(error, BrokenPipeError):
             code = BROKEN_PIPE
         else:
             _say(_as_aerostat_error(error))
@@ -137,18 +145,3 @@ def _as_aerostat_error(error: OSError) -> AerostatError:
         reason=error.strerror or str(error),
         remedy="run as a user who may, or with sudo" if denied else "mend that and try again",
     )
-
-
-def _stdout_is_gone() -> bool:
-    """Tell whether it was our stdout that closed."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _let_go_of_stdout()
-        return True
-    return False
-
-
-def _let_go_of_stdout() -> None:
-    """Keep Python from complaining, when it flushes at exit, about a pipe that is gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

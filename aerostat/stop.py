@@ -1,10 +1,31 @@
-"""Turn SIGINT, SIGTERM and a terminal that hangs up into an orderly end of a capture."""
+"""Turn SIGINT, SIGTERM and a terminal that hangs up into an orderly end."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: everything ends as after Ctrl-C."""
+
+
+@contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """Raise Terminated on SIGTERM, so that what is open is closed, and no process stays behind."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # somebody decided otherwise
+        yield
+        return
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
