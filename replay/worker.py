@@ -8,8 +8,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -171,7 +172,7 @@ def _started(
     process = context.Process(target=_serve, args=(*given, theirs), daemon=True)
     worker = Worker(process, ours, title, timeout_ns)
     try:
-        with _bare_main():
+        with _bare_main(), _uninterrupted():
             process.start()
         theirs.close()
         yield worker
@@ -198,6 +199,21 @@ def _bare_main() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all of them, from a process that starts.
+
+    The fork server inherits what is blocked and hands it on. Without this it would be interrupted
+    in the midst of its imports, and a worker before it has begun, with a traceback each.
+    """
+    resource_tracker.ensure_running()  # it unblocks when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(work: Callable[..., Answer], job: Titled, pauses: bool, pipe: Connection) -> None:
     """The worker's whole life: one job, one answer."""
     # Ctrl-C reaches the parent as well, and the parent ends this process.
@@ -212,7 +228,9 @@ def _serve(work: Callable[..., Answer], job: Titled, pauses: bool, pipe: Connect
             f"{job.title} failed: {type(error).__name__}: {error}",
             reason=traceback.format_exc(limit=-3),
         )
-    pipe.send(answer)
+    # The parent may have been killed: then nobody is left to tell.
+    with suppress(BrokenPipeError, ConnectionResetError):
+        pipe.send(answer)
     pipe.close()
 
 

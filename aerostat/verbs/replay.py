@@ -19,6 +19,7 @@ from aerostat.options import (
 )
 from aerostat.output import emit_json, plain, refuse_existing, warn
 from aerostat.progress import progress_on_stderr
+from aerostat.stop import ends_on_sigterm
 from tracer.trace.errors import AerostatError
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ def command(
       aerostat replay --fidelity plain.balloon fragmented.balloon --runs 5
       sudo aerostat replay --fidelity --probed mine.balloon
     """
+    context.with_resource(ends_on_sigterm())
     if seed_headline:
         from aerostat import headline
 
