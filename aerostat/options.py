@@ -78,10 +78,11 @@ def residency_choice(text: str) -> str:
 
 def window(text: str) -> tuple[int | None, int | None]:
     """Click type of a window: bytes, or ns where the text is a duration with a unit."""
-    try:
-        return None, parse_duration(text)
-    except ValueError:
-        return size(text), None
+    is_time = re.fullmatch(r".*[0-9 ](ns|us|ms|s|m|h)", text.strip()) is not None
+    found = duration(text) if is_time else size(text)
+    if not found:
+        raise click.BadParameter(f"{text!r} holds nothing back; give one such as 16M or 100ms")
+    return (None, found) if is_time else (found, None)
 
 
 class FiniteRange(click.FloatRange):

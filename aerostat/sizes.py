@@ -18,6 +18,8 @@ _NS: Final = {
     "h": 3_600_000_000_000,
 }
 _MAX_DIGITS: Final = 18
+_MAX: Final = 1 << 63
+"""What no column of a trace or of results can hold."""
 
 
 def parse_size(text: str) -> int:
@@ -74,6 +76,8 @@ def _scaled(text: str, whole: str, fraction: str | None, scale: int, unit: str) 
     value, rest = divmod(int(digits) * scale, int("1" + "0" * places))
     if rest:
         raise ValueError(f"{text!r} is not a whole number of {unit}")
+    if value >= _MAX:
+        raise ValueError(f"{text!r} is too much: {unit} are numbers below 2**63")
     return value
 
 

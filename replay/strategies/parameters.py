@@ -8,6 +8,8 @@ from typing import get_args, get_type_hints
 
 from replay.strategies.base import Strategy
 
+MAX_NUMBER = 1 << 63
+"""Plans are columns of 64 bits."""
 PARAMETERS = re.compile(r"[^=,:]+=[^=,:]*(,[^=,:]+=[^=,:]*)*")
 
 
@@ -60,8 +62,11 @@ def _value(name: str, text: str, kinds: tuple[type, ...]) -> object:
     for kind in (int, float, str):
         if kind in kinds:
             try:
-                return kind(text)
+                value = kind(text)
             except ValueError:
                 continue
+            if isinstance(value, int) and not -MAX_NUMBER <= value < MAX_NUMBER:
+                raise ValueError(f"{name} is {value}; it must be below 2**63")
+            return value
     wanted = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
     raise ValueError(f"{name} is {text!r}; it must be {wanted.replace('bool', 'true or false')}")

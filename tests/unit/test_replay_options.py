@@ -16,9 +16,21 @@ def test_a_seed_that_no_results_file_could_hold(seed: int) -> None:
     check_options(ReplayOptions(Path("x.balloon"), seed=MAX_SEED - 1))
 
 
-@pytest.mark.parametrize(("option", "text"), [("--memory-limit", "0"), ("--memory-limit", "0G")])
-def test_an_option_that_would_leave_nothing_is_wrong_usage(option: str, text: str, capsys) -> None:
-    assert main(["replay", "x.balloon", option, text]) == ExitCode.USAGE
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("replay", "--memory-limit", "0"), "is nothing"),
+        (("replay", "--memory-limit", "0G"), "is nothing"),
+        (("whatif", "-w", "0"), "holds nothing back"),
+        (("whatif", "-w", "0ms"), "holds nothing back"),
+        (("whatif", "-w", "99999999999999h"), "is too much"),
+        (("whatif", "-w", "16x"), "is not a size"),
+    ],
+)
+def test_what_leaves_nothing_or_is_too_much_is_wrong_usage(
+    arguments: tuple[str, ...], told: str, capsys
+) -> None:
+    assert main([*arguments, "x.balloon"]) == ExitCode.USAGE
     out, err = capsys.readouterr()
     assert out == ""
-    assert "is nothing" in err
+    assert told in err

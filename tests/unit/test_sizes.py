@@ -72,6 +72,14 @@ def test_bad_duration(text: str) -> None:
         parse_duration(text)
 
 
+def test_what_63_bits_cannot_hold_is_refused() -> None:
+    assert parse_duration("2562047h") == 2562047 * 3600 * 10**9
+    assert parse_size("8388607T") == 8388607 << 40
+    for parse, text in ((parse_duration, "99999999999999h"), (parse_size, "8388608T")):
+        with pytest.raises(ValueError, match=f"'{text}' is too much"):
+            parse(text)
+
+
 @pytest.mark.parametrize(
     ("duration_ns", "text"),
     [

@@ -63,6 +63,15 @@ def test_a_users_strategy_has_parameters_too(tmp_path):
     assert "every is 'x'; it must be int" in caught.value.reason
 
 
+@pytest.mark.parametrize("name", ["range:window_pages", "deferred:hold_ns", "bulk:call_bytes"])
+@pytest.mark.parametrize("number", ["99999999999999999999", str(1 << 63)])
+def test_a_number_that_no_plan_can_hold_is_the_users_mistake(name, number):
+    with pytest.raises(AerostatError) as caught:
+        load_strategy(f"{name}={number}")
+    assert f"is {number}; it must be below 2**63" in caught.value.reason
+    assert load_strategy(f"{name}={(1 << 63) - 1}").label
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_label_leads_back_to_the_same_strategy(name):
     strategy = STRATEGIES[name]
