@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
-from replay.results import Run, StrategyResult
 from replay.stats import paired_ratio
 from replay.strategies import STRATEGIES
 from tracer.trace.errors import AerostatError
+
+if TYPE_CHECKING:
+    from replay.results import Run, StrategyResult
 
 MIN_PAIRS = 6
 """Fewer have no interval of 95 %: of five pairs all lie on one side by chance once in 16."""
@@ -79,7 +82,7 @@ def _against(base: StrategyResult, strategy: StrategyResult) -> Against:
     deployable = is_deployable(strategy)
     beats = None
     if total[1] is not None:
-        beats = deployable and (freed is None or freed >= FREES_AS_MUCH) and total[1] > 1
+        beats = bool(deployable and (freed is None or freed >= FREES_AS_MUCH) and total[1] > 1)
     return Against(strategy.name, deployable, *total, *discard, freed, beats)
 
 

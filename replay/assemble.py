@@ -9,6 +9,7 @@ from importlib import metadata
 from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
+from replay.against import against
 from replay.caveats import run_warnings, sibling_warnings, thread_warnings
 from replay.environment import Environment
 from replay.fidelity import TRACED_STRATEGY, judge, send_time_ns
@@ -17,6 +18,7 @@ from replay.results import Fidelity, Results, Run, Settings, StrategyResult, Tra
 from replay.rounds import chosen_cpu, resting_cpu
 from replay.sending import balloon_waits
 from replay.stability import calibration_stability, machine_warnings, run_stability
+from replay.strategies import load_strategy
 from replay.summary import summarise
 from tracer.trace.missing import missing_events
 from tracer.trace.schema import PFN_SHIFT
@@ -65,6 +67,7 @@ def assemble(replay: Replay) -> Results:
     """Put together what is kept of a replay."""
     strategies = _strategies(replay)
     settings = _settings(replay)
+    names = [strategy.name for strategy in strategies]
     return Results(
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         aerostat_version=metadata.version("aerostat"),
@@ -77,6 +80,7 @@ def assemble(replay: Replay) -> Results:
         refused=replay.refused,
         calibration=replay.foretold.calibration,
         free_list=replay.foretold.free_list,
+        against=against(strategies, settings.against) if settings.against in names else None,
     )
 
 
@@ -198,6 +202,7 @@ def _settings(replay: Replay) -> Settings:
         resident_bytes=fitted.residency.resident_pages << PFN_SHIFT,
         touched_pages=replay.touched_pages,
         cut_reason=fitted.reason,
+        against=None if options.against is None else load_strategy(options.against).label,
     )
 
 

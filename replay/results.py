@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from replay.against import Against
 from replay.environment import Environment
 from replay.planning import Refused
 from replay.rejections import Rejection
@@ -13,7 +14,7 @@ from replay.summary import Summary
 from replay.watched import WatchedRun
 
 RESULTS_FORMAT = "aerostat-results"
-RESULTS_VERSION = "5.1"
+RESULTS_VERSION = "5.2"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Settings:
     `thp` is never, madvise or always (`replay.residency.Thp`); `cpu` is the CPU of the executing
     thread, None where it ran free, and `resting_threads` slept on another. `touched_pages` are
     those that each run touched again after stage d: the guest had got them back by then, and they
-    had memory behind them at first.
+    had memory behind them at first. `against` is the strategy that the others were set beside, None
+    where there was none.
     """
 
     runs: int
@@ -65,6 +67,7 @@ class Settings:
     resident_bytes: int
     touched_pages: int
     cut_reason: str
+    against: str | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,8 @@ class Results:
 
     `refused` are the strategies that cannot work on this memory or this kernel, and why;
     `calibration` is what predictions were made from, empty where there are none, with `free_list`,
-    what pages cost over much memory; None where little is freed.
+    what pages cost over much memory; None where little is freed. `against` is every strategy beside
+    the one that `settings.against` names; None where none is named, or that one was refused.
     """
 
     created_utc: str
@@ -258,6 +262,7 @@ class Results:
     refused: tuple[Refused, ...]
     calibration: tuple[CalibrationPoint, ...]
     free_list: FreeList | None
+    against: tuple[Against, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One JSON document; field names are keys, units stand at the end of keys."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from replay.against import MIN_PAIRS
 from replay.assemble import Replay, assemble
 from replay.backings import BACKINGS
 from replay.budget import require_account
@@ -44,6 +45,7 @@ class ReplayOptions:
         trace: The bundle.
         strategies: Names that `replay.strategies.load_strategy` knows, or `all`; nop is always
             added.
+        against: One of them, or one more, that all are set beside; wants 6 runs or more.
         runs: Measured runs of each strategy; a comparison needs at least 4.
         warmup: Runs of each before those; kept in the results, never counted.
         watched_runs: Runs of each after those, in which every call is timed and memory sampled:
@@ -66,6 +68,7 @@ class ReplayOptions:
 
     trace: Path
     strategies: tuple[str, ...] = DEFAULT_STRATEGIES
+    against: str | None = None
     runs: int = DEFAULT_RUNS
     warmup: int = 1
     watched_runs: int = 1
@@ -116,12 +119,13 @@ def _replay(options: ReplayOptions, progress: Progress) -> Results:
     check_residency(options.residency, context.backing, options.thp)
     requests = load_requests(trace)
     residency = load_residency(trace, context.layout, options.residency, options.thp)
-    planned, refused = plan_all(options.strategies, requests, context, progress)
+    names = options.strategies + (() if options.against is None else (options.against,))
+    planned, refused = plan_all(names, requests, context, progress)
     limit_bytes = options.memory_limit_bytes
     fitted = fit_to_machine(requests, residency, context, planned, limit_bytes)
     if fitted.reason:
         planned.clear()  # before there are others
-        planned, refused = plan_all(options.strategies, fitted.requests, context, progress)
+        planned, refused = plan_all(names, fitted.requests, context, progress)
     environment, cpu_time = fingerprint(), read_cpu_time()
     touched = handed_back(fitted.requests, context.layout, fitted.residency)
     work = Work(planned, context, fitted.residency, touched)
@@ -169,6 +173,12 @@ def check_options(options: ReplayOptions) -> None:
             f"cannot replay {options.runs} times after {options.warmup} warm-up runs"
             f" and before {options.watched_runs} watched ones",
             remedy=f"choose 1 to {MAX_RUNS} runs and 0 to {MAX_RUNS} of the others",
+        )
+    if options.against is not None and options.runs < MIN_PAIRS:
+        raise AerostatError(
+            f"nothing can be set against {options.against!r} with {options.runs} runs",
+            reason=f"fewer than {MIN_PAIRS} pairs of runs have no interval of 95 %",
+            remedy=f"choose {MIN_PAIRS} runs or more",
         )
     if options.backing is not None and options.backing not in BACKINGS:
         raise AerostatError(

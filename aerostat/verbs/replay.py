@@ -17,15 +17,12 @@ from aerostat.options import (
     strategy,
     talk_options,
 )
-from aerostat.output import emit_json, plain, refuse_existing, warn
+from aerostat.output import emit_json, refuse_existing, warn
 from aerostat.progress import progress_on_stderr
 from aerostat.stop import ends_on_sigterm
 from tracer.trace.errors import AerostatError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from replay.against import Against
     from replay.results import Results
 
 
@@ -206,13 +203,16 @@ def command(
     trace = traces[0]
     if output is not None:
         refuse_existing(output, force=force)
+    from replay.against import MIN_PAIRS
     from replay.results_file import UnsavedError
     from replay.schedule import DEFAULT_RUNS, DEFAULT_STRATEGIES, ReplayOptions, replay_trace
 
-    chosen = strategies or DEFAULT_STRATEGIES
+    if against is not None and (runs or DEFAULT_RUNS) < MIN_PAIRS:
+        raise click.UsageError(f"--against wants --runs {MIN_PAIRS} or more: fewer decide nothing")
     options = ReplayOptions(
         trace=trace,
-        strategies=chosen if against is None else (*chosen, against),
+        strategies=strategies or DEFAULT_STRATEGIES,
+        against=against,
         runs=runs or DEFAULT_RUNS,
         warmup=warmup,
         watched_runs=watched_runs,
@@ -236,44 +236,39 @@ def command(
             results, unsaved = error.results, error
     if results.trace.missing is not None:
         warn(f"{trace} {results.trace.missing}; what was replayed is not all that happened")
-    show(results, against, as_json=as_json)
+    show(results, as_json=as_json)
     if unsaved is not None:
         raise unsaved
 
 
-def show(results: "Results", reference: str | None, *, as_json: bool) -> None:
+def show(results: "Results", *, as_json: bool) -> None:
     """Write results to stdout, and every strategy beside one of them where that is asked for.
 
     Raises:
         AerostatError: That one was refused; what was measured is written before.
     """
-    beside, refused, label = None, None, ""
-    if reference is not None:
-        from replay.against import against
-        from replay.strategies import load_strategy
-
-        label = load_strategy(reference).label
-        refused = next((each for each in results.refused if each.name == label), None)
-        beside = against(results.strategies, label) if refused is None else None
     if as_json:
-        emit_json(results.to_json() | ({} if beside is None else {"against": plain(beside)}))
+        emit_json(results.to_json())
     else:
-        _draw(results, beside, label)
+        _draw(results)
+    reference = results.settings.against
+    refused = next((each for each in results.refused if each.name == reference), None)
     if refused is not None:
         raise AerostatError(
-            f"nothing can be set against {label!r}",
+            f"nothing can be set against {reference!r}",
             reason=refused.reason,
             remedy="choose another strategy for --against, or another --backing",
         )
 
 
-def _draw(results: "Results", beside: "Sequence[Against] | None", label: str) -> None:
+def _draw(results: "Results") -> None:
     from aerostat.replay_tables import draw_results
 
     draw_results(results)
-    if beside is not None:
+    reference = results.settings.against
+    if results.against is not None and reference is not None:
         from aerostat.against_tables import draw_against
         from aerostat.send_tables import siblings_in_words
 
         ran = siblings_in_words(results.settings.siblings, results.settings.resting_threads)
-        draw_against(results.strategies, beside, label, ran)
+        draw_against(results.strategies, results.against, reference, ran)

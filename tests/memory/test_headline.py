@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,17 +132,19 @@ def test_a_lossy_trace_is_not_stretched_unasked(make_trace: MakeTrace, capsys) -
 def test_what_was_measured_is_shown_though_the_reference_was_refused(
     make_trace: MakeTrace, capsys
 ) -> None:
-    arguments = ("-s", "qemu", "--against", "punch", "--runs", "1", "--no-predict")
+    arguments = ("-s", "qemu", "--against", "punch", "--runs", "6", "--no-predict")
     assert main(["replay", str(make_trace()), *arguments]) == ExitCode.FAILURE
     out, err = capsys.readouterr()
-    assert "times: medians of 1 runs" in out
+    assert "times: medians of 6 runs" in out
     assert "no file to punch a hole into" in err
 
 
-def test_strategies_against_one_of_them(make_trace: MakeTrace, capsys) -> None:
+def test_strategies_against_one_of_them(make_trace: MakeTrace, tmp_path: Path, capsys) -> None:
     arguments = ("replay", str(make_trace()), "-s", "qemu", "--against", "range", "--runs", "6")
-    code, found = run_json(capsys, *arguments, "--json")
+    path = tmp_path / "r.json"
+    code, found = run_json(capsys, *arguments, "--json", "-o", str(path))
     assert code == 0
+    assert json.loads(path.read_text()) == found
     assert [each["name"] for each in found["against"]] == ["nop", "qemu", "range"]
     assert keys_of(found) <= documented_keys("replay")
     assert main([*arguments]) == 0

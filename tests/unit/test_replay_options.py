@@ -20,6 +20,7 @@ def test_a_seed_that_no_results_file_could_hold(seed: int) -> None:
     ("arguments", "told"),
     [
         (("replay", "--memory-limit", "0"), "is nothing"),
+        (("replay", "--against", "range", "--runs", "5"), "--against wants --runs 6 or more"),
         (("replay", "--memory-limit", "0G"), "is nothing"),
         (("whatif", "-w", "0"), "holds nothing back"),
         (("whatif", "-w", "0ms"), "holds nothing back"),
@@ -34,3 +35,9 @@ def test_what_leaves_nothing_or_is_too_much_is_wrong_usage(
     out, err = capsys.readouterr()
     assert out == ""
     assert told in err
+
+
+def test_too_few_runs_to_set_anything_against_a_strategy() -> None:
+    with pytest.raises(AerostatError, match="against 'range' with 5 runs"):
+        check_options(ReplayOptions(Path("x.balloon"), against="range", runs=5))
+    check_options(ReplayOptions(Path("x.balloon"), against="range", runs=6))

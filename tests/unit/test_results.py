@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from replay import results as results_module
 from replay import summary as summary_module
 from replay import watched as watched_module
+from replay.against import against
 from replay.environment import CHECKED, Environment
 from replay.results import RESULTS_FORMAT, RESULTS_VERSION, Results
 from replay.results_file import (
@@ -152,6 +153,16 @@ def test_unknown_keys_of_a_newer_minor_version_are_ignored(
     assert load_results(path) == results
 
 
+def test_what_was_set_against_another_is_in_the_file_too(results: Results, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    named = dataclasses.replace(results.settings, against="nop")
+    beside = against(results.strategies, "nop")
+    told = dataclasses.replace(results, settings=named, against=beside)
+    save_results(told, path)
+    assert load_results(path) == told
+    assert [each["name"] for each in json.loads(path.read_text())["against"]] == ["nop", "qemu"]
+
+
 def test_results_of_an_older_minor_version_are_read_as_before(
     results: Results, tmp_path: Path
 ) -> None:
@@ -159,6 +170,7 @@ def test_results_of_an_older_minor_version_are_read_as_before(
     document["version"] = "5.0"
     for strategy in document["strategies"]:
         del strategy["deployable"]
+    del document["against"], document["settings"]["against"]
     path = tmp_path / "r.json"
     path.write_text(json.dumps(document))
     assert load_results(path) == results

@@ -38,9 +38,9 @@ def test_every_head_says_how_many_siblings_ran(count: int, text: str, capsys) ->
 )
 def test_tables_of_who_is_faster_say_it_too(siblings: int, resting: int, text: str, capsys) -> None:
     base = make_results(make_strategy("range", [10, 20]), make_strategy("qemu", [10, 20]))
-    settings = replace(base.settings, siblings=siblings, resting_threads=resting)
-    results = replace(base, settings=settings)
-    _draw(results, against(results.strategies, "range"), "range")
+    settings = replace(base.settings, siblings=siblings, resting_threads=resting, against="range")
+    results = replace(base, settings=settings, against=against(base.strategies, "range"))
+    _draw(results)
     printed = capsys.readouterr().out
     assert f"{text}, on CPU 3" in printed
     assert f"against range: medians of 2 pairs, {text}" in heads(printed)
