@@ -1,16 +1,21 @@
 """Losses that go on for days: all counted, in few rows."""
 
 import time
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from tests.unit.trace_samples import described, residency
 from tracer.trace import loss_book
 from tracer.trace.check import check_trace
+from tracer.trace.layout import write_manifest
 from tracer.trace.loss_book import LONGEST_WIDTH_NS, MOST_ENTRIES, WIDTH_NS, LossBook
 from tracer.trace.manifest import MAX_MANIFEST_BYTES, Loss, Manifest
 from tracer.trace.reader import open_trace
-from tracer.trace.schema import Side
+from tracer.trace.rows import mark_row
+from tracer.trace.salvage import salvage
+from tracer.trace.schema import Mark, Side
 from tracer.trace.writer import TraceWriter
 
 DAY_NS = 86_400 * 10**9
@@ -125,3 +130,40 @@ def test_an_unclosed_trace_knows_of_losses_that_still_waited_for_their_row(tmp_p
     assert "loss-rows" not in {finding.code for finding in check_trace(trace)}
     writer.close(described())
     assert sum(item.count for item in open_trace(writer.path).losses) == 9
+
+
+@pytest.mark.parametrize("kinds", [1, 3, 3001])
+def test_a_damaged_trace_of_very_many_losses_keeps_them_in_a_list_that_can_be_read(kinds, tmp_path):
+    def row(number):
+        stream = f"stream {number % kinds}" if number % 2 else "requests"
+        at_ns, cause = 10 * number, f"cause {number % kinds}"
+        more = {"text": stream, "since_ns": at_ns, "cause": cause}
+        return mark_row(Side.HOST, Mark.LOSS, at_ns + 5, value=2, **more)
+
+    rows = 6000
+    source = tmp_path / "a.balloon"
+    with TraceWriter(source, Side.HOST) as writer:
+        for batch in pa.Table.from_batches(map(row, range(rows))).combine_chunks().to_batches():
+            writer.append("marks", batch)
+        writer.abort("test")
+    salvage(source, tmp_path / "b.balloon")
+    for path in (source, tmp_path / "b.balloon"):
+        losses = open_trace(path).losses
+        assert len(losses) <= MOST_ENTRIES
+        assert sum(item.count for item in losses) == 2 * rows
+        assert sum(item.count for item in losses if item.stream == "requests") == rows
+        assert min(item.since_ns for item in losses) == 0
+        assert max(item.until_ns for item in losses) == 10 * (rows - 1) + 5
+        assert len({item.cause for item in losses}) == (1 if kinds > 64 else kinds)
+
+
+def test_counts_that_add_up_to_more_than_a_number_holds(tmp_path):
+    many = [loss("requests", 1 << 62, 10 * number, 10 * number + 5) for number in range(5000)]
+    found = loss_book.united(many, ())
+    path = tmp_path / "a.balloon"
+    with TraceWriter(path, Side.HOST) as writer:
+        writer.close(described())
+    manifest = open_trace(path).manifest
+    write_manifest(path, replace(manifest, losses=found))
+    assert open_trace(path).losses == found
+    assert max(item.count for item in found) == (1 << 63) - 1

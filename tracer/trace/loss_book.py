@@ -5,11 +5,19 @@ from dataclasses import replace
 from itertools import groupby
 
 from tracer.trace.manifest import Loss
+from tracer.trace.schema import TABLES
 
 WIDTH_NS = 10**9
 LONGEST_WIDTH_NS = 60 * 10**9
 MOST_ENTRIES = 2048
 """A day of losses in every second would otherwise fill the manifest, which ends at 16 MiB."""
+
+MOST_LOST = (1 << 63) - 1
+"""What a manifest holds of a count; those of a damaged trace may add up to more."""
+MOST_KINDS = 64
+"""Streams and causes of one trace; no recorder knows so many."""
+OTHER = "other"
+"""Stream of what is not of a table, where there are more kinds than that."""
 
 Key = tuple[str, str | None]
 
@@ -65,7 +73,7 @@ def merged(losses: Sequence[Loss]) -> Loss:
     begins = [loss.since_ns for loss in losses if loss.since_ns is not None]
     return replace(
         losses[0],
-        count=sum(loss.count for loss in losses),
+        count=min(sum(loss.count for loss in losses), MOST_LOST),
         since_ns=min(begins) if len(begins) == len(losses) else None,
         until_ns=max(loss.until_ns for loss in losses),
     )
@@ -76,23 +84,43 @@ def united(first: Sequence[Loss], second: Sequence[Loss]) -> tuple[Loss, ...]:
 
     One loss may be several in the other list, and longer or shorter. So losses of one side, stream
     and cause are held against each other as far as their spans touch, and of each such stretch the
-    list that counts more is taken.
+    list that counts more is taken. Of a great many, neighbours become one, as in a `LossBook`.
 
     Returns:
-        The losses, the host's first, by the end of their spans.
+        The losses, the host's first, by the end of their spans; at most `MOST_ENTRIES`.
     """
 
     def key(loss: Loss) -> tuple[bool, str, str]:
         return loss.side == "guest", loss.stream, loss.cause or ""
 
-    both = [(loss, which) for which, losses in enumerate((first, second)) for loss in losses]
+    told = [(loss, which) for which, losses in enumerate((first, second)) for loss in losses]
+    both = _of_few_kinds(told)
     both.sort(key=lambda item: (key(item[0]), _begin_ns(item[0])))
     found: list[Loss] = []
     for _, group in groupby(both, lambda item: key(item[0])):
         for stretch in _stretches(list(group)):
-            told = [[loss for loss, which in stretch if which == side] for side in (0, 1)]
-            found += max(told, key=lambda losses: sum(loss.count for loss in losses))
-    return tuple(sorted(found, key=lambda loss: (loss.side == "guest", loss.until_ns)))
+            lists = [[loss for loss, which in stretch if which == side] for side in (0, 1)]
+            found += max(lists, key=lambda losses: sum(loss.count for loss in losses))
+    return tuple(sorted(_few(found), key=lambda loss: (loss.side == "guest", loss.until_ns)))
+
+
+def _few(losses: Sequence[Loss]) -> Sequence[Loss]:
+    while len(losses) > MOST_ENTRIES:  # of few kinds, so that many have a neighbour
+        losses = halved(losses)
+    return losses
+
+
+def _of_few_kinds(told: list[tuple[Loss, int]]) -> list[tuple[Loss, int]]:
+    """Forget causes, and streams that are no table, where a trace invents too many of them.
+
+    Of all losses, so that a list that was made of another does so too, and the two stay alike.
+    """
+    if len({(loss.stream, loss.cause) for loss, _ in told}) <= MOST_KINDS:
+        return told
+    return [
+        (replace(loss, stream=loss.stream if loss.stream in TABLES else OTHER, cause=None), which)
+        for loss, which in told
+    ]
 
 
 def _begin_ns(loss: Loss) -> int:
@@ -115,10 +143,10 @@ def _stretches(ordered: Sequence[tuple[Loss, int]]) -> Iterator[list[tuple[Loss,
 
 
 def halved(losses: Sequence[Loss]) -> list[Loss]:
-    """Merge each loss with the next one of the same stream and cause, pair by pair."""
+    """Merge each loss with the next one of the same side, stream and cause, pair by pair."""
 
-    def key(loss: Loss) -> tuple[str, str]:
-        return loss.stream, loss.cause or ""
+    def key(loss: Loss) -> tuple[str, str, str]:
+        return loss.side, loss.stream, loss.cause or ""
 
     found = []
     for _, group in groupby(sorted(losses, key=key), key):
