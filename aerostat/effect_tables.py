@@ -30,7 +30,7 @@ def draw_effects(results: Results) -> None:
     spare = ("p50 pause", "its pages", "faults in d", "huge freed", "faults then")
     settings = results.settings
     watched = f"{settings.watched_runs} watched run{'s' if settings.watched_runs != 1 else ''}"
-    title = f"pauses of {watched}; memory: medians of {settings.runs} runs"
+    title = f"pauses of {watched}; memory: {render.medians_of(settings.runs)}"
     title += f"; {siblings_in_words(settings.siblings)}"
     render.draw(title, columns, map(_row, moved), spare=spare)
     if notes := _notes(results, moved):

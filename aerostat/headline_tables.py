@@ -46,7 +46,7 @@ def draw_headline(found: Headline) -> None:
     render.say(
         f"The seed's experiment: {render.size(found.inflated_bytes)} of"
         f" {render.size(found.memory_bytes)} inflated{part}, anonymous memory, THP never,"
-        f" {siblings}, medians of {found.runs} runs."
+        f" {siblings}, {render.medians_of(found.runs)}."
     )
     render.say(
         f"Order: {found.trace}, {found.recorded_pages:,} pages, {found.copies:.2f} times over;"

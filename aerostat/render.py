@@ -143,6 +143,11 @@ def count(value: int | None) -> str:
     return cell(value, lambda number: f"{number:,}")
 
 
+def medians_of(runs: int) -> str:
+    """Say what figures are made of: one run has no median."""
+    return f"medians of {runs:,} runs" if runs != 1 else "1 run"
+
+
 def percent(value: float | None) -> str:
     """Turn a percentage into a cell."""
     return cell(value, lambda number: f"{number:.1f} %")

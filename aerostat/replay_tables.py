@@ -54,7 +54,9 @@ def _say_head(results: Results) -> None:
     )
     render.say_rejected(trace.rejected)
     if settings.cut_reason:
-        render.say(f"Not the whole trace: {settings.cut_reason}")
+        is_whole = settings.requests_replayed == trace.requests
+        part = "all of its memory" if is_whole else "the whole trace"
+        render.say(f"Not {part}: {settings.cut_reason}")
 
 
 def overlapping(results: Results) -> list[str]:
@@ -81,8 +83,10 @@ def _draw_times(results: Results) -> None:
     rows += [_refused_row(refused.name, len(columns)) for refused in results.refused]
     spare = ("harness in d", "over nop", "x oracle", "merge", "c translate", "b send")
     settings = results.settings
-    title = f"times: medians of {settings.runs} runs with their {interval_percent(settings.runs)} %"
-    title += " intervals in percent"
+    title = "times: 1 run, no interval"
+    if settings.runs > 1:
+        title = f"times: {render.medians_of(settings.runs)} with their"
+        title += f" {interval_percent(settings.runs)} % intervals in percent"
     title += f", {siblings_in_words(settings.siblings)}"
     render.draw(title, columns, rows, spare=spare)
     if line := prediction_line(results):

@@ -25,7 +25,8 @@ def draw_sending(results: Results) -> None:
     rows = [_row(strategy) for strategy in results.strategies if strategy.runs]
     spare = ("<protocol", "CPU", "interrupts", "over the ring")
     # Siblings run beside stage d alone: a vCPU that waits for an answer is the driver's.
-    title = f"stage b over virtqueues: medians of {results.settings.runs} runs, no sibling threads"
+    runs = render.medians_of(results.settings.runs)
+    title = f"stage b over virtqueues: {runs}, no sibling threads"
     render.draw(title, columns, rows, spare=spare)
     if all(strategy.projected_send_ns is None for strategy in results.strategies):
         render.say(

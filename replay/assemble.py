@@ -223,8 +223,10 @@ def _fidelity(replay: Replay, strategies: Sequence[StrategyResult]) -> Fidelity 
 
 
 def _why_no_ratio(replay: Replay) -> str:
-    if replay.fitted.reason:
+    if len(replay.fitted.requests) < len(replay.requests):
         return "only part of the trace was replayed"
+    if replay.fitted.reason:
+        return "pages that no request names were left untouched"
     backings = {region.backing for region in replay.context.regions}
     if backings != {replay.context.backing}:
         seen = ", ".join(sorted(backings))

@@ -142,8 +142,8 @@ def require_planning(requests: Requests) -> None:
     if pages * PLANNING_BYTES > allowed_bytes:
         raise AerostatError(
             f"not enough memory to plan {pages:,} balloon pages",
-            reason=f"planning takes about {pages * PLANNING_BYTES} bytes,"
-            f" {allowed_bytes} are available",
+            reason=f"planning takes about {in_words(pages * PLANNING_BYTES)},"
+            f" {in_words(allowed_bytes)} are available",
             remedy="free memory, or work on a machine that has more",
         )
 
@@ -167,9 +167,9 @@ def require_account(layout: Layout, limit_bytes: int | None) -> None:
     account_bytes = layout.memory_pages * ACCOUNT_BYTES
     if account_bytes > allowed_bytes:
         raise AerostatError(
-            f"not enough memory to replay {layout.memory_bytes} bytes of guest memory",
-            reason=f"keeping account of its pages takes {account_bytes} bytes, "
-            f"{allowed_bytes} may be used",
+            f"not enough memory to replay {in_words(layout.memory_bytes)} of guest memory",
+            reason=f"keeping account of its pages takes {in_words(account_bytes)},"
+            f" {in_words(max(allowed_bytes, 0))} may be used",
             remedy="free memory, raise --memory-limit, or replay on a larger machine;"
             " `aerostat whatif` counts without memory",
         )
@@ -216,16 +216,26 @@ def fit(
     kept = requests.before(low)
     if not kept.pages.sum():  # a prefix without a single page would be a replay of nothing
         raise AerostatError(
-            f"not enough memory to replay: {whole_bytes} bytes are needed, "
-            f"{allowed_bytes} may be used",
+            f"not enough memory to replay: {in_words(whole_bytes)} are needed,"
+            f" {in_words(allowed_bytes)} may be used",
             reason="not even the first request's pages fit",
             remedy="free memory, raise --memory-limit, or replay on a larger machine",
         )
-    reason = (
-        f"the trace needs {whole_bytes} bytes of memory, {allowed_bytes} may be used: "
-        f"{low} of {len(requests)} requests are replayed, and only pages they name are resident"
+    short = (
+        f"the trace needs {in_words(whole_bytes)} of memory, {in_words(allowed_bytes)} may be used"
     )
-    return Fitted(kept, _named_only(kept, residency, layout), reason)
+    cut = (
+        f"{low:,} of {len(requests):,} requests are replayed, and only pages they name are resident"
+    )
+    if low == len(requests):
+        cut = "all requests are replayed, but pages that none of them names stay untouched"
+    return Fitted(kept, _named_only(kept, residency, layout), f"{short}: {cut}")
+
+
+def in_words(size_bytes: int) -> str:
+    """Write a size for a message."""
+    unit, shift = ("GiB", 30) if size_bytes >= 1 << 30 else ("MiB", 20)
+    return f"{size_bytes / (1 << shift):,.1f} {unit}"
 
 
 def _named_only(requests: Requests, residency: Residency, layout: Layout) -> Residency:

@@ -112,7 +112,8 @@ def run_stability(
         found.append("runs were free to move between CPUs: `--cpu auto` keeps them on one")
     if settings.runs < MIN_SAMPLES:
         found.append(
-            f"{settings.runs} runs are too few for `aerostat compare` to judge times: "
+            f"{settings.runs} run{'s are' if settings.runs > 1 else ' is'} too few for"
+            " `aerostat compare` to judge times: "
             f"use --runs {MIN_SAMPLES} or more"
         )
     if stolen_share is not None and stolen_share > STOLEN_SHARE:

@@ -68,6 +68,6 @@ def test_too_little_memory_cuts_the_trace_and_says_so(make_trace: MakeTrace) -> 
     cut = replayed(path, "--memory-limit", "2M")["settings"]
     assert 0 < cut["requests_replayed"] < settings["requests_replayed"]
     assert cut["resident_bytes"] < 2 << 20
-    assert "2097152 may be used" in cut["cut_reason"]
+    assert "2.0 MiB may be used" in cut["cut_reason"]
     table = run(["replay", path, *ONCE[:-1], "--memory-limit", "2M"])
-    assert "2097152 may be used" in " ".join((table.stdout + table.stderr).split())
+    assert "2.0 MiB may be used" in " ".join((table.stdout + table.stderr).split())

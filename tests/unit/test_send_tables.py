@@ -28,6 +28,28 @@ def test_every_head_says_how_many_siblings_ran(count: int, text: str, capsys) ->
     assert "stage b over virtqueues: medians of 2 runs, no sibling threads" in printed
 
 
+def test_one_run_has_neither_median_nor_interval(capsys) -> None:
+    results = make_results(make_strategy("qemu", [10]), make_strategy("range", [10]))
+    draw_results(results)
+    draw_headline(headline(results))
+    printed = capsys.readouterr().out
+    assert "times: 1 run, no interval, no sibling threads" in printed
+    assert "memory: 1 run; " in printed
+    assert "stage b over virtqueues: 1 run, no sibling threads" in printed
+    assert "1 runs" not in printed
+
+
+@pytest.mark.parametrize(
+    ("replayed", "text"),
+    [(1, "Not all of its memory: short of it"), (0, "Not the whole trace: short of it")],
+)
+def test_what_was_cut_is_told(replayed: int, text: str, capsys) -> None:
+    base = make_results(make_strategy("qemu", [10, 20]))
+    settings = replace(base.settings, cut_reason="short of it", requests_replayed=replayed)
+    draw_results(replace(base, settings=settings))
+    assert text in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("siblings", "resting", "text"),
     [
