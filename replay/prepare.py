@@ -25,15 +25,13 @@ from replay.requests import Requests
 from replay.residency import Residency
 from replay.sending import Sending, sending
 from replay.shared import share
-from replay.strategies import STRATEGIES, load_strategies
+from replay.strategies import load_strategies, spelled_out
 from replay.strategies.base import Strategy
 from replay.support import unsupported
 from tracer.trace.errors import AerostatError
 from tracer.trace.progress import Progress
 
 FLOOR_STRATEGY = "nop"
-ALL = "all"
-"""Stands for every strategy that ships."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +63,7 @@ def plan_all(
         AerostatError: None but nop can work here, or there is too little memory for so many pages.
     """
     require_planning(requests)
-    wanted = [*STRATEGIES] if ALL in names else []
-    wanted += [name for name in names if name != ALL]
-    strategies = load_strategies((FLOOR_STRATEGY, *wanted))
+    strategies = load_strategies((FLOOR_STRATEGY, *spelled_out(names)))
     planned: list[Planned] = []
     refused: list[Refused] = []
     for done, strategy in enumerate(strategies):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from aerostat.options import BACKINGS, TRACE, json_option, strategy, window
 from aerostat.output import emit_json, plain, warn
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     "strategies",
     multiple=True,
     type=strategy,
-    help="A strategy to count, NAME or NAME:parameter=value; all when left out.",
+    help="A strategy to count, NAME or NAME:parameter=value, or `all`; all when left out.",
 )
 @click.option(
     "-w",
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 )
 @click.option("--allow-loss", is_flag=True, help="End with 0 though the trace misses events.")
 @json_option
+@click.pass_context
 def command(
+    context: click.Context,
     trace: Path,
     strategies: tuple[str, ...],
     windows: tuple[tuple[int | None, int | None], ...],
@@ -63,16 +66,21 @@ def command(
     """
     from replay.plan import context_of
     from replay.requests import load_requests, memory_map
-    from replay.strategies import load_strategies
+    from replay.strategies import ALL, load_strategies, spelled_out
+    from replay.strategies.deferred import Holding
     from replay.whatif import Window, what_if
     from tracer.trace.missing import missing_events, require_seen_requests
     from tracer.trace.reader import open_trace
 
     opened = open_trace(trace)
     require_seen_requests(opened)
-    chosen = load_strategies(strategies) or None
-    context = context_of(memory_map(opened), backing)
-    found = what_if(load_requests(opened), context, chosen, [Window(*each) for each in windows])
+    chosen = None if {*strategies} <= {ALL} else load_strategies(spelled_out(strategies))
+    given = context.get_parameter_source("windows") is not ParameterSource.DEFAULT
+    if given and chosen and not any(isinstance(each, Holding) for each in chosen):
+        names = ", ".join(each.label for each in chosen)
+        warn(f"--window has no effect: {names} hold nothing back")
+    memory = context_of(memory_map(opened), backing)
+    found = what_if(load_requests(opened), memory, chosen, [Window(*each) for each in windows])
     if (missing := missing_events(opened)) is not None:
         warn(f"{trace} {missing}; what is counted is not all that happened")
     if as_json:

@@ -35,6 +35,8 @@ from replay.strategies.scatter import Scatter
 from replay.strategies.vectored import Vectored
 from tracer.trace.errors import AerostatError
 
+ALL = "all"
+"""Stands for every strategy that ships."""
 ENTRY_POINTS = "aerostat.strategies"
 NAME = re.compile(r"[A-Za-z][\w.-]{0,63}")
 
@@ -85,6 +87,13 @@ def load_strategy(text: str) -> Strategy:
             reason=str(error),
             remedy="docs/strategies.md lists the parameters of each strategy",
         ) from error
+
+
+def spelled_out(names: Iterable[str]) -> list[str]:
+    """Put the names of all that ship first where `all` is among the names."""
+    others = [*names]
+    every = [*STRATEGIES] if ALL in others else []
+    return every + [name for name in others if name != ALL]
 
 
 def load_strategies(texts: Iterable[str]) -> list[Strategy]:

@@ -6,6 +6,7 @@ import pytest
 
 from aerostat.cli import main
 from replay.schedule import MAX_SEED, ReplayOptions, check_options
+from tests.unit.command import ROOT
 from tracer.trace.errors import AerostatError, ExitCode
 
 
@@ -35,6 +36,20 @@ def test_what_leaves_nothing_or_is_too_much_is_wrong_usage(
     out, err = capsys.readouterr()
     assert out == ""
     assert told in err
+
+
+def test_whatif_takes_all_and_tells_of_a_window_without_effect(capsys) -> None:
+    trace = str(ROOT / "traces/fragmented.balloon")
+    assert main(["whatif", trace, "--json"]) == 0
+    every = capsys.readouterr().out
+    assert main(["whatif", trace, "-s", "all", "--json"]) == 0
+    assert capsys.readouterr().out == every
+    for names, told in ((("qemu",), True), (("qemu", "deferred"), False)):
+        chosen = [part for name in names for part in ("-s", name)]
+        assert main(["whatif", trace, "-w", "16M", *chosen]) == 0
+        assert ("--window has no effect: qemu hold" in capsys.readouterr().err) == told
+    assert main(["whatif", trace, "-s", "qemu"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_too_few_runs_to_set_anything_against_a_strategy() -> None:
