@@ -192,7 +192,7 @@ def _settings(replay: Replay) -> Settings:
         watched_runs=options.watched_runs,
         seed=options.seed,
         backing=replay.context.backing,
-        thp=options.thp,
+        thp=options.chosen_thp if replay.context.backing == "anon" else "",
         siblings=options.siblings,
         resting_threads=int(resting_cpu(chosen_cpu(options), options.siblings) is not None),
         cpu=chosen_cpu(options),

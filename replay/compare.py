@@ -215,12 +215,16 @@ def _losses(*results: Results) -> list[str]:
 
 
 def _work_differences(base: Results, candidate: Results) -> tuple[str, ...]:
-    keys = ("backing", "thp", "siblings", "resting_threads", "residency", "requests_replayed")
+    keys = ("backing", "siblings", "resting_threads", "residency", "requests_replayed")
     found = [
         f"{key} is {getattr(base.settings, key)!r} and {getattr(candidate.settings, key)!r}"
         for key in keys
         if getattr(base.settings, key) != getattr(candidate.settings, key)
     ]
+    thp = [each.settings.thp for each in (base, candidate)]
+    # Other memory takes none; results of before 5.2 name one all the same.
+    if thp[0] != thp[1] and base.settings.backing == candidate.settings.backing == "anon":
+        found.append(f"thp is {thp[0]!r} and {thp[1]!r}")
     pinned = [each.settings.cpu is not None for each in (base, candidate)]
     if pinned[0] != pinned[1]:
         found.append("one was kept on one CPU, the other was not (--cpu)")

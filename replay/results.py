@@ -45,11 +45,11 @@ class TraceFacts:
 class Settings:
     """How it was replayed.
 
-    `thp` is never, madvise or always (`replay.residency.Thp`); `cpu` is the CPU of the executing
-    thread, None where it ran free, and `resting_threads` slept on another. `touched_pages` are
-    those that each run touched again after stage d: the guest had got them back by then, and they
-    had memory behind them at first. `against` is the strategy that the others were set beside, None
-    where there was none.
+    `thp` is never, madvise or always (`replay.residency.Thp`), empty on memory that takes none;
+    `cpu` is the CPU of the executing thread, None where it ran free, and `resting_threads` slept on
+    another. `touched_pages` are those that each run touched again after stage d: the guest had got
+    them back by then, and they had memory behind them at first. `against` is the strategy that the
+    others were set beside, None where there was none.
     """
 
     runs: int

@@ -94,7 +94,7 @@ def _job(options: ReplayOptions, planned: Planned, work: Work) -> Job:
         seed=options.seed,
         size_bytes=layout.memory_bytes,
         backing=work.context.backing,
-        thp=options.thp,
+        thp=options.chosen_thp,
         residency=work.residency,
         operations=operations_of(planned.plan),
         sending=planned.sending,

@@ -52,7 +52,8 @@ class ReplayOptions:
             they show the worst pause, and count in no total.
         seed: Of the order of runs and of the stamps in memory, below 2**63.
         backing: What guest memory is mapped from, a name in `BACKINGS`; None: as in the trace.
-        thp: Where anonymous memory is in transparent huge pages.
+        thp: Where anonymous memory is in transparent huge pages; None is `madvise`, and no other
+            memory takes another.
         siblings: Threads that read the memory on other CPUs while stage d runs, as vCPUs do.
         cpu: CPU of the executing thread: a number, `auto` for the last that this process may use,
             which takes fewer interrupts than the first; None leaves it to the scheduler.
@@ -74,7 +75,7 @@ class ReplayOptions:
     watched_runs: int = 1
     seed: int = 1
     backing: str | None = None
-    thp: Thp = "madvise"
+    thp: Thp | None = None
     siblings: int = 0
     cpu: int | Literal["auto"] | None = "auto"
     residency: str = "trace"
@@ -84,6 +85,11 @@ class ReplayOptions:
     allow_loss: bool = False
     output: Path | None = None
     force: bool = False
+
+    @property
+    def chosen_thp(self) -> Thp:
+        """Where memory is in transparent huge pages, if it can be."""
+        return "madvise" if self.thp is None else self.thp
 
 
 def replay_trace(options: ReplayOptions, progress: Progress = silent) -> Results:
@@ -116,9 +122,10 @@ def _replay(options: ReplayOptions, progress: Progress) -> Results:
     refuse_loss(trace, allow_loss=options.allow_loss)
     context = context_of(memory_map(trace), options.backing)
     require_account(context.layout, options.memory_limit_bytes)
-    check_residency(options.residency, context.backing, options.thp)
+    _refuse_vain_thp(options, context.backing)
+    check_residency(options.residency, context.backing, options.chosen_thp)
     requests = load_requests(trace)
-    residency = load_residency(trace, context.layout, options.residency, options.thp)
+    residency = load_residency(trace, context.layout, options.residency, options.chosen_thp)
     names = options.strategies + (() if options.against is None else (options.against,))
     planned, refused = plan_all(names, requests, context, progress)
     limit_bytes = options.memory_limit_bytes
@@ -156,13 +163,22 @@ def _foretell(options: ReplayOptions, work: Work, progress: Progress) -> Foretol
         return Foretold(tuple(None for _ in plans), (), notes=tuple("" for _ in plans))
     cpu = chosen_cpu(options)
     session = Session(
-        options.thp,
+        options.chosen_thp,
         cpu,
         sibling_cpus(cpu, options.siblings),
         options.seed,
         resting_cpu(cpu, options.siblings),
     )
     return foretell(plans, work.context, work.residency, session, progress)
+
+
+def _refuse_vain_thp(options: ReplayOptions, backing: str) -> None:
+    if options.thp is not None and backing != "anon":
+        raise AerostatError(
+            f"--thp {options.thp} has no effect on {backing} memory",
+            reason="transparent huge pages are asked for in anonymous memory alone",
+            remedy="leave --thp out, or --backing anon",
+        )
 
 
 def check_options(options: ReplayOptions) -> None:

@@ -92,9 +92,8 @@ if TYPE_CHECKING:
 @click.option(
     "--thp",
     type=click.Choice(("never", "madvise", "always")),
-    default="madvise",
-    show_default=True,
-    help="Transparent huge pages: none, where the trace saw them, or wherever they fit.",
+    help="Transparent huge pages of anonymous memory: none, where the trace saw them (madvise, when"
+    " left out), or wherever they fit.",
 )
 @click.option(
     "--residency",
@@ -150,7 +149,7 @@ def command(
     watched_runs: int,
     seed: int,
     backing: str | None,
-    thp: str,
+    thp: str | None,
     residency: str,
     siblings: int,
     cpu: int | Literal["auto"] | None,

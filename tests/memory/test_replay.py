@@ -74,6 +74,7 @@ def test_memfd_is_holed(make_trace):
     assert [run.freed_pages for run in range_runs] == [INFLATED]
     assert results.fidelity.ratio is None
     assert "memfd" in results.fidelity.note
+    assert results.settings.thp == ""
 
 
 @pytest.mark.parametrize("backing", ["anon", "memfd", "shmem", "file-private"])
@@ -312,6 +313,7 @@ def test_output_is_never_replaced_unasked(make_trace, tmp_path):
         ({"siblings": -1}, "sibling"),
         ({"backing": "tape"}, "cannot be replayed"),
         ({"backing": "memfd", "strategies": ("free", "remap")}, "no strategy that was asked for"),
+        ({"backing": "memfd", "thp": "always"}, "--thp always has no effect on memfd memory"),
         ({"cpu": 4000}, "CPU 4000"),
         ({"strategies": ("fast",)}, "no strategy 'fast'"),
     ],

@@ -197,3 +197,19 @@ def test_a_gate_is_a_number(option: str, tmp_path, capsys) -> None:
 def test_a_comparison_is_json() -> None:
     results = make_results(make_strategy("qemu", times()))
     assert json.loads(json.dumps(compare(results, results).to_json()))["verdict"] == "same"
+
+
+@pytest.mark.parametrize(("backing", "is_unlike"), [("anon", True), ("memfd", False)])
+def test_huge_pages_are_told_apart_on_memory_that_takes_them(backing: str, is_unlike: bool) -> None:
+    base = make_results(make_strategy("qemu", [1000, 1010]))
+    sides = [
+        dataclasses.replace(
+            base, settings=dataclasses.replace(base.settings, backing=backing, thp=thp)
+        )
+        for thp in ("madvise", "always")
+    ]
+    if is_unlike:
+        with pytest.raises(UnlikeError, match="thp is 'madvise' and 'always'"):
+            compare(*sides)
+    else:
+        assert compare(*sides).lines
