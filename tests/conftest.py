@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 TESTS = Path(__file__).parent
@@ -38,6 +39,9 @@ MARKED = {"memory", "kernel", "vm"}
 PRIVILEGED = {"kernel", "vm"}
 VARIABLE = "AEROSTAT_PRIVILEGED_TESTS"
 MODE = os.environ.get(VARIABLE)
+# How long an example takes is the machine's doing, and what else runs on it.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 WITH_LONG = os.environ.get("AEROSTAT_LONG_TESTS") == "1"
 
 

@@ -143,7 +143,7 @@ def test_the_driver_waits_where_it_is_told_to_and_before_it_turns_to_another_que
 @given(
     st.lists(st.tuples(st.sampled_from(BALLOON), st.integers(1, 300), st.booleans()), max_size=8)
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_driver_waits_as_often_as_is_counted(
     stretches: list[tuple[Queue, int, bool]],
 ) -> None:

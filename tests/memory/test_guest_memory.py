@@ -250,7 +250,7 @@ def test_populate_outside_is_refused() -> None:
 page_runs = st.lists(st.tuples(st.integers(0, 511), st.integers(1, 40)), max_size=20)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     resident=page_runs,
     discarded=page_runs,

@@ -89,7 +89,7 @@ def given_by(requests: Requests) -> list[tuple[int, int, set[int]]]:
 
 @pytest.mark.parametrize("indirect", [True, False])
 @pytest.mark.parametrize("name", PROTOCOLS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(moves)
 def test_every_protocol_says_the_same(
     name: str, indirect: bool, stream: list[tuple[Queue, list[int]]]

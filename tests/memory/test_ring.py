@@ -360,7 +360,7 @@ lengths = st.one_of(st.integers(0, 200), st.sampled_from([4096, (1 << 32) - 1]))
 descriptors = st.tuples(addresses, lengths, st.integers(0, 7), st.integers(0, 9))
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     st.lists(descriptors, max_size=16),
     st.lists(st.one_of(st.integers(0, 8), st.integers(0, 65535)), max_size=8),

@@ -88,7 +88,7 @@ def carry_out(strategy: Strategy, requests: Requests, where: Context) -> None:
 
 @pytest.mark.parametrize("backing", SMALL)
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(streams, pauses)
 def test_any_stream_leaves_memory_as_it_must_be(case, backing, stream, gaps):
     strategy = load_strategy(case)

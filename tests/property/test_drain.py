@@ -112,7 +112,7 @@ def expected(case: Case, data: np.ndarray) -> tuple[int, int, bytes]:
     return len(copied) // case.slot, moved - at, copied
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(cases())
 def test_it_reads_what_the_model_reads_and_nothing_beside_it(case: Case) -> None:
     data = lay_out(case)

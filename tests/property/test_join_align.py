@@ -1,7 +1,7 @@
 """Alignment and clock fit against a simulated truth."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tracer.account.align import align, content_hashes
@@ -14,7 +14,6 @@ def common(kept_left, kept_right):
     return sorted(set(kept_left) & set(kept_right))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 60), st.data())
 def test_distinct_contents_are_all_paired(count, data):
     keep = st.lists(st.booleans(), min_size=count, max_size=count)
@@ -26,7 +25,6 @@ def test_distinct_contents_are_all_paired(count, data):
     assert [right[i] for i in in_right] == common(left, right)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=40))
 def test_pairs_never_cross_and_never_mix_contents(left, right):
     a, b = np.array(left, np.uint64), np.array(right, np.uint64)
@@ -37,7 +35,6 @@ def test_pairs_never_cross_and_never_mix_contents(left, right):
     assert len(in_a) or not set(left) & set(right)
 
 
-@settings(deadline=None)
 @given(
     period=st.integers(20, 80),
     cycles=st.integers(3, 6),
@@ -105,7 +102,6 @@ def true_difference(offset, drift, guest_ns):
     return offset + np.rint(drift * (guest_ns - 2 * 10**15).astype(np.float64)).astype(np.int64)
 
 
-@settings(deadline=None)
 @given(exchanges())
 def test_the_truth_lies_within_the_bound(exchange):
     offset, drift, send, pop, push, wake = exchange
@@ -122,7 +118,6 @@ def test_the_truth_lies_within_the_bound(exchange):
         assert error.max() <= fit.bound_ns
 
 
-@settings(deadline=None)
 @given(exchanges(), st.integers(10**9, 10**12))
 def test_a_clock_step_is_never_silent(exchange, step):
     offset, drift, send, pop, push, wake = (

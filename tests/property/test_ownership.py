@@ -65,7 +65,7 @@ def judged(found) -> tuple[str, set[int], set[int]]:
     return f"{owed_pages} reported pages" if owed_pages else "", host, went
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(steps)
 def test_a_plan_is_refused_for_the_first_page_that_it_wrongs_and_for_what_it_leaves(found):
     requests = from_pfns(

@@ -1,7 +1,7 @@
 """Runs against sets of pages, on anything."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.native.ascending import merge_runs
@@ -19,7 +19,6 @@ from replay.ranges import (
     subtract,
 )
 
-unhurried = settings(deadline=None)  # a busy machine is no failure
 near = st.integers(0, 40)
 far = st.integers(0, (1 << 52) - 1)
 last_marked = 1 << 29
@@ -43,7 +42,6 @@ def is_canonical(runs: Runs) -> bool:
     return bool((runs.pages > 0).all() and (runs.start[1:] > runs.end[:-1]).all())
 
 
-@unhurried
 @given(pfn_lists)
 def test_compact_holds_the_same_pages_in_canonical_form(pfns):
     runs = compact(np.array(pfns, np.int64))
@@ -51,7 +49,6 @@ def test_compact_holds_the_same_pages_in_canonical_form(pfns):
     assert expand(runs).tolist() == sorted(set(pfns))
 
 
-@unhurried
 @given(st.lists(line, max_size=12), st.permutations(range(40)))
 def test_compact_takes_lines_that_begin_and_end_anywhere(lines, more_than_a_sort_takes):
     pfns = list(more_than_a_sort_takes)
@@ -63,7 +60,6 @@ def test_compact_takes_lines_that_begin_and_end_anywhere(lines, more_than_a_sort
     assert expand(runs).tolist() == sorted(set(pfns))
 
 
-@unhurried
 @given(st.one_of(pfn_lists, near_lists))
 def test_wire_order_comes_back_exact(pfns):
     first, signed = runs_from_wire(np.array(pfns, np.int64))
@@ -71,7 +67,6 @@ def test_wire_order_comes_back_exact(pfns):
     assert pfns_from_runs(first, signed).tolist() == pfns
 
 
-@unhurried
 @given(near_lists)
 def test_rising_names_the_same_pages(pfns):
     first, signed = runs_from_wire(np.array(pfns, np.int64))
@@ -79,7 +74,6 @@ def test_rising_names_the_same_pages(pfns):
     assert sorted(pfns_from_runs(low, length).tolist()) == sorted(pfns)
 
 
-@unhurried
 @given(st.lists(st.tuples(st.one_of(near, far), st.integers(0, 9)), max_size=40))
 def test_merge_takes_runs_that_overlap_in_any_order(found):
     start = np.array([low for low, _ in found], np.int64)
@@ -89,7 +83,6 @@ def test_merge_takes_runs_that_overlap_in_any_order(found):
     assert pages(runs) == {low + i for low, count in found for i in range(count)}
 
 
-@unhurried
 @given(near_lists, near_lists)
 def test_set_operations_are_those_of_sets(left, right):
     first, second = compact(np.array(left, np.int64)), compact(np.array(right, np.int64))
@@ -103,7 +96,6 @@ def test_set_operations_are_those_of_sets(left, right):
         assert pages(result) == expected
 
 
-@unhurried
 @given(near_lists, st.sampled_from([1, 2, 4, 16]))
 def test_align_in_keeps_whole_units_only(pfns, unit):
     runs = align_in(compact(np.array(pfns, np.int64)), unit)
@@ -117,7 +109,6 @@ groups = st.lists(
 )
 
 
-@unhurried
 @given(groups)
 def test_runs_merge_within_their_group_alone(found):
     flat = [(low, count, number) for number, part in enumerate(found) for low, count in part]

@@ -42,7 +42,6 @@ def content(queue: Queue, items: list) -> bytes:
     return b"".join(parts)
 
 
-@settings(deadline=None)
 @given(requests, st.sampled_from([4096, 16384]))
 def test_counts_are_those_of_the_device(sent, host_page_bytes):
     context = Context(REGIONS, host_page_bytes)
@@ -59,7 +58,7 @@ def test_counts_are_those_of_the_device(sent, host_page_bytes):
     }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(requests, st.sampled_from([4096, 16384]), st.integers(1, 3), st.booleans())
 def test_parts_of_a_trace_add_up_to_the_whole(sent, host_page_bytes, rows, is_truncated):
     stream = [
@@ -90,7 +89,6 @@ def test_parts_of_a_trace_add_up_to_the_whole(sent, host_page_bytes, rows, is_tr
     )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 1 << 40)), max_size=30))
 def test_pages_inside_and_whole_runs_are_those_that_cutting_finds(runs):
     layout = Context(REGIONS).layout

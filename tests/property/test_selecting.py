@@ -1,7 +1,7 @@
 """Requests laid on guest memory in C, against the layout's own translation of each PFN."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.layout import Layout
@@ -21,7 +21,6 @@ from replay.requests import Requests, from_pfns
 from tracer.trace.manifest import Region
 from tracer.trace.schema import Queue
 
-unhurried = settings(deadline=None)
 PAGE = 4096
 LAYOUT = Layout(
     [
@@ -50,7 +49,6 @@ def requests_of(found) -> Requests:
     )
 
 
-@unhurried
 @given(contents, st.sets(st.sampled_from(Queue)))
 def test_pieces_are_those_of_the_layout(found, queues):
     requests = requests_of(found)
@@ -62,7 +60,6 @@ def test_pieces_are_those_of_the_layout(found, queues):
     assert by.tolist() == request[clipped.source].tolist()
 
 
-@unhurried
 @given(contents, st.sampled_from(Queue))
 def test_pages_are_those_of_the_layout_in_wire_order(found, queue):
     requests = requests_of(found)
@@ -73,7 +70,6 @@ def test_pages_are_those_of_the_layout_in_wire_order(found, queue):
     assert by.tolist() == np.repeat(request, np.abs(pages))[expected >= 0].tolist()
 
 
-@unhurried
 @given(contents)
 def test_requests_name_the_pages_of_their_runs(found):
     requests = requests_of(found)
@@ -81,7 +77,6 @@ def test_requests_name_the_pages_of_their_runs(found):
     assert request_pages(requests.columns).tolist() == expected
 
 
-@unhurried
 @given(contents, st.sampled_from(Queue), st.integers(1, 4))
 def test_merging_requests_is_merging_their_pieces(found, queue, together):
     requests = requests_of(found)
@@ -104,7 +99,6 @@ def test_a_group_of_many_runs_is_merged_part_by_part():
         assert np.transpose(merged).tolist() == np.transpose(expected).tolist()
 
 
-@unhurried
 @given(contents, st.sets(st.sampled_from(Queue)))
 def test_pages_outside_and_steps_are_those_of_the_pfns(found, queues):
     requests = requests_of(found)

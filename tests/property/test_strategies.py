@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.backings import BACKINGS, Advice
@@ -17,7 +17,6 @@ from tests.unit.encoded import encode_range_words
 from tracer.trace.manifest import Region
 from tracer.trace.schema import Queue
 
-unhurried = settings(deadline=None)
 LOW_PAGES, HIGH_PFN, HIGH_PAGES = 24, 40, 24
 VARIANTS = (
     "batch:pfns=9",
@@ -167,7 +166,6 @@ def replayed(
     return (states(requests, plan, where, gives) or [(set(), set())])[-1]
 
 
-@unhurried
 @pytest.mark.parametrize("case", DISCARDING)
 @given(streams, pauses)
 def test_what_the_host_holds_at_the_end_is_gone_and_no_guest_page_is(case, stream, gaps):
@@ -181,7 +179,6 @@ def test_what_the_host_holds_at_the_end_is_gone_and_no_guest_page_is(case, strea
     assert report.gone_pages == len(expand(gone_pages(plan, where)))
 
 
-@unhurried
 @pytest.mark.parametrize("case", DISCARDING)
 @given(streams, pauses, host_pages, st.sampled_from([*BACKINGS]))
 def test_on_large_host_pages_and_other_backings_whole_host_pages_go(
@@ -207,7 +204,6 @@ def filled(plan: Plan, column: str) -> list[int]:
     return [0] * len(plan) if values is None else values.astype(int).tolist()
 
 
-@unhurried
 @pytest.mark.parametrize("case", [c for c in CASES if load_strategy(c).causal])
 @given(streams, pauses, host_pages, st.integers(0, 14))
 def test_a_causal_strategy_does_not_look_ahead(case, stream, gaps, size, cut):
@@ -225,7 +221,6 @@ def test_a_causal_strategy_does_not_look_ahead(case, stream, gaps, size, cut):
         assert filled(early, column) == filled(complete, column)
 
 
-@unhurried
 @given(streams, pauses)
 def test_strategies_that_wait_say_for_no_more_than_they_do(stream, gaps):
     """Else `settled` could say 0 always, and the test above would hold for anything."""
@@ -242,7 +237,6 @@ def test_strategies_that_wait_say_for_no_more_than_they_do(stream, gaps):
             assert STRATEGIES["range"].settled(prefix) >= balloon[-1]
 
 
-@unhurried
 @given(streams, pauses)
 def test_every_discard_is_needed_at_least_as_often_by_qemu(stream, gaps):
     requests, where = requests_of(stream, gaps), context()
@@ -250,7 +244,6 @@ def test_every_discard_is_needed_at_least_as_often_by_qemu(stream, gaps):
     assert counts == sorted(counts, reverse=True)
 
 
-@unhurried
 @given(st.lists(st.tuples(st.sampled_from([0, 1]), st.integers(0, 12)), max_size=40))
 def test_adjacent_grows_as_it_would_page_by_page(named):
     named.sort(key=lambda item: item[0])
@@ -270,7 +263,6 @@ def test_adjacent_grows_as_it_would_page_by_page(named):
     assert list(zip(*(column.tolist() for column in grown), strict=True)) == expected
 
 
-@unhurried
 @given(st.sets(st.integers(0, LOW_PAGES - 1)), st.booleans())
 def test_range_counts_the_bytes_that_its_encoder_writes(pages, deflate):
     queue = Queue.DEFLATE if deflate else Queue.INFLATE

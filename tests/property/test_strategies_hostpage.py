@@ -1,7 +1,7 @@
 """QEMU's bitmap of one host page, against the rule told one PFN at a time."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.hostpage import completed
@@ -20,7 +20,6 @@ def one_by_one(stream: list[tuple[int, int]], unit: int) -> list[bool]:
     return fills
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.lists(st.integers(0, 7), max_size=9), st.permutations(range(4)))),
     st.sampled_from([1, 2, 4]),

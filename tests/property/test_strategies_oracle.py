@@ -17,7 +17,6 @@ from tests.property.test_strategies import (
     requests_of,
     states,
     streams,
-    unhurried,
     where_it_works,
 )
 from tracer.trace.schema import Queue
@@ -40,7 +39,6 @@ def discards_in(plan: Plan, where: Context, members: list[int]) -> int:
     return int((np.isin(plan.request, members) & np.isin(plan.advice, gives)).sum())
 
 
-@unhurried
 @given(streams, pauses)
 def test_the_oracle_has_given_all_back_when_a_phase_ends(stream, gaps):
     requests, where = requests_of(stream, gaps), context()
@@ -51,7 +49,6 @@ def test_the_oracle_has_given_all_back_when_a_phase_ends(stream, gaps):
         assert gone == host
 
 
-@unhurried
 @given(streams, pauses)
 def test_the_oracle_needs_one_operation_per_merged_range_of_a_phase(stream, gaps):
     requests, where = requests_of(stream, gaps), context()
@@ -68,7 +65,6 @@ def gives_all_back_by_phase(case: str) -> bool:
     return strategy.causal and strategy.discards and not isinstance(strategy, Holding)
 
 
-@unhurried
 @pytest.mark.parametrize("case", [case for case in CASES if gives_all_back_by_phase(case)])
 @given(streams, pauses)
 def test_no_strategy_that_gives_all_back_needs_fewer_discards_than_the_oracle(case, stream, gaps):

@@ -20,7 +20,6 @@ from tests.property.test_strategies import (
     pauses,
     requests_of,
     stretches,
-    unhurried,
 )
 from tracer.trace.schema import Queue
 
@@ -74,7 +73,6 @@ def holds_told(requests: Requests, pages: int | None, hold_ns: int | None) -> li
     return ends
 
 
-@unhurried
 @given(
     moves,
     pauses,
@@ -91,7 +89,6 @@ def test_a_hold_ends_by_its_bytes_its_time_or_the_trace(stream, gaps, seen, page
     )
 
 
-@unhurried
 @given(moves, pauses, st.integers(1, 20), st.sampled_from([500, 1000, 10**9]))
 def test_a_batch_ends_when_the_next_request_does_not_fit(stream, gaps, pfns, pause_ns):
     requests = requests_of(stream, gaps)
@@ -122,7 +119,6 @@ def deferred_told(requests: Requests, where: Context, ends: list[int]) -> Ranges
     return found
 
 
-@unhurried
 @pytest.mark.parametrize("pages", [None, 1, 6, 20])
 @given(moves, pauses)
 def test_deferred_discards_what_a_hold_still_has(pages, stream, gaps):
@@ -155,7 +151,6 @@ def huge_told(requests: Requests, where: Context, ends: list[int], unit: int) ->
     return found
 
 
-@unhurried
 @pytest.mark.parametrize("unit", [1, 2, 4, 8])
 @pytest.mark.parametrize("pages", [None, 20])
 @given(moves, pauses)
@@ -194,7 +189,6 @@ def laid_out(drawn: list[tuple[int, int]]) -> Pieces:
     return Pieces(page, pages, np.array([request for _, request in drawn], np.int64))
 
 
-@unhurried
 @given(lengths, st.integers(1, 5), st.integers(1, 20))
 def test_a_call_takes_what_its_limits_allow(drawn, ranges, pages):
     found = laid_out(drawn)
@@ -207,7 +201,6 @@ def test_a_call_takes_what_its_limits_allow(drawn, ranges, pages):
     assert joint_calls(found, ranges, pages).tolist() == expected
 
 
-@unhurried
 @given(lengths, st.integers(1, 5), st.sampled_from([1, 2, 4]))
 def test_shares_hold_the_same_pages_and_meet_at_borders(drawn, threads, border):
     found = laid_out(drawn)

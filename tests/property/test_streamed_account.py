@@ -61,7 +61,7 @@ def test_a_flood_of_calls_has_the_ledger_of_its_whole_tables(tmp_path, monkeypat
     assert len(join(trace).guest_row) > 2000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_any_trace_has_the_ledger_of_its_whole_tables(seed):
     with tempfile.TemporaryDirectory() as work, pytest.MonkeyPatch.context() as patch:

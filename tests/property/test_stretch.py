@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.plan import Context
@@ -13,7 +13,6 @@ from tracer.trace.errors import AerostatError
 from tracer.trace.manifest import Region
 from tracer.trace.schema import Queue
 
-unhurried = settings(deadline=None)
 MEMORY_PAGES = 96
 CONTEXT = Context((Region("ram", 0, None, MEMORY_PAGES << 12, "anon", 4096),))
 
@@ -58,7 +57,6 @@ def steps(pages: list[int]) -> list[int]:
 with_inflate = streams.filter(lambda stream: bool(inflated(stream)))
 
 
-@unhurried
 @given(streams)
 def test_the_order_is_each_page_where_it_is_named_first(stream: list) -> None:
     expected = inflated(stream)
@@ -72,7 +70,6 @@ def test_the_order_is_each_page_where_it_is_named_first(stream: list) -> None:
     assert len(order.time_ns) == len(expected)
 
 
-@unhurried
 @given(with_inflate, st.integers(1, 400), st.integers(0, 200))
 def test_every_page_is_named_once_and_lies_in_memory(stream: list, pages: int, room: int) -> None:
     stretched = stretch(order_of(stream), pages, pages + room)
@@ -88,7 +85,6 @@ def copies(stretched: Stretched) -> list[list[int]]:
     return [named[at : at + size] for at in range(0, len(named), size)]
 
 
-@unhurried
 @given(with_inflate, st.integers(1, 400), st.integers(0, 4000))
 def test_each_copy_steps_as_the_recording(stream: list, pages: int, room: int) -> None:
     order = order_of(stream)
@@ -108,7 +104,6 @@ def test_each_copy_steps_as_the_recording(stream: list, pages: int, room: int) -
             assert sorted(compact(copy).pages) == sorted(compact(order.page).pages)
 
 
-@unhurried
 @given(with_inflate, st.integers(1, 400))
 def test_copies_never_touch_where_holes_fit(stream: list, pages: int) -> None:
     order = order_of(stream)
@@ -118,7 +113,6 @@ def test_copies_never_touch_where_holes_fit(stream: list, pages: int) -> None:
     assert len(compact(wire_pages(stretched.requests)).start) == apart
 
 
-@unhurried
 @given(with_inflate, st.integers(1, 400))
 def test_without_room_nothing_is_left_out(stream: list, pages: int) -> None:
     stretched = stretch(order_of(stream), pages, pages)
@@ -126,7 +120,6 @@ def test_without_room_nothing_is_left_out(stream: list, pages: int) -> None:
     assert stretched.holes_kept == 0
 
 
-@unhurried
 @given(with_inflate, st.integers(1, 400), st.integers(0, 100))
 def test_requests_keep_their_sizes_and_their_pace(stream: list, pages: int, room: int) -> None:
     order = order_of(stream)
@@ -142,7 +135,6 @@ def test_requests_keep_their_sizes_and_their_pace(stream: list, pages: int, room
     assert time_ns[:whole].tolist() == order.time_ns[:whole].tolist()
 
 
-@unhurried
 @given(with_inflate, st.integers(1, 300), st.integers(0, 100))
 def test_it_is_a_function_of_its_arguments_alone(stream: list, pages: int, room: int) -> None:
     order = order_of(stream)

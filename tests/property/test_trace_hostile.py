@@ -51,7 +51,7 @@ def use_everything(path):
     check_trace(trace)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from((*FILES, "manifest.json")), flips)
 def test_flipped_bytes(bundle, file, places):
     place = Path(tempfile.mkdtemp(prefix="hostile-"))
@@ -69,7 +69,7 @@ def test_flipped_bytes(bundle, file, places):
         shutil.rmtree(place)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(FILES), st.binary(max_size=2000), st.booleans())
 def test_random_segments(bundle, file, raw, with_magic):
     place = Path(tempfile.mkdtemp(prefix="hostile-"))
@@ -109,7 +109,7 @@ json_values = st.recursive(
 KEYS = ("complete", "sides", "vm", "regions", "losses", "segments", "ledger", "alignment", "labels")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), json_values, max_size=5))
 def test_any_json_in_the_manifest(changes):
     import json

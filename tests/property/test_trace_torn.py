@@ -42,7 +42,7 @@ def whole_batches(length, starts, total):
     return sum(end <= length for end in ends)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0, 1), st.integers(-9, 9), st.booleans())
 @example(0.0, 0, False)
 @example(1.0, 0, True)
@@ -73,7 +73,7 @@ def test_cut_anywhere(torn, share, nudge, at_a_batch):
         shutil.rmtree(copy.parent)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.binary(max_size=300))
 def test_whatever_follows_the_last_batch_adds_no_row(torn, rubbish):
     """A disk may leave old blocks or zeros behind the last write."""
@@ -86,7 +86,7 @@ def test_whatever_follows_the_last_batch_adds_no_row(torn, rubbish):
         shutil.rmtree(copy.parent)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(sorted(TABLES)), st.floats(0, 0.999), st.booleans())
 def test_a_cut_closed_segment(torn, table, share, lost_manifest):
     """Not only parts tear: a closed file may be cut by a bad copy."""

@@ -3,7 +3,7 @@
 import struct
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.device import BalloonDevice
@@ -20,7 +20,6 @@ from replay.wire import (
 from tests.unit.encoded import encode_pfns, encode_range_words, encode_scatterlist
 from tracer.trace.manifest import Region
 
-unhurried = settings(deadline=None)
 MEMORY_PAGES = 64
 ranges = st.lists(
     st.tuples(
@@ -45,7 +44,6 @@ def regions() -> tuple[Region, ...]:
     )
 
 
-@unhurried
 @given(st.lists(st.integers(0, (1 << 32) - 1), max_size=700))
 def test_pfns_come_back(pfns):
     parts = encode_pfns(np.array(pfns, np.int64))
@@ -54,7 +52,6 @@ def test_pfns_come_back(pfns):
     assert not any(decode_pfns(part).rejected for part in parts)
 
 
-@unhurried
 @given(ranges)
 def test_ranges_come_back(found):
     parts = encode_range_words([s for s, _ in found], [n for _, n in found])
@@ -65,7 +62,6 @@ def test_ranges_come_back(found):
     assert back == found
 
 
-@unhurried
 @given(st.lists(st.tuples(st.integers(0, (1 << 52) - 1024), st.integers(1, 1024)), max_size=80))
 def test_reports_come_back(found):
     parts = encode_scatterlist([s for s, _ in found], [n for _, n in found])
@@ -90,7 +86,6 @@ def words_one_by_one(words: list[int]) -> list[tuple[int, int]]:
     return found
 
 
-@unhurried
 @given(
     st.lists(
         st.one_of(
@@ -128,7 +123,6 @@ contents = st.one_of(
 """Bytes at random, and what each protocol could mean."""
 
 
-@unhurried
 @given(
     st.sampled_from(["pfns", "range_words", "scatterlist"]),
     st.sampled_from([4096, 16384]),

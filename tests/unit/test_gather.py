@@ -5,14 +5,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay.native.gathering import Gathered, Wanted, gather
 from replay.native.types import NativeError
 from tracer.trace.schema import Wire
 
-unhurried = settings(deadline=None)
 LOW, HIGH = (0, 100 << 12, 0), (1 << 32, 300 << 12, 512 << 12)
 """Two regions with a hole between them: gpa, length, offset in the memory."""
 MEMORY_PAGES = 512 + 300
@@ -78,7 +77,6 @@ def listed(found: Gathered) -> dict[int, list[tuple[int, int]]]:
     return runs
 
 
-@unhurried
 @given(st.lists(arrays | reports, max_size=8), st.data())
 def test_it_is_the_union_of_each_group(contents: list, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(contents))))

@@ -49,7 +49,6 @@ def test_no_call_has_no_pause() -> None:
     assert pauses_of(NO_NS, NO_NS, operations()) is None
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 1 << 50), min_size=1, max_size=50))
 def test_the_histogram_is_right_to_a_part_in_a_thousand(times_ns: list[int]) -> None:
     run = make_watched([1])
@@ -104,7 +103,7 @@ def test_a_damaged_histogram_is_refused_with_a_sentence(text: str, reason: str) 
     assert reason in caught.value.reason
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_any_counters_are_read_or_refused(counters: bytes) -> None:
     try:

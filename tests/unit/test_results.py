@@ -9,7 +9,7 @@ import resource
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay import results as results_module
@@ -249,7 +249,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     key=st.sampled_from([field.name for field in dataclasses.fields(Results)]), value=json_values
 )

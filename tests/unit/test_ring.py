@@ -70,7 +70,7 @@ def made(item_bytes: int, position: int, size: int = SIZE) -> Iterator[tuple[Ker
         os.close(file)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from([8, 20, 96, 1120]),
     st.integers(0, 4 * SIZE // 8),

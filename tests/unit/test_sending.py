@@ -84,7 +84,7 @@ def named(contents: list[bytes]) -> list[int]:
     return pfns
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.lists(st.integers(0, 600), min_size=1, max_size=40, unique=True), min_size=1, max_size=4

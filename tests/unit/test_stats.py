@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from replay.stats import (
@@ -106,7 +106,6 @@ def test_scatter_estimates_the_standard_deviation() -> None:
     assert scatter(normal) == pytest.approx(0.05, rel=0.02)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 40), st.integers(0, 1 << 40))
 def test_counts_are_exact(base: int, candidate: int) -> None:
     verdict = compare_counts(base, candidate).verdict
@@ -114,7 +113,6 @@ def test_counts_are_exact(base: int, candidate: int) -> None:
     assert verdict == [Verdict.SAME, Verdict.WORSE, Verdict.BETTER][expected]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1e15), max_size=12),
     st.lists(st.floats(0, 1e15), max_size=12),

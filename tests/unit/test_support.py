@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from replay import native
@@ -70,7 +70,6 @@ def test_remapping_is_refused_where_mappings_would_run_out(tmp_path: Path):
     )
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 5), st.booleans()), max_size=25))
 def test_stretches_of_remapped_memory_are_counted_at_their_most(drawn):
     if not drawn:
