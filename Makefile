@@ -65,7 +65,7 @@ test: setup ## lint, types, and every tier of tests this machine can run; LONG=1
 	$(BIN)/ruff format --check . || status=1; \
 	$(BIN)/mypy || status=1; \
 	[ $$status = 0 ] || echo "make test: lint or types FAILED, see above"; \
-	nice -n 19 $(PYTEST) -n logical --dist loadfile $(COMPUTING) >out/computing.log 2>&1 & computing=$$!; \
+	nice -n 10 $(PYTEST) -n logical --dist loadfile $(COMPUTING) >out/computing.log 2>&1 & computing=$$!; \
 	$(PYTEST) $(ALL_VMS) || status=1; \
 	( failed=0; \
 	  $(PYTEST) tests/kernel --ignore=$(ALL_VMS) || failed=1; \
