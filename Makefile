@@ -51,25 +51,30 @@ $(VENV)/.stamp-python: $(VENV)/.stamp-venv pyproject.toml setup.py $(NATIVE)
 demo: setup ## boot the lab's VM, record both sides, join, replay, compare strategies
 	@$(BIN)/aerostat lab --demo --force -o out/demo.balloon
 
-# First what looks at every VM of this host, before others have any. Then side by side the tier that
-# boots VMs, which takes longest, and the rest of those that load BPF, which mostly wait; after the
-# latter what maps guest memory. Beside all of it, in what CPU time they leave, the tiers that only
-# compute. Everything runs, whatever failed before it; a closing line of pytest is the last.
+# First what looks at every VM of this host, before others have any. Then side by side the two that
+# take longest: guests recorded from their host, and what loads BPF here, which mostly waits, with
+# the guests that record themselves behind it. Beside them, in what CPU time they leave, go the
+# tiers that only compute, shared out among the CPUs, and then those that map guest memory.
+# Everything runs, whatever failed before it; a closing line of pytest is the last.
 PYTEST := $(BIN)/python -m pytest
 COMPUTING := $(addprefix tests/,fuzz golden hostile notebooks property unit)
 ALL_VMS := tests/kernel/all_vms
-ELSEWHERE := $(COMPUTING) tests/kernel tests/memory
-test: setup ## lint, types, and every tier of tests this machine can run; LONG=1: the long ones too
-	@status=0; mkdir -p out; export AEROSTAT_LONG_TESTS=$(or $(LONG),0); \
+IN_GUEST := tests/vm/in_guest
+ELSEWHERE := $(COMPUTING) tests/kernel tests/memory $(IN_GUEST)
+test: setup ## lint, types, and every tier of tests this machine can run
+	@status=0; mkdir -p out; \
 	$(BIN)/ruff check . || status=1; \
 	$(BIN)/ruff format --check . || status=1; \
 	$(BIN)/mypy || status=1; \
 	[ $$status = 0 ] || echo "make test: lint or types FAILED, see above"; \
-	nice -n 10 $(PYTEST) -n logical --dist loadfile $(COMPUTING) >out/computing.log 2>&1 & computing=$$!; \
+	( failed=0; \
+	  nice -n 10 $(PYTEST) -n logical --dist loadfile $(COMPUTING) || failed=1; \
+	  nice -n 10 $(PYTEST) tests/memory || failed=1; \
+	  exit $$failed ) >out/computing.log 2>&1 & computing=$$!; \
 	$(PYTEST) $(ALL_VMS) || status=1; \
 	( failed=0; \
 	  $(PYTEST) tests/kernel --ignore=$(ALL_VMS) || failed=1; \
-	  nice -n 10 $(PYTEST) tests/memory || failed=1; \
+	  $(PYTEST) $(IN_GUEST) || failed=1; \
 	  exit $$failed ) >out/kernel.log 2>&1 & kernel=$$!; \
 	$(PYTEST) $(addprefix --ignore=,$(ELSEWHERE)) || status=1; \
 	for beside in $$kernel $$computing; do wait $$beside || status=1; done; \

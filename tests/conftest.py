@@ -7,8 +7,6 @@ name. AEROSTAT_PRIVILEGED_TESTS decides about the kernel and vm tiers:
     0       skip them all, and say so
     1       the machine is meant to have everything: any skip, in any tier, that is not listed in
             tests/expected_skips.toml is a failure
-
-AEROSTAT_LONG_TESTS=1 adds the tests marked long; without it they are deselected, and counted so.
 """
 
 import fnmatch
@@ -42,7 +40,6 @@ MODE = os.environ.get(VARIABLE)
 # How long an example takes is the machine's doing, and what else runs on it.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
-WITH_LONG = os.environ.get("AEROSTAT_LONG_TESTS") == "1"
 
 
 @pytest.fixture(autouse=True)
@@ -94,10 +91,6 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    long = [item for item in items if not WITH_LONG and item.get_closest_marker("long")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
     for item in items:
         tier = tier_of(item.path)
         if tier in MARKED:

@@ -34,8 +34,7 @@ def suite(tmp_path: Path) -> Path:
     (tests / "memory" / "test_m.py").write_text("def test_map(): pass\n")
     (tests / "kernel" / "test_k.py").write_text("def test_load(): pass\n")
     (tmp_path / "pytest.ini").write_text(
-        "[pytest]\nmarkers =\n  memory: m\n  kernel: k\n  vm: v\n  long: l\n"
-        "addopts = --strict-markers\n"
+        "[pytest]\nmarkers =\n  memory: m\n  kernel: k\n  vm: v\naddopts = --strict-markers\n"
     )
     return tmp_path
 

@@ -264,7 +264,6 @@ def test_the_host_sees_targets_and_actual_without_a_monitor(trace):
     assert probes["actual"].hits >= 2 * 40
 
 
-@pytest.mark.long
 def test_every_way_to_the_system_calls_sees_the_same_ones(vm):
     """In the guest, whose kernel has them all: so they are what a user's host would use."""
     script = (Path(__file__).parent / "call_ways.py").read_text()

@@ -56,7 +56,7 @@ def test_a_guest_is_given_what_one_before_it_compiled(tmp_path):
         assert kept
         assert kept >= set(vm.agent.list_files(IN_GUEST))
     with open_vm(options) as vm:
-        assert set(vm.agent.list_files(IN_GUEST)) == kept
+        assert set(vm.agent.list_files(IN_GUEST)) >= kept
         vm.agent.run(["sh", "-c", "rm /usr/lib/x86_64-linux-gnu/libbcc.so*"])
         recorder = GuestRecorder(vm)
         recorder.start()

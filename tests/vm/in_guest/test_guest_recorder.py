@@ -182,7 +182,6 @@ def test_a_point_that_fentry_does_not_reach_is_reached_by_kprobe(vm, full_trampo
     assert ledger(trace).balanced is True
 
 
-@pytest.mark.long
 def test_where_fentry_is_insisted_on_such_a_point_is_left_out(vm, full_trampoline, tmp_path):
     bundle = "/tmp/insisted.balloon"
     recorder = start(vm, bundle, "--probes", "fentry")
@@ -255,7 +254,6 @@ def let_hardly_run(vm, seconds: float) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.long
 def test_a_target_that_comes_no_nearer_is_kept_with_what_was_sent_until_then(vm, tmp_path):
     options = ("--flight", "10m", "--stuck", "500ms", "--sample-every", "200ms")
     recorder = start(vm, "/tmp/stuck.balloon", *options)
@@ -293,7 +291,6 @@ print(json.dumps({"seen": list(seen.items()), "sent": list(sent.items()), "last"
 """
 
 
-@pytest.mark.long
 def test_requests_under_way_are_those_that_become_rows(vm):
     log = "/tmp/watch.log"
     watcher = vm.agent.spawn([vm.agent.python, "-c", WATCH_REQUESTS, "15"], log)

@@ -166,7 +166,6 @@ def copied(vm: LabVm, name: str, directory: Path) -> Trace:
     return open_trace(directory / name)
 
 
-@pytest.mark.long
 def test_the_unit_lives_under_systemd(vm: LabVm, tmp_path: Path) -> None:
     agent = vm.agent
     assert agent.run(["cat", "/proc/1/comm"]).strip() == "systemd"
@@ -193,7 +192,6 @@ def test_the_unit_lives_under_systemd(vm: LabVm, tmp_path: Path) -> None:
     assert check_trace(trace) == []
 
 
-@pytest.mark.long
 def test_a_recorder_that_hangs_is_killed_by_the_watchdog_and_started_again(
     vm: LabVm, tmp_path: Path
 ) -> None:

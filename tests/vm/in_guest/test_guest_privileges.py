@@ -13,7 +13,7 @@ from tracer.engine.privilege import Capability
 from tracer.trace.errors import ExitCode
 from tracer.trace.schema import Queue
 
-PAGE = (Path(__file__).parents[2] / "docs" / "privileges.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs" / "privileges.md").read_text()
 PAGE_BYTES = 4096
 MEMORY_BYTES = 1 << 30
 ODD_PAGES = 10_007
@@ -85,7 +85,6 @@ def test_two_capabilities_record_a_guest_by_kprobes(vm, tmp_path):
     assert unattached(trace) == BY_ADDRESS
 
 
-@pytest.mark.long
 def test_two_capabilities_record_a_guest_by_fentry_with_reports(vm, tmp_path):
     needs = in_sum("a guest, by fentry, free page reports included")
     assert needs == {ADMIN, SYSLOG}
@@ -107,7 +106,6 @@ def test_by_kprobes_with_one_less_it_says_which(missing, vm):
     assert not vm.agent.exists("/tmp/less.balloon")
 
 
-@pytest.mark.long
 def test_by_fentry_without_the_system_administrators_it_says_so(vm):
     argv = command(vm, "/tmp/less.balloon", "--probes", "fentry")
     code, said = refused(vm, as_nobody(vm, argv, {BPF, PERFMON, SYSLOG}))
@@ -116,7 +114,6 @@ def test_by_fentry_without_the_system_administrators_it_says_so(vm):
     assert not vm.agent.exists("/tmp/less.balloon")
 
 
-@pytest.mark.long
 def test_by_fentry_without_addresses_all_but_what_needs_them_is_recorded(vm, tmp_path):
     _, trace = moved(vm, "/tmp/l.balloon", tmp_path, "--probes", "fentry", held={ADMIN})
     assert whole(trace)
