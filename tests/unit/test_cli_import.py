@@ -69,6 +69,19 @@ def test_it_is_the_damaged_trace_that_is_named_and_not_its_copy(
     assert all(line.startswith(f"error: {named}") for line in told)
 
 
+def test_a_copy_may_be_called_what_is_in_every_word(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = write_trace(tmp_path / "bad.balloon")
+    segment = path / "requests" / "host-00001.arrow"
+    segment.write_bytes(segment.read_bytes()[:700])
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", "bad.balloon", "-o", "a"]) == ExitCode.CAPTURE_INCOMPLETE
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert told
+    for line in told:
+        assert line.startswith("error: bad.balloon/requests/host-00001.arrow is damaged (")
+        assert line.count("bad.balloon") == 1
+
+
 @pytest.mark.parametrize("damage", ["manifest cut", "manifest gone", "segment cut"])
 def test_the_remedy_of_a_damaged_trace_works_as_it_stands(
     damage: str, tmp_path: Path, monkeypatch, capsys

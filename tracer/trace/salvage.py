@@ -1,6 +1,7 @@
 """Turns what a crashed recorder left into a trace of closed segments, and says what was lost."""
 
 import os
+import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -206,7 +207,10 @@ class _Salvage:
 
     def _of_source(self, text: str) -> str:
         """Say of the user's trace what was found in our copy of it, which holds the same bytes."""
-        return text.replace(str(self._bundle), str(self._source))
+        # Whole, and as a path: a copy may be called `a`, which is in most words.
+        copy = re.escape(str(self._bundle))
+        named = rf"^{copy}(?=[/:\s]|$)|(?<!\S){copy}(?=[/:])"
+        return re.sub(named, lambda _: str(self._source), text)
 
     def _end_reason(self) -> str:
         """Say that it was salvaged, and keep what the recorder still could say itself."""
